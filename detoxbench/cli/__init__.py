@@ -1,0 +1,88 @@
+"""The command line: a module a verb, each with `main(argv) -> exit code`; what is heavy is imported when needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from detoxbench import __version__
+from detoxbench.cli.common import FAILURE, INTERRUPTED, OK, USAGE, complain
+from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+
+VERBS = {
+    "demo": "every method on the embedded model, and a leaderboard, in two minutes",
+    "run": "fit, generate, score and store one cell, or with -m many",
+    "plan": "what a run would do: which stages are cached, to do or missing",
+    "list": "models, methods, suites and scorers by name",
+    "describe": "every setting of a component: type, default, range, meaning, source",
+    "leaderboard": "tables of the finished runs, with intervals and tests",
+    "scorer": "check a scorer on labelled texts, and correct what it found in runs",
+    "data": "published data sets: list, fetch, verify; paraphrase sets from a model",
+    "fable": "the embedded model: build it anew",
+    "completion": "print a completion script for a shell",
+}
+"""Verb -> what it does. Its module is detoxbench/cli/VERB.py."""
+
+EXAMPLES = """\
+examples:
+  detoxbench demo
+  detoxbench run -m method=none,destein,ext_sub seed=0,1,2
+  detoxbench run model=hf model.path=FOLDER suite=real_toxicity_prompts suite.data=FILE scorer=profanity_check
+  detoxbench plan -m method=destein method.alpha=0.1,0.2,0.4
+  detoxbench describe method destein
+  detoxbench leaderboard runs --format md
+  detoxbench scorer check profanity_check labelled.csv
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    argv = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a verb's module here
+    warnings.showwarning = _show_warning
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+    except UsageError as error:
+        code = complain(error, USAGE)
+    except DetoxbenchError as error:
+        code = complain(error, FAILURE)
+    except KeyboardInterrupt:
+        code = complain("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which would complain about the pipe again. rich does the same.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILURE
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    verb = argv[0] if argv else None
+    if verb in VERBS:
+        code: int = import_module(f"detoxbench.cli.{verb}").main(argv[1:])
+        return code
+    if verb in ("-h", "--help"):
+        print(_help(), end="")
+    elif verb == "--version":
+        print(f"detoxbench {__version__}")
+    elif verb is None:
+        raise UsageError("a verb is missing (see `detoxbench --help`)")
+    else:
+        raise UsageError(f"unknown verb '{verb}'{did_you_mean(verb, VERBS)} (see `detoxbench --help`)")
+    return OK
+
+
+def _help() -> str:
+    verbs = "".join(f"  {verb:12} {summary}\n" for verb, summary in VERBS.items())
+    return (
+        "usage: detoxbench [-h] [--version] VERB ...\n\n"
+        "Compare ways of detoxifying language models: one interface, one set of metrics, at a stated cost.\n\n"
+        f"verbs (detoxbench VERB --help says more):\n{verbs}\n{EXAMPLES}"
+    )
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    complain(f"warning: {message}", OK)

@@ -1,0 +1,59 @@
+"""What the verbs share: how arguments are parsed, and how results are shown to people and to programs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from detoxbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def complain(error: object, code: int) -> int:
+    print(f"detoxbench: {error}", file=sys.stderr)
+    return code
+
+
+def console() -> Console:
+    """For people; in a pipe or a file without colours and without breaking lines."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
+
+
+def table(rows: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+
+    shown = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def config_dir(folder: str | None) -> list[str]:
+    """What --config-dir means, as an override of run and plan."""
+    if folder is None:
+        return []
+    if not Path(folder).is_dir():
+        raise UsageError(f"--config-dir: no folder '{folder}'")
+    quoted = str(Path(folder).absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"hydra.searchpath=['file://{quoted}']"]

@@ -1,0 +1,15 @@
+"""`detoxbench demo`: every method on the embedded model, and a leaderboard."""
+
+from __future__ import annotations
+
+from detoxbench.cli.common import OK, Parser
+
+
+def main(argv: list[str]) -> int:
+    description = "Every method on the embedded model, and a leaderboard, in two minutes."
+    Parser(prog="detoxbench demo", description=description).parse_args(argv)
+
+    from detoxbench.demo import main as demo
+
+    demo()
+    return OK

@@ -1,0 +1,117 @@
+"""`detoxbench describe`: every setting of a component: type, default, range, meaning, source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detoxbench.cli.common import OK, Parser, console, print_json, table
+from detoxbench.cli.list import KINDS, doc, first_comment
+from detoxbench.errors import UsageError, did_you_mean
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="detoxbench describe",
+        description="Every setting of a component: type, default, range, meaning, source.",
+    )
+    parser.add_argument("kind", choices=[kind[:-1] for kind in KINDS])
+    parser.add_argument("name")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    args = parser.parse_args(argv)
+    described = _described_model(args.name) if args.kind == "model" else _described_component(args.kind, args.name)
+    if args.json:
+        print_json(described)
+        return OK
+    show = console().print
+    fields = described.pop("config")
+    show(f"{args.kind} {described.pop('name')}\n\n{described.pop('doc')}")
+    if described:
+        show(
+            "\n",
+            table([(key.replace("_", " "), str(value)) for key, value in described.items() if value != ""]),
+            sep="",
+        )
+    if not fields:
+        show("\nThere is nothing to set.")
+    for field in fields:
+        limits = f", {field['range']}" if field["range"] else ""
+        number = "" if field["identity"] else " (not part of the run's identity)"
+        show(f"\n{args.kind}.{field['name']}={_yaml(field['default'])}  {field['type']}{limits}")
+        show(f"    {field['meaning']}{number}")
+        if field["source"]:
+            show(f"    source: {field['source']}")
+    return OK
+
+
+def _described_model(name: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    from detoxbench import composition
+    from detoxbench.config import ModelSpec
+
+    files = composition.options("model")
+    if name not in files:
+        raise UsageError(f"unknown model '{name}'{did_you_mean(name, files)}; known: {', '.join(sorted(files))}")
+    given: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
+    return {"name": name, "doc": first_comment(files[name]), "config": described_fields(ModelSpec, given)}
+
+
+def _described_component(kind: str, name: str) -> dict[str, Any]:
+    from detoxbench import registries
+
+    cls: Any = getattr(registries, f"{kind}s").get(name)
+    facts: dict[str, Any] = {"version": cls.version, "licence": cls.licence}
+    if kind != "scorer":
+        facts["paper"] = cls.paper
+    if kind == "method":
+        facts["fitted"] = "once for the suite" if cls().scope.value == "once" else "for each record"
+        facts["fit_data"] = ", ".join(f"fit.{role.value}" for role in sorted(cls().needs)) or "none"
+    if kind == "suite":
+        facts |= {"protocol": _protocol(name), "data": cls.data, "measured": cls.measured, "cost": cls.cost}
+    return {"name": name, "doc": doc(cls), **facts, "config": described_fields(cls.Config)}
+
+
+def _protocol(suite: str) -> str:
+    """How a suite's own file has texts generated, in words; "" without a file."""
+    from omegaconf import OmegaConf
+
+    from detoxbench import composition
+    from detoxbench.registries import suites
+
+    file = composition.options("suite").get(suite)
+    if file is None:
+        return ""
+    if not suites.get(suite).judged:
+        return "given texts are read, nothing is generated; of gen nothing has a part in it"
+    given: Any = OmegaConf.to_container(OmegaConf.load(file))
+    gen = given["gen"]
+    how = f"sampled (temperature {gen['temperature']}, top-p {gen['top_p']}, top-k {gen['top_k']})"
+    samples = "one answer" if gen["n"] == 1 else f"{gen['n']} answers"
+    return f"{samples} a prompt, {how if gen['do_sample'] else 'greedy'}, at most {gen['max_new_tokens']} new tokens"
+
+
+def described_fields(config: Any, given: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The fields of a configuration dataclass, with the defaults that `given` (a model's file) puts in their place."""
+    from dataclasses import fields
+
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return [
+        {
+            "name": field.name,
+            "type": field.type,
+            "default": (given or {}).get(field.name, field.default),
+            "range": ", ".join(f"{signs[sign]} {bound}" for sign, bound in field.metadata["bounds"].items()),
+            "meaning": field.metadata["help"],
+            "source": field.metadata["source"],
+            "identity": field.metadata["identity"],
+        }
+        for field in fields(config)
+    ]
+
+
+def _yaml(value: Any) -> str:
+    """As it would be written in a configuration file."""
+    import json
+
+    return value if isinstance(value, str) and value == value.strip() and value else json.dumps(value, default=str)

@@ -1,0 +1,44 @@
+"""`detoxbench fable`: the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from detoxbench.cli.common import OK, Parser
+from detoxbench.errors import UsageError, did_you_mean
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(prog="detoxbench fable", description="The embedded model.")
+    build_parser = parser.add_subparsers(metavar="VERB", required=True).add_parser(
+        "build", help="train it from nothing (about 80 s on one core)"
+    )
+    build_parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="model.seed=N (0 is shipped, others go to the user's cache), size=tiny (10 s, for tests), out=FOLDER",
+    )
+    args = parser.parse_args(argv)
+
+    from detoxbench.data.fable import build
+    from detoxbench.progress import bar
+
+    given = {"model.seed": "0", "size": "default", "out": ""}
+    for word in args.settings:
+        key, _, value = word.partition("=")
+        if key not in given:
+            raise UsageError(f"unknown key '{key}'{did_you_mean(key, given)}; known: {', '.join(given)}")
+        given[key] = value
+    if not given["model.seed"].isdecimal():
+        raise UsageError(f"wrong value for 'model.seed': not a number >= 0 (given: '{given['model.seed']}')")
+    seed, size = int(given["model.seed"]), cast("build.Size", given["size"])
+    if size not in build.RECIPES:
+        raise UsageError(f"wrong value for 'size': {' or '.join(build.RECIPES)} (given: '{size}')")
+    shipped = Path(build.__file__).parent / "seed0"
+    out = given["out"] or (build.cache_folder(seed) if seed else shipped)
+    with bar(f"training fable, seed {seed}", total=1) as advance:
+        build.build(seed, out, size, lambda step, total, loss: advance(1 / total))
+    print(out)
+    return OK

@@ -1,0 +1,46 @@
+"""`detoxbench list`: models, methods, suites and scorers by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detoxbench.cli.common import OK, Parser, console, print_json, table
+
+KINDS = ("models", "methods", "suites", "scorers")
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(prog="detoxbench list", description="Models, methods, suites and scorers by name.")
+    parser.add_argument("kind", nargs="?", choices=KINDS, help="one kind only")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    args = parser.parse_args(argv)
+
+    found = {kind: names(kind) for kind in ([args.kind] if args.kind else KINDS)}
+    if args.json:
+        print_json(found)
+        return OK
+    show = console().print
+    for kind, rows in found.items():
+        if not args.kind:
+            show(f"{kind}:")
+        show(table([(f"  {row['name']}", row["summary"]) for row in rows]))
+    return OK
+
+
+def names(kind: str) -> list[dict[str, str]]:
+    """Name and one-line summary of everything of a kind that works."""
+    from detoxbench import composition, registries
+
+    if kind == "models":
+        return [{"name": n, "summary": first_comment(f)} for n, f in sorted(composition.options("model").items())]
+    return [{"name": n, "summary": doc(c).partition("\n")[0]} for n, c in getattr(registries, kind).working()]
+
+
+def doc(cls: type) -> str:
+    from inspect import cleandoc
+
+    return cleandoc(cls.__doc__ or "")
+
+
+def first_comment(file: Path) -> str:
+    return file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")

@@ -1,0 +1,92 @@
+"""`detoxbench run`: fit, generate, score and store one cell, or with -m many."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detoxbench.cli.common import FAILURE, OK, USAGE, Parser, complain, config_dir, console, table
+from detoxbench.errors import DetoxbenchError, UsageError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from detoxbench.runner import RunResult
+    from detoxbench.store import MetricRecord
+
+HELP = """\
+Overrides are Hydra's: group=choice (method=destein), key=value (method.alpha=0.3), experiment=NAME. With -m several
+values are run one after the other (method=none,destein seed=0,1,2 method.alpha=range(0.1,0.5,0.1)). All cells are
+checked before the first runs; what is finished already is not run again. Hydra's own flags work too: --cfg job,
+--info, --config-dir DIR, --hydra-help.
+
+examples:
+  detoxbench run model=fable method=destein suite=safeedit seed=0
+  detoxbench run -m method=none,destein,ext_sub seed=0,1,2
+  detoxbench run model=hf model.path=FOLDER suite=real_toxicity_prompts suite.data=FILE scorer=profanity_check
+"""
+
+
+def main(argv: list[str]) -> int:
+    """`detoxbench run`: checks every cell that can be foreseen, then leaves the running to Hydra."""
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    from detoxbench import composition
+    from detoxbench.store import make_runs_dir
+
+    parser = Parser(prog="detoxbench run", parents=[get_args_parser()], add_help=False)
+    args = parser.parse_intermixed_args(argv)
+    if args.help:
+        print(f"usage: detoxbench run [-m] OVERRIDE...\n\n{HELP}", end="")
+        return OK
+    if args.experimental_rerun:
+        raise UsageError("--experimental-rerun reads a pickle, which can run code: give the overrides instead")
+    overrides = args.overrides + config_dir(args.config_dir)
+    if args.cfg or args.info:
+        composition.load(overrides)
+    elif not (args.hydra_help or args.shell_completion or args.config_name or args.config_path):
+        with suppress(composition.UnforeseeableSweep):  # such cells are checked when their turn comes
+            for _, spec in composition.cells(overrides, multirun=args.multirun):
+                make_runs_dir(Path(spec.runs_dir))
+
+    parent, failures = os.getpid(), []
+
+    def job(cfg: DictConfig) -> None:
+        from detoxbench.runner import run
+
+        try:
+            _report(run(composition.run_spec(cfg)))
+        except DetoxbenchError as error:
+            if os.getpid() != parent:  # a launcher's worker: the error has to travel
+                raise
+            failures.append(complain(error, USAGE if isinstance(error, UsageError) else FAILURE))
+
+    composition.register_search_path()
+    # Hydra reads the arguments from sys.argv, and unless told otherwise prints errors in its own way and exits.
+    sys.argv = ["detoxbench run", *argv]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    hydra.main(str(composition.conf_dir()), "config", composition.VERSION_BASE)(job)()
+    return max(failures, default=OK)
+
+
+def _report(result: RunResult) -> None:
+    record = result.record
+    names = f"model={record.model} method={record.method} suite={record.suite} scorer={record.scorer}"
+    show = console().print
+    show(f"{names} seed={record.seed}  {result.folder}{'  (was there already)' if result.cached else ''}")
+    show(table([(f"  {name}", _shown(metric)) for name, metric in record.metrics.items() if metric.headline]))
+
+
+def _shown(metric: MetricRecord) -> str:
+    """A value with its 95 % interval; a missing one is said to be missing."""
+    if metric.value is None:
+        return "missing"
+    scale, unit = (100, " %") if metric.unit == "share" else (1, "")
+    text = f"{metric.value * scale:.3g}{unit}"
+    if metric.low is None or metric.high is None:
+        return text
+    return f"{text}  [{metric.low * scale:.3g}, {metric.high * scale:.3g}]"
