@@ -1,0 +1,250 @@
+"""What is told of a run, in no tracker's terms: made from its folder alone, and from its base's where that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detoxbench.config import TrackerSpec, digest
+from detoxbench.errors import DetoxbenchError
+from detoxbench.leaderboard import BASE
+from detoxbench.store import Clusters, Run, RunRecord, runs
+
+GROUP_LENGTH = 100
+"""W&B takes groups of up to 128 characters."""
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: list[str]
+    rows: list[list[Any]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Files that belong to the run; `metadata` says what they are, and of which base model."""
+
+    name: str
+    files: list[Path]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run: its record split up into what trackers can show, and tables of its samples.
+
+    Nothing of run.json is lost: numbers are in `summary`, lists of numbers (a value a step or a layer) in `curves`, the
+    rest in `config`.
+    """
+
+    id: str
+    name: str
+    group: str
+    job_type: str
+    tags: list[str]
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    """The metrics that have a value, for what takes one as its objective."""
+    summary: dict[str, float | None]
+    curves: dict[str, list[float]]
+    tables: dict[str, Table]
+    artifact: Artifact | None
+
+
+def report_of(run: Run, spec: TrackerSpec) -> Report:
+    """Everything that `spec` asks to tell of a finished run. Raises DetoxbenchError or OSError for one that is broken.
+
+    The base is the run of method=none under the same suite, scorer, generation and seed, looked for beside this one.
+    """
+    record = run.record()
+    base = _base(run, record)
+    scalars, curves, rest = _diagnostics(record.diagnostics)
+    artifact, remark = _artifact(run, record, spec)
+    differences = _differences(run, record, base) if base else {}
+    return Report(
+        id=record.run_id,
+        name=f"{record.method}/{record.suite}/{record.seed}",
+        group=spec.group or group(record),
+        job_type=record.method,
+        tags=list(dict.fromkeys((record.model, record.suite, record.scorer))),
+        config={
+            "run_id": record.run_id,
+            "created": record.created,
+            "model": record.model,
+            "method": record.method,
+            "suite": record.suite,
+            "scorer": record.scorer,
+            "seed": record.seed,
+            "base_run_id": record.base_run_id,
+            "compared_with": base.folder.name if base else None,
+            "intervention": remark,
+            "identity": record.identity,
+            "spec": record.spec,
+            "metrics": {
+                name: {"better": m.better, "unit": m.unit, "interval": m.interval, "headline": m.headline}
+                for name, m in record.metrics.items()
+            },
+            "diagnostics": rest,
+            "provenance": record.provenance,
+            "schema": record.schema,
+        },
+        metrics={name: m.value for name, m in record.metrics.items() if m.value is not None},
+        summary={**_numbers(record), **differences, **scalars},
+        curves=curves,
+        tables={
+            "intervals": _intervals(record, differences),
+            "records": _records(run, base),
+            "samples": _samples(run, base, spec.samples),
+        },
+        artifact=artifact,
+    )
+
+
+def group(record: RunRecord) -> str:
+    """One group for each leaderboard table: names for people, and a digest of all that its runs share."""
+    names = f"{record.model}/{record.suite}/{record.scorer}"
+    return f"{names[:GROUP_LENGTH]}/{digest(_shared(record))[:8]}"
+
+
+def _shared(record: RunRecord) -> dict[str, Any]:
+    """What makes runs comparable: they stand in one leaderboard table when this is equal."""
+    return {key: value for key, value in record.identity.items() if key not in ("method", "seed")}
+
+
+def _base(run: Run, record: RunRecord) -> Run | None:
+    if record.method == BASE:
+        return None
+    beside = run.folder.parent
+    for other in [Run(beside / record.base_run_id)] if record.base_run_id else runs(beside):
+        with suppress(DetoxbenchError, OSError):  # another run's damage is not this run's
+            theirs = other.record()
+            if theirs.method == BASE and theirs.seed == record.seed and _shared(theirs) == _shared(record):
+                return other
+    return None
+
+
+def _numbers(record: RunRecord) -> dict[str, float | None]:
+    numbers: dict[str, float | None] = {}
+    for name, metric in record.metrics.items():
+        numbers |= {name: metric.value, f"{name}/low": metric.low, f"{name}/high": metric.high}
+        numbers |= {f"{name}/n": metric.n, f"{name}/missing": metric.missing}
+    numbers |= {f"counts/{name}": value for name, value in record.counts.items()}
+    return numbers | {f"cost/{name}": value for name, value in record.cost.items()}
+
+
+def _differences(run: Run, record: RunRecord, base: Run) -> dict[str, float | None]:
+    """This run minus its base, paired; the p-values are of single tests: Holm's correction needs the whole table."""
+    from detoxbench import stats
+
+    ours, theirs = run.clusters(), base.clusters()
+    found: dict[str, float | None] = {}
+    for name, metric in record.metrics.items():
+        if name not in ours.total or name not in theirs.total:
+            continue
+        both = stats.panel([[(side.total[name], side.count[name])] for side in (ours, theirs)])
+        binary = ours.binary[name] and theirs.binary[name]
+        (d,) = stats.paired_differences(both.row(0), both.row(1), binary=binary, share=metric.unit == "share")
+        if d.value is not None:
+            values = {"": d.value, "/low": d.low, "/high": d.high, "/p": d.p, "/n": d.n}
+            found |= {f"{name}/difference{key}": value for key, value in values.items()}
+    return found
+
+
+def _diagnostics(
+    found: Mapping[str, Any],
+) -> tuple[dict[str, float | None], dict[str, list[float]], dict[str, Any]]:
+    """What a method recorded while fitting: its numbers, its lists of numbers, and the rest, by path (fit/NAME)."""
+    scalars: dict[str, float | None] = {}
+    curves: dict[str, list[float]] = {}
+    rest: dict[str, Any] = {}
+
+    def sort(name: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                sort(f"{name}/{key}", inner)
+        elif isinstance(value, int | float):
+            scalars[name] = value
+        elif isinstance(value, list) and value and all(isinstance(v, int | float) for v in value):
+            curves[name] = value
+        else:
+            rest[name] = value
+
+    for name, value in found.items():
+        sort(f"fit/{name}", value)
+    return scalars, curves, rest
+
+
+def _intervals(record: RunRecord, differences: Mapping[str, float | None]) -> Table:
+    """One row for each metric, with what a chart of several runs needs to tell them apart."""
+    columns = ["metric", "method", "seed", "value", "low", "high", "n", "missing", "better", "difference", "p"]
+    return Table(
+        columns,
+        [
+            [name, record.method, record.seed, m.value, m.low, m.high, m.n, m.missing, m.better]
+            + [differences.get(f"{name}/difference{key}") for key in ("", "/p")]
+            for name, m in record.metrics.items()
+        ],
+    )
+
+
+def _samples(run: Run, base: Run | None, limit: int) -> Table:
+    """Samples evenly spread over the run, a column for each score, and what the base said to the same prompt."""
+    rows = list(zip(run.samples(), run.scores(), strict=True))
+    columns = sorted({(slot, name) for _, scored in rows for slot, s in scored.scores.items() for name in s or ()})
+    said = {(s.id, s.sample): s.text for s in base.samples()} if base else {}
+    step = max(1, -(-len(rows) // limit)) if limit else len(rows) + 1
+    shown = rows[::step] if limit else []
+    head = ["id", "sample", "record", "kind", "prompt", "text", "stop"]
+    return Table(
+        [*head, *(f"{slot}/{name}" for slot, name in columns), *(["base text"] if base else [])],
+        [
+            [
+                *(getattr(sample, key) for key in head),
+                *((scored.scores.get(slot) or {}).get(name) for slot, name in columns),
+                *([said.get((sample.id, sample.sample))] if base else []),
+            ]
+            for sample, scored in shown
+        ],
+    )
+
+
+def _records(run: Run, base: Run | None) -> Table:
+    """Every metric on every prompt or record (what intervals resample), beside the base's."""
+    ours, theirs = run.clusters(), base.clusters() if base else None
+    keys = list(dict.fromkeys(key for counts in ours.count.values() for key in counts))
+    columns, values = ["record"], [[*keys]]
+    for name in ours.total:
+        for suffix, side in (("", ours), (" (base)", theirs)):
+            if side is not None and name in side.total:
+                columns.append(name + suffix)
+                values.append([_ratio(side, name, key) for key in keys])
+    return Table(columns, [list(row) for row in zip(*values, strict=True)])
+
+
+def _ratio(clusters: Clusters, name: str, key: str) -> Any:
+    count = clusters.count[name].get(key, 0)
+    return clusters.total[name][key] / count if count else None
+
+
+def _artifact(run: Run, record: RunRecord, spec: TrackerSpec) -> tuple[Artifact | None, str]:
+    """The fitted change, and why there is none if there is none."""
+    if record.method == BASE:
+        return None, "none: the base model"
+    files = sorted((run.folder / "intervention").glob("*"))
+    if not files:
+        return None, "none kept: every record has a fit of its own"
+    size = sum(file.stat().st_size for file in files)
+    if size > spec.artifact_mb * 1e6:
+        return None, f"not sent: {size / 1e6:.1f} MB is above tracker.artifact_mb={spec.artifact_mb:g}"
+    model = record.spec.get("model", {})
+    base = {
+        **record.identity["model"],
+        "name": record.model,
+        "path": model.get("path"),
+        "revision": model.get("revision"),
+    }
+    metadata = {"run_id": record.run_id, "base_model": base, "method": record.identity["method"], "bytes": size}
+    return Artifact(f"intervention-{record.run_id}", files, metadata), "the run's artifact"
