@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,7 @@ import msgspec
 
 from detoxbench import stats
 from detoxbench.config import SCHEMA_VERSION, digest
-from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, runs
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 BASE = "none"
 LEVEL = 0.05
 """A difference is supported when its p-value, Holm-adjusted over its table, is below."""
+BESIDE = ("cost.", "counts.")
+"""How the names of columns that are no metrics begin."""
 EMBEDDED = "the embedded world 'fable' demonstrates the harness and is no evidence about methods"
 
 Verdict = Literal["better", "worse", "differs", "unsupported"]
@@ -30,7 +33,12 @@ Verdict = Literal["better", "worse", "differs", "unsupported"]
 
 @dataclass(frozen=True)
 class Difference:
-    """A row's metric minus the base's, over the `seeds` and the `n` clusters that both have."""
+    """A row's metric minus another row's, over the `seeds` and the `n` clusters that both have.
+
+    `effect` is in standard deviations of the clusters' differences, `detectable` the smallest difference that a test
+    at 0.05 finds with a power of 80 % given the spread seen; `above` and `below` count the clusters that are higher and
+    lower here (all as in `stats.Difference`). `p_holm` is adjusted over the tests it was made with.
+    """
 
     value: float
     low: float | None
@@ -41,6 +49,10 @@ class Difference:
     method: str
     n: int
     seeds: list[int]
+    effect: float | None
+    detectable: float | None
+    above: int
+    below: int
 
 
 @dataclass(frozen=True)
@@ -58,9 +70,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
+    """A metric. `best` is the label of the row that is better than each of the others by a test, if one is."""
+
     name: str
     better: Literal["higher", "lower", "neither"]
     unit: Literal["share", "number"]
+    best: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +92,35 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Pairwise:
+    """All differences in one metric: differences[i][j] is row i minus row j; Holm over the tests of one half."""
+
+    metric: str
+    labels: list[str]
+    differences: list[list[Difference | None]]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A row among all: Borda points and rank over the metrics that have a direction, where 95 % of the resampled ranks
+    lie, the share of resamples in which it is first, and whether it is on the Pareto front."""
+
+    label: str
+    points: float
+    rank: int
+    low: int | None
+    high: int | None
+    first: float | None
+    front: bool
+
+
+@dataclass(frozen=True)
 class Table:
     """Comparable runs: `shared` is everything that all of them have in common and that can change a number.
 
-    `apart` is the part of it in which this table differs from another of the same suite.
+    `apart` is the part of it in which this table differs from another of the same suite. `against` is the label of the
+    row that differences are to. `beside` names what is shown beside the metrics, as "cost.KEY" and "counts.KEY"; None
+    is the usual. `front` names the axes of the Pareto front that `standings` tells of.
     """
 
     model: str
@@ -91,6 +131,11 @@ class Table:
     rows: list[Row]
     notes: list[str]
     apart: dict[str, Any] = field(default_factory=dict)
+    against: str | None = None
+    beside: list[str] | None = None
+    pairwise: list[Pairwise] = field(default_factory=list)
+    standings: list[Standing] = field(default_factory=list)
+    front: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -105,7 +150,7 @@ class Leaderboard:
     notes: list[str]
 
     def render(self, format: str = "table", *, width: int | None = None) -> str:
-        """As "table" (`width` columns, the terminal's unless given), "md", "csv" (a line a value) or "json".
+        """As "table" (`width` columns, the terminal's unless given), "md", "latex", "csv" (a line a value) or "json".
 
         Raises UsageError for another format.
         """
@@ -115,6 +160,7 @@ class Leaderboard:
             return rendering.plain(self, width or shutil.get_terminal_size((120, 24)).columns)
         writers: dict[str, Callable[[Leaderboard], str]] = {
             "md": rendering.markdown,
+            "latex": rendering.latex,
             "csv": rendering.comma_separated,
             "json": rendering.as_json,
         }
@@ -131,28 +177,67 @@ class Leaderboard:
         return rendering.rich_blocks(self, options.max_width)
 
 
-def leaderboard(folder: str | Path = "runs", *, all_metrics: bool = False, paper: bool = False) -> Leaderboard:
+def leaderboard(
+    folder: str | Path = "runs",
+    *,
+    model: Sequence[str] = (),
+    suite: Sequence[str] = (),
+    method: Sequence[str] = (),
+    scorer: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+    all_metrics: bool = False,
+    against: str | None = None,
+    pairwise: Sequence[str] = (),
+    ranks: bool = False,
+    pareto: Sequence[str] | None = None,
+    by: Literal["model", "suite"] | None = None,
+    paper: bool = False,
+) -> Leaderboard:
     """The finished runs under `folder` as tables, one for each group of comparable runs.
 
-    Runs are comparable when their identities agree in everything but method and seed. Metrics that are not headlines
-    are left out unless `all_metrics`; they then count in the correction for multiplicity. A run that cannot be read
-    is named in the notes. With `paper`, numbers that papers report for a table's model and suite stand below what was
-    measured. Raises DetoxbenchError when there is no such folder.
+    Runs are comparable when their identities agree in everything but method and seed. A run that cannot be read is
+    named in the notes. Raises DetoxbenchError when there is no such folder, UsageError for a name that fits nothing.
+
+    model, suite, method, scorer: names or patterns ("gpt*"); only runs that match one of each are taken. The base
+        (method none) always stays, since differences are to it.
+    columns: metrics, "cost.KEY" and "counts.KEY" to show, in this order; otherwise the headline metrics with the usual
+        costs and counts, or with `all_metrics` every metric. Only what is shown counts in the correction for
+        multiplicity.
+    against: what differences are to: a row's label, or a method that has one row. The base unless named.
+    pairwise: metrics whose differences between all pairs of rows are wanted.
+    ranks: with Borda ranks, how firm they are, and the Pareto front over `pareto` (`ranking.pareto_axes`).
+    by: one table for each model or suite instead, with the suites or models of the same setting side by side
+        (`grouping.grouped`): of each its first metric with a direction, unless `columns` or `all_metrics` say more.
+    paper: with the numbers that papers report for a table's model and suite below what was measured.
     """
+    if by is not None and (ranks or pareto is not None or pairwise):
+        raise UsageError("ranks and pairs are of one table: leave out 'by', which puts several side by side")
     notes: list[str] = []
-    groups: dict[str, list[_Entry]] = {}
-    for entry in _entries(Path(folder), notes):
-        groups.setdefault(digest(entry.shared), []).append(entry)
-    tables = [_table(group, all_metrics, notes) for group in groups.values()]
+    wanted = {"model": model, "suite": suite, "method": method, "scorer": scorer}
+    groups: dict[bytes, list[_Entry]] = {}
+    for entry in _chosen(list(_entries(Path(folder), notes)), wanted):
+        groups.setdefault(_canonical(entry.shared), []).append(entry)
+    first = by is not None and columns is None and not all_metrics
+    ask = _Ask(columns, all_metrics, first, against, pairwise, ranks or pareto is not None, pareto)
+    tables = [_table(group, ask, notes) for group in groups.values()]
     tables.sort(key=lambda t: (t.suite, t.model, t.scorer, digest(t.shared)))
     if not tables:
         notes.append(f"no finished runs in '{folder}': run something first (detoxbench run)")
-    notes += _keep_apart(tables)
+    else:
+        _check_names(tables, ask)
+        tables = [table for table in tables if columns is None or table.columns or table.beside]
+    from detoxbench import remarks
+
+    notes += remarks.keep_apart(tables)
     board = Leaderboard(tables, notes)
     if paper:
         from detoxbench.reported import beside
 
-        return beside(board)
+        board = beside(board)
+    if by is not None:
+        from detoxbench.grouping import grouped
+
+        board = grouped(board, by)
     return board
 
 
@@ -164,6 +249,25 @@ class _Entry:
     run: Run
     record: RunRecord
     shared: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What the caller of `leaderboard` wants of each table."""
+
+    columns: Sequence[str] | None
+    all_metrics: bool
+    first: bool
+    """Only the first metric with a direction: a suite's main measure."""
+    against: str | None
+    pairwise: Sequence[str]
+    ranks: bool
+    pareto: Sequence[str] | None
+
+
+def shared_identity(record: RunRecord) -> dict[str, Any]:
+    """The part of a run's identity that runs have in common when they are comparable: all but method and seed."""
+    return {k: v for k, v in record.identity.items() if k not in ("method", "seed")}
 
 
 def _entries(folder: Path, notes: list[str]) -> Iterator[_Entry]:
@@ -186,216 +290,325 @@ def _entries(folder: Path, notes: list[str]) -> Iterator[_Entry]:
             notes.append(f"left out, a copy: {run.folder.name} is run {record.run_id} again")
         else:
             seen.add(record.run_id)
-            yield _Entry(run, record, {k: v for k, v in record.identity.items() if k not in ("method", "seed")})
+            yield _Entry(run, record, shared_identity(record))
 
 
-def _table(group: list[_Entry], all_metrics: bool, notes: list[str]) -> Table:
-    by_method: dict[str, list[_Entry]] = {}
+def _chosen(entries: list[_Entry], wanted: Mapping[str, Sequence[str]]) -> list[_Entry]:
+    """The entries whose names match. Raises UsageError for a pattern that matches no run."""
+    for key, patterns in wanted.items():
+        names = sorted({getattr(entry.record, key) for entry in entries})
+        for pattern in patterns:
+            if entries and not fnmatch.filter(names, pattern):
+                near = did_you_mean(pattern, names)
+                raise UsageError(f"no run with {key} '{pattern}'{near}; there are: {', '.join(names)}")
+        if patterns:
+            kept = {name for name in names for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
+            kept |= {BASE} if key == "method" else set()
+            entries = [entry for entry in entries if getattr(entry.record, key) in kept]
+    return entries
+
+
+def _embedded(entry: _Entry) -> bool:
+    return "fable" in (entry.record.model, entry.record.spec.get("model", {}).get("path"))
+
+
+def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
+    from detoxbench import remarks
+
+    by_method: dict[bytes, list[_Entry]] = {}
     for entry in sorted(group, key=lambda e: e.record.seed):
-        by_method.setdefault(digest(entry.record.identity["method"]), []).append(entry)
-    configurations = sorted(_labelled(list(by_method.values())), key=lambda c: c[:2])
-    labels = [label for _, label, _ in configurations]
-    members = [entries for _, _, entries in configurations]
+        by_method.setdefault(_canonical(entry.record.identity["method"]), []).append(entry)
+    groups = list(by_method.values())
+    labels, order = row_labels([entries[0].record.identity["method"] for entries in groups])
+    members = [groups[i] for i in order]
 
-    metrics: dict[str, MetricRecord] = {}
-    for entry in group:
-        for name, metric in entry.record.metrics.items():
-            if all_metrics or metric.headline:
-                metrics.setdefault(name, metric)
-    columns = [Column(name, m.better, m.unit) for name, m in metrics.items()]
-
+    columns = _columns(group, ask)
     # One run alone is told by its run.json; only several need the clusters.
-    needed = len(group) > 1
-    clusters = {e.record.run_id: _clusters(e.run, notes) if needed else None for e in group}
-    cells = [{c.name: _cell(entries, c, clusters) for c in columns} for entries in members]
-    bases = [i for i, entries in enumerate(members) if entries[0].record.identity["method"]["name"] == BASE]
-    if len(bases) == 1:
-        cells = _compare(members, cells, columns, clusters, bases[0])
+    clusters: dict[str, Clusters] = {}
+    for entry in group if len(group) > 1 else []:
+        try:
+            clusters[entry.record.run_id] = entry.run.clusters()
+        except (OSError, msgspec.DecodeError) as error:
+            notes.append(
+                f"no difference and no interval over seeds with {entry.run.folder.name}: clusters.json: {error}"
+            )
+    seeds = sorted({entry.record.seed for entry in group})
+    panels = [_Panel.of(members, seeds, column, clusters) for column in columns]
+    reference = _reference(members, labels, ask.against)
+    cells = [_cells(members, panel) for panel in panels]
+    if reference is not None:
+        cells = _compared(panels, cells, reference)
     rows = [
         Row(
             label=label,
             method=entries[0].record.identity["method"],
             seeds=[e.record.seed for e in entries],
             run_ids=[e.record.run_id for e in entries],
-            cells=row,
-            cost=_mean_by_key([e.record.cost for e in entries]),
-            counts=_sum_by_key([e.record.counts for e in entries]),
+            cells={panel.column.name: cells[k][i] for k, panel in enumerate(panels)},
+            cost=mean_by_key([e.record.cost for e in entries]),
+            counts=sum_by_key([e.record.counts for e in entries]),
         )
-        for label, entries, row in zip(labels, members, cells, strict=True)
+        for i, (label, entries) in enumerate(zip(labels, members, strict=True))
     ]
     first = group[0]
-    return Table(
+    table = Table(
         model=" / ".join(sorted({e.record.model for e in group})),
         suite=first.record.suite,
         scorer=first.record.scorer,
-        shared=dict(_flat(first.shared)),
-        columns=columns,
+        shared=dict(flat(first.shared)),
+        columns=[
+            replace(p.column, best=_best(p, [c.value for c in found], labels))
+            for p, found in zip(panels, cells, strict=True)
+        ],
         rows=rows,
-        notes=_notes(group, rows, bases),
+        notes=[
+            *remarks.of_table(columns, rows, ask.against, reference, embedded=any(map(_embedded, group))),
+            *remarks.verified(rows, {e.record.run_id: told.pack for e in group if (told := e.run.verified())}),
+        ],
+        against=None if reference is None else labels[reference],
+        beside=None if ask.columns is None else [name for name in ask.columns if name.startswith(BESIDE)],
+        pairwise=[_pairwise(p, labels) for p in panels if p.column.name in ask.pairwise],
     )
+    return _ranked(table, clusters, ask.pareto) if ask.ranks else table
 
 
-def _labelled(configurations: list[list[_Entry]]) -> Iterator[tuple[tuple[Any, ...], str, list[_Entry]]]:
-    """(sort key, label, runs) of each: the method's name, and the knobs in which rows of that name differ.
+def _canonical(value: Any) -> bytes:
+    """The same for equal values, whatever the order of their keys: quicker than a digest, for thousands of runs."""
+    return msgspec.json.encode(value, order="sorted")
 
-    Digests (of the fit data, of files) and versions tell people little: they are named where the knobs do not suffice.
+
+def _columns(group: list[_Entry], ask: _Ask) -> list[Column]:
+    metrics: dict[str, MetricRecord] = {}
+    for entry in group:
+        for name, metric in entry.record.metrics.items():
+            metrics.setdefault(name, metric)
+    if ask.columns is not None:
+        chosen = [name for name in ask.columns if name in metrics]
+    else:
+        headline = {n for entry in group for n, metric in entry.record.metrics.items() if metric.headline}
+        chosen = [name for name in metrics if ask.all_metrics or name in headline or name in ask.pairwise]
+        if ask.first:
+            chosen = [name for name in chosen if metrics[name].better != "neither"][:1] or chosen[:1]
+    return [Column(name, metrics[name].better, metrics[name].unit) for name in chosen]
+
+
+def _check_names(tables: list[Table], ask: _Ask) -> None:
+    """Raises UsageError for a column or metric that no table has."""
+    metrics = list(dict.fromkeys(c.name for t in tables for c in t.columns))
+    others = [f"{kind}.{k}" for kind in ("cost", "counts") for t in tables for r in t.rows for k in getattr(r, kind)]
+    every = [*metrics, *others]
+    for name, known in [
+        *((n, every) for n in [*(ask.columns or ()), *(ask.pareto or ())]),
+        *((n, metrics) for n in ask.pairwise),
+    ]:
+        if name not in known:
+            raise UsageError(f"no column '{name}' in any table{did_you_mean(name, known)}")
+    if ask.against is not None and not any(table.against for table in tables):
+        labels = list(dict.fromkeys(row.label for table in tables for row in table.rows))
+        near = did_you_mean(ask.against, labels)
+        raise UsageError(f"no single row '{ask.against}' in any table{near}; rows: {', '.join(labels)}")
+
+
+def row_labels(identities: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[int]]:
+    """Labels of configurations, sorted (the base first), and the index in `identities` that each belongs to.
+
+    A label is the method's name, and the knobs in which configurations of that name differ. Digests (of the fit data,
+    of files) and versions tell people little: they are named where the knobs do not suffice.
     """
-    by_name: dict[str, list[list[_Entry]]] = {}
-    for entries in configurations:
-        by_name.setdefault(entries[0].record.identity["method"]["name"], []).append(entries)
+    by_name: dict[str, list[int]] = {}
+    for i, identity in enumerate(identities):
+        by_name.setdefault(identity["name"], []).append(i)
+    found: list[tuple[tuple[Any, ...], str, int]] = []
     for name, same in by_name.items():
-        identities = [entries[0].record.identity["method"] for entries in same]
-        knobs = [dict(_flat(i.get("config", {}))) for i in identities]
+        knobs = [dict(flat(identities[i].get("config", {}))) for i in same]
         if len({digest(values) for values in knobs}) < len(same):
-            rest = [{k: v for k, v in i.items() if k not in {"name", "config"}} for i in identities]
-            knobs = [values | dict(_flat(more)) for values, more in zip(knobs, rest, strict=True)]
-        differing = _differing(knobs)
-        for entries, values in zip(same, knobs, strict=True):
-            shown = [(k, values.get(k)) for k in differing]
+            rest = [{k: v for k, v in identities[i].items() if k not in {"name", "config"}} for i in same]
+            knobs = [values | dict(flat(more)) for values, more in zip(knobs, rest, strict=True)]
+        chosen = differing(knobs)
+        for i, values in zip(same, knobs, strict=True):
+            shown = [(k, values.get(k)) for k in chosen]
             numbers = [v if isinstance(v, int | float) else math.inf for _, v in shown]
             label = " ".join([name, *(f"{k}={short(v)}" for k, v in shown)])
-            yield (name != BASE, name, *numbers), label, entries
+            found.append(((name != BASE, name, *numbers), label, i))
+    found.sort(key=lambda f: f[:2])
+    return [label for _, label, _ in found], [i for _, _, i in found]
 
 
-def _clusters(run: Run, notes: list[str]) -> Clusters | None:
-    try:
-        return run.clusters()
-    except (OSError, msgspec.DecodeError) as error:
-        notes.append(f"no difference and no interval over seeds with {run.folder.name}: clusters.json: {error}")
-        return None
+def _reference(members: list[list[_Entry]], labels: list[str], against: str | None) -> int | None:
+    """The row that differences are to, if there is just one such row."""
+    if against in labels:
+        return labels.index(against)
+    name = BASE if against is None else against
+    fits = [i for i, entries in enumerate(members) if entries[0].record.identity["method"]["name"] == name]
+    return fits[0] if len(fits) == 1 else None
 
 
-def _cell(entries: list[_Entry], column: Column, clusters: Mapping[str, Clusters | None]) -> Cell:
-    found = [e.record.metrics[column.name] for e in entries if column.name in e.record.metrics]
-    n, missing = max((m.n for m in found), default=0), sum(m.missing for m in found)
-    if len(entries) == 1 and found:
-        return Cell(found[0].value, found[0].low, found[0].high, found[0].interval, n, missing)
-    sums = [clusters[e.record.run_id] for e in entries]
-    known = [c for c in sums if c is not None and column.name in c.total]
-    if len(known) < len(entries):
-        values = [m.value for m in found if m.value is not None]
-        return Cell(sum(values) / len(values) if values else None, None, None, "none: clusters unknown", n, missing)
-    value, interval = stats.over_seeds(
-        [(c.total[column.name], c.count[column.name]) for c in known],
-        binary=all(c.binary[column.name] for c in known),
-        share=column.unit == "share",
-    )
-    return Cell(value, interval.low, interval.high, interval.method, n, missing)
+# ------------------------------------------------------------------------------------------------- cells and tests
 
 
-def _compare(
-    members: list[list[_Entry]],
-    cells: list[dict[str, Cell]],
-    columns: list[Column],
-    clusters: Mapping[str, Clusters | None],
-    base: int,
-) -> list[dict[str, Cell]]:
-    """The cells with their differences to the base row, tested together."""
-    base_runs = {e.record.seed: clusters[e.record.run_id] for e in members[base]}
-    found: list[tuple[int, Column, stats.Difference, list[int]]] = []
+@dataclass(frozen=True)
+class _Panel:
+    """A column's sums over all rows and seeds of a table."""
+
+    column: Column
+    seeds: list[int]
+    sums: stats.Panel
+    whole: list[bool]
+    """Whether the sums of all of a row's runs are known."""
+    binary: bool
+
+    @staticmethod
+    def of(members: list[list[_Entry]], seeds: list[int], column: Column, clusters: Mapping[str, Clusters]) -> _Panel:
+        name, place = column.name, {seed: k for k, seed in enumerate(seeds)}
+        rows: list[list[stats.Sums | None]] = []
+        whole, binary = [], True
+        for entries in members:
+            row: list[stats.Sums | None] = [None] * len(seeds)
+            for entry in entries:
+                found = clusters.get(entry.record.run_id)
+                if found is not None and name in found.total:
+                    row[place[entry.record.seed]] = found.total[name], found.count[name]
+                    binary = binary and found.binary[name]
+            rows.append(row)
+            whole.append(sum(run is not None for run in row) == len(entries))
+        return _Panel(column, seeds, stats.panel(rows), whole, binary)
+
+    def differences(self, rows: list[int], other: int) -> list[tuple[stats.Difference, list[int]]]:
+        """`rows` minus the row `other`, each with the seeds that both have."""
+        sums = stats.Panel(self.sums.totals[rows], self.sums.counts[rows])
+        share = self.column.unit == "share"
+        found = stats.paired_differences(sums, self.sums.row(other), binary=self.binary, share=share)
+        seen = (self.sums.counts.sum(2) > 0).tolist()
+        seeds = [[s for k, s in enumerate(self.seeds) if seen[i][k] and seen[other][k]] for i in rows]
+        return list(zip(found, seeds, strict=True))
+
+
+def _cells(members: list[list[_Entry]], panel: _Panel) -> list[Cell]:
+    """A column's cells, without differences."""
+    several = [i for i, entries in enumerate(members) if len(entries) > 1 and panel.whole[i]]
+    sums = stats.Panel(panel.sums.totals[several], panel.sums.counts[several])
+    over = stats.over_seeds(sums, binary=panel.binary, share=panel.column.unit == "share")
+    averaged = dict(zip(several, over, strict=True))
+    cells = []
     for i, entries in enumerate(members):
-        own = {e.record.seed: clusters[e.record.run_id] for e in entries} if i != base else {}
-        for column in columns:
-            name = column.name
-            pairs = {
-                seed: (ours, theirs)
-                for seed, ours in own.items()
-                if ours and (theirs := base_runs.get(seed)) and name in ours.total and name in theirs.total
-            }
-            difference = stats.paired_difference(
-                [(ours.total[name], ours.count[name]) for ours, _ in pairs.values()],
-                [(theirs.total[name], theirs.count[name]) for _, theirs in pairs.values()],
-                binary=all(ours.binary[name] and theirs.binary[name] for ours, theirs in pairs.values()),
-                share=column.unit == "share",
-            )
-            found.append((i, column, difference, list(pairs)))
-    adjusted = iter(stats.holm([d.p for _, _, d, _ in found if d.p is not None]))
-    compared = [dict(row) for row in cells]
-    for i, column, d, seeds in found:
-        if d.value is None:
-            continue
+        found = [m for e in entries if (m := e.record.metrics.get(panel.column.name))]
+        n, missing = max((m.n for m in found), default=0), sum(m.missing for m in found)
+        if len(entries) == 1 and found:
+            cells.append(Cell(found[0].value, found[0].low, found[0].high, found[0].interval, n, missing))
+        elif i in averaged:
+            value, bounds = averaged[i]
+            cells.append(Cell(value, bounds.low, bounds.high, bounds.method, n, missing))
+        else:
+            values = [m.value for m in found if m.value is not None]
+            value = sum(values) / len(values) if values else None
+            cells.append(Cell(value, None, None, "none: clusters unknown", n, missing))
+    return cells
+
+
+def _compared(panels: list[_Panel], cells: list[list[Cell]], reference: int) -> list[list[Cell]]:
+    """The columns' cells with their differences to the row `reference`, tested together."""
+    rows = [i for i in range(len(cells[0]) if cells else 0) if i != reference]
+    found = [(panel.column, *d) for panel in panels for d in panel.differences(rows, reference)]
+    places = [(k, i) for k in range(len(panels)) for i in rows]
+    compared = [list(column) for column in cells]
+    for (k, i), difference in zip(places, tested(found), strict=True):
+        compared[k][i] = replace(cells[k][i], difference=difference)
+    return compared
+
+
+def _pairwise(panel: _Panel, labels: list[str]) -> Pairwise:
+    pairs, found = [], []
+    for j in range(len(labels) - 1):
+        rows = list(range(j + 1, len(labels)))
+        pairs += [(i, j) for i in rows]
+        found += [(panel.column, d, seeds) for d, seeds in panel.differences(rows, j)]
+    matrix: list[list[Difference | None]] = [[None] * len(labels) for _ in labels]
+    for (i, j), difference in zip(pairs, tested(found), strict=True):
+        matrix[i][j] = difference
+        matrix[j][i] = difference and _turned(difference)
+    return Pairwise(panel.column.name, labels, matrix)
+
+
+def _turned(d: Difference) -> Difference:
+    """The same difference seen from the other row."""
+    opposite: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
+    return replace(
+        d,
+        value=-d.value,
+        low=None if d.high is None else -d.high,
+        high=None if d.low is None else -d.low,
+        verdict=opposite.get(d.verdict, d.verdict),
+        effect=None if d.effect is None else -d.effect,
+        above=d.below,
+        below=d.above,
+    )
+
+
+def tested(found: Sequence[tuple[Column, stats.Difference, list[int]]]) -> list[Difference | None]:
+    """Differences with their verdicts, p-values adjusted over all of them; None where nothing could be compared."""
+    adjusted = iter(stats.holm([d.p for _, d, _ in found if d.p is not None]))
+    shown: list[Difference | None] = []
+    for column, d, seeds in found:
         p = None if d.p is None else next(adjusted)
+        if d.value is None:
+            shown.append(None)
+            continue
         verdict: Verdict = "unsupported"
         if p is not None and p < LEVEL:
             verdict = "differs"
             if column.better != "neither":
                 verdict = "better" if (d.value > 0) == (column.better == "higher") else "worse"
-        shown = Difference(d.value, d.low, d.high, d.p, p, verdict, d.method, d.n, seeds)
-        compared[i][column.name] = replace(cells[i][column.name], difference=shown)
-    return compared
+        bounds = (d.low, d.high, d.p, p, verdict, d.method, d.n, seeds)
+        shown.append(Difference(d.value, *bounds, d.effect, d.detectable, d.above, d.below))
+    return shown
 
 
-def _notes(group: list[_Entry], rows: list[Row], bases: list[int]) -> list[str]:
-    notes = []
-    if any(e.record.model == "fable" or e.record.spec.get("model", {}).get("path") == "fable" for e in group):
-        notes.append(EMBEDDED)
-    methods = sorted({c.interval for r in rows for c in r.cells.values() if c.low is not None})
-    if methods:
-        notes.append(f"[low, high]: 95 % interval by prompt or record ({'; '.join(methods)})")
-    tests = sum(c.difference is not None and c.difference.p is not None for r in rows for c in r.cells.values())
-    if tests:
-        notes.append(
-            "Δ: difference to the base on the same prompts and seeds; ✓ better, ✗ worse, ≠ differs "
-            f"(p < {LEVEL} after Holm over the {tests} tests of this table); n.s.: not supported"
-        )
-    if not bases:
-        notes.append("no base run (method=none) here: no differences")
-    elif len(bases) > 1:
-        notes.append(f"several base rows ({'; '.join(rows[i].label for i in bases)}): no differences")
-    else:
-        base = rows[bases[0]]
-        for row in rows:
-            if row.seeds != base.seeds:
-                common = sorted(set(row.seeds) & set(base.seeds))
-                over = f"differences are over {_listed(common)}" if common else "none in common, so no differences"
-                notes.append(f"{row.label}: seeds {_listed(row.seeds)}, base {_listed(base.seeds)}: {over}")
-    counted = dict.fromkeys(key for row in rows for key in row.counts)
-    never = [key.replace("_", " ") for key in counted if not any(row.counts.get(key) for row in rows)]
-    if never:
-        notes.append(f"none in any row: {', '.join(never)}")
-    for name in rows[0].cells:
-        missing = [f"{row.label} {row.cells[name].missing}" for row in rows if row.cells[name].missing]
-        if missing:
-            notes.append(f"{name}: missing values, left out: {', '.join(missing)}")
-        bare = {row.label: row.cells[name].interval for row in rows if row.cells[name].low is None}
-        if bare:
-            reasons = (f"{label} ({reason.removeprefix('none: ')})" for label, reason in bare.items())
-            notes.append(f"{name}: no interval: {', '.join(reasons)}")
-    return notes
+def _best(panel: _Panel, values: list[float | None], labels: list[str]) -> str | None:
+    """The row that is better than each other row by a test at LEVEL over their number (Bonferroni)."""
+    known = [i for i, value in enumerate(values) if value is not None]
+    if panel.column.better == "neither" or len(known) < 2:
+        return None
+    sign = 1 if panel.column.better == "higher" else -1
+    best = max(known, key=lambda i: sign * (values[i] or 0.0))
+    others = [i for i in known if i != best]
+    found = [d for d, _ in panel.differences(others, best)]
+    firm = all(d.p is not None and d.p * len(others) < LEVEL and sign * (d.value or 0.0) < 0 for d in found)
+    return labels[best] if firm else None
 
 
-def _keep_apart(tables: list[Table]) -> list[str]:
-    """Write into each table, and say, by which keys the tables of one suite are kept apart."""
-    notes = []
-    for suite in sorted({t.suite for t in tables}):
-        same = [t for t in tables if t.suite == suite]
-        for key in _differing([t.shared for t in same]):
-            values = []
-            for table in same:
-                value = short(table.shared.get(key, "absent"))
-                values.append(f"{value} ({table.model})" if key == "model.fingerprint" else value)
-                table.apart[key] = table.shared.get(key)
-            notes.append(f"tables of {suite} are kept apart by {key}: {' | '.join(dict.fromkeys(values))}")
-    return notes
+def _ranked(table: Table, clusters: Mapping[str, Clusters], axes: Sequence[str] | None) -> Table:
+    from detoxbench import ranking
+
+    known = {c.name for c in table.columns} | {f"cost.{k}" for row in table.rows for k in row.cost}
+    names = None if axes is None else [name for name in axes if name in known]
+    notes = [] if axes is None else [f"not on the front's axes, absent here: {a}" for a in axes if a not in known]
+    firm = {r.label: r for r in ranking.stability(table, clusters)}
+    front = dict(zip([row.label for row in table.rows], ranking.pareto_front(table, names), strict=True))
+    standings = []
+    for label, points, rank in ranking.borda(table):
+        low, high, first = firm[label][1:] if label in firm else (None, None, None)
+        standings.append(Standing(label, points, rank, low, high, first, front[label]))
+    shown = [axis.name for axis in ranking.pareto_axes(table, names)]
+    return replace(table, standings=standings, front=shown, notes=[*table.notes, *notes])
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested mappings as (dotted key, value)."""
     for key, inner in value.items():
         if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{prefix}{key}.")
+            yield from flat(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner
 
 
-def _differing(many: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing(many: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys whose values are not the same everywhere, in order of appearance."""
     keys = dict.fromkeys(key for values in many for key in values)
     absent = object()
     return [key for key in keys if any(v.get(key, absent) != many[0].get(key, absent) for v in many)]
 
 
-def _mean_by_key(many: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+def mean_by_key(many: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
     for key in dict.fromkeys(k for values in many for k in values):
         known = [v for values in many if (v := values.get(key)) is not None]
@@ -403,7 +616,7 @@ def _mean_by_key(many: Sequence[Mapping[str, float | None]]) -> dict[str, float 
     return means
 
 
-def _sum_by_key(many: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def sum_by_key(many: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return {k: sum(values.get(k, 0) for values in many) for k in dict.fromkeys(k for values in many for k in values)}
 
 
@@ -411,7 +624,3 @@ def short(value: Any, limit: int = 32) -> str:
     """A configuration value for people."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _listed(values: Iterable[int]) -> str:
-    return ", ".join(map(str, values)) or "none"

@@ -6,17 +6,18 @@ inside one is not, so everything here works on clusters. All intervals are 95 %,
 One run has a closed form (Wilson) or a cluster bootstrap. Several seeds are averaged, and since they share their
 clusters the variance has two levels: "two-way clustered" (Cameron, Gelbach and Miller 2011), with Satterthwaite's
 degrees of freedom. Resampling seeds too would be simpler, but three seeds are too few to resample: in 1,000 simulated
-triples (100 clusters) such intervals covered 75 % where seeds differ much and 99 % where they differ little. These
-cover 92 to 97 % from three seeds on. Two seeds that differ as much as prompts do are too few for any method (87 %).
+triples (100 clusters) such intervals covered 75 % where seeds differ much and 99 % where they differ little.
+
+How often these intervals hold the truth is simulated in tests/coverage_simulation.py; docs/statistics.md has the
+figures, and why the variance between seeds is not pooled over the rows of a table.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +25,13 @@ from numpy.typing import NDArray
 from detoxbench.store import MetricRecord
 from detoxbench.suites.base import Measure
 
-Sums = tuple[Mapping[str, float], Mapping[str, float]]
+Sums = tuple[Mapping[Any, float], Mapping[Any, float]]
 """One run's (total, count), each by cluster."""
 Array = NDArray[np.float64]
 
 RESAMPLES = 2000
-NOTICEABLE = 1.4
-"""The ratio of seed variance to noise from which seeds count as different: without a difference it is passed in one
-case of four, the level that Bancroft (1964) recommends for deciding whether to pool."""
+POWER = 0.8
+"""Of the test that the smallest detectable difference is for."""
 _NORMAL = NormalDist()
 _Z = _NORMAL.inv_cdf(0.975)
 
@@ -53,6 +53,26 @@ class Difference(NamedTuple):
     p: float | None
     n: int
     method: str
+    effect: float | None = None
+    """The value over the standard deviation of the clusters' differences (Cohen's d_z, 1988, section 2.3.5)."""
+    detectable: float | None = None
+    """The difference that a test at the level 0.05 finds with a power of 80 %, given the spread seen here:
+    (t_0.975 + t_0.8) standard errors (Bloom 1995). Several seeds have none: their degrees of freedom are a matter of
+    luck, and the formula does not hold."""
+    above: int = 0
+    """Clusters in which a is higher than b. For one yes or no a cluster, above / below is the matched odds ratio."""
+    below: int = 0
+
+
+class Panel(NamedTuple):
+    """Sums of many runs, [rows, seeds, clusters]: a row is a configuration, count 0 stands for not observed."""
+
+    totals: Array
+    counts: Array
+
+    def row(self, r: int) -> Panel:
+        """Row `r` alone."""
+        return Panel(self.totals[r : r + 1], self.counts[r : r + 1])
 
 
 def attach(measures: Iterable[Measure]) -> dict[str, MetricRecord]:
@@ -80,14 +100,14 @@ def attach(measures: Iterable[Measure]) -> dict[str, MetricRecord]:
     return records
 
 
-def estimate(total: Mapping[str, float], count: Mapping[str, float]) -> float | None:
+def estimate(total: Mapping[Any, float], count: Mapping[Any, float]) -> float | None:
     """sum(total) / sum(count); None without a single observation."""
     n = math.fsum(count.values())
     return math.fsum(total[c] for c in count) / n if n > 0 else None
 
 
 def interval(
-    total: Mapping[str, float], count: Mapping[str, float], *, binary: bool = False, share: bool = False, seed: int = 0
+    total: Mapping[Any, float], count: Mapping[Any, float], *, binary: bool = False, share: bool = False, seed: int = 0
 ) -> Interval:
     """95 % interval of sum(total) / sum(count) for one run.
 
@@ -95,9 +115,9 @@ def interval(
     (Efron 1987), its levels widened from the normal to the t distribution as percentile intervals are too short for
     few clusters (Hesterberg 2015, section 3.3). `share` says that values lie between 0 and 1.
     """
-    totals, counts = _matrices([(total, count)])
+    totals, counts = (values[0] for values in panel([[(total, count)]]))
     t, n = totals[0], counts[0]
-    if binary and _one_each(t, n):
+    if binary and len(t) and _one_each(totals, counts):
         return Interval(*wilson(t.sum(), n.sum()), "Wilson")
     known = _degenerate(totals, counts, share)
     if known is not None:
@@ -119,85 +139,130 @@ def interval(
     tie = 1e-12 * np.abs(draws).max()  # resamples equal to the estimate count half, whatever rounding made of them
     below = ((draws < value - tie).mean() + (draws <= value + tie).mean()) / 2
     bias = _NORMAL.inv_cdf(min(max(float(below), 1 / RESAMPLES), 1 - 1 / RESAMPLES))
-    reach = math.sqrt(clusters / (clusters - 1)) * _t_quantile(clusters - 1)
+    reach = math.sqrt(clusters / (clusters - 1)) * _t_quantile(0.975, clusters - 1)
     levels = [_NORMAL.cdf(bias + (bias + z) / max(1 - acceleration * (bias + z), 1e-3)) for z in (-reach, reach)]
     low, high = np.quantile(draws, levels)
     # Holds the estimate by construction, but for rounding or a bias beyond `reach`, which no data we tried has.
     return Interval(min(float(low), value), max(float(high), value), "cluster bootstrap (BCa)")
 
 
+def panel(rows: Sequence[Sequence[Sums | None]]) -> Panel:
+    """rows[r][s] is the sums of row r under seed s (None: there are none) as arrays over all clusters observed.
+
+    Raises ValueError naming a cluster whose sum or count is not finite.
+    """
+    asked = {tuple(run[1]) for seeds in rows for run in seeds if run}  # mostly one: all runs have the same clusters
+    names = sorted({c for clusters in asked for c in clusters})
+    place = {name: k for k, name in enumerate(names)}
+    where = {clusters: [place[c] for c in clusters] for clusters in asked}
+    totals = np.zeros((len(rows), max(map(len, rows), default=0), len(names)))
+    counts = np.zeros_like(totals)
+    for r, seeds in enumerate(rows):
+        for s, run in enumerate(seeds):
+            if run is not None:
+                total, count = run
+                clusters = tuple(count)
+                totals[r, s, where[clusters]] = [total[c] for c in clusters]
+                counts[r, s, where[clusters]] = list(count.values())
+    bad = ~(np.isfinite(totals) & np.isfinite(counts))
+    if bad.any():
+        raise ValueError(f"the sum or count of cluster '{names[int(np.argwhere(bad)[0, 2])]}' is not finite")
+    seen = counts > 0
+    totals[~seen] = 0
+    observed = seen.any((0, 1))
+    return Panel(totals.compress(observed, 2), counts.compress(observed, 2))
+
+
 def over_seeds(
-    runs: Sequence[Sums], *, binary: bool = False, share: bool = False, seed: int = 0
-) -> tuple[float | None, Interval]:
-    """Mean over seeds of one configuration's values, and its 95 % interval.
+    found: Panel, *, binary: bool = False, share: bool = False, seed: int = 0
+) -> list[tuple[float | None, Interval]]:
+    """For each row the mean over seeds of its values, and the 95 % interval of that.
 
     Seeds without an observation are left out. One seed is `interval`; with more, clusters and seeds both count as
     drawn from a population: the interval speaks of new prompts and new seeds. Shares are treated on the logit scale,
     which keeps the interval inside 0 and 1.
     """
-    seen = [(total, count) for total, count in runs if sum(count.values()) > 0]
-    if len(seen) < 2:
-        total, count = seen[0] if seen else ({}, {})
-        return estimate(total, count), interval(total, count, binary=binary, share=share, seed=seed)
-    totals, counts = _matrices(seen)
-    ratios = totals.sum(1) / counts.sum(1)
-    value = float(ratios.mean())
-    known = _degenerate(totals, counts, share)
-    if known is not None:
-        return value, known
-    error, freedom = _two_way(_influence(totals, counts), ratios)
-    half = _t_quantile(freedom) * error
-    if not (share and 0 < value < 1):
-        return value, Interval(value - half, value + half, "two-way clustered t")
-    half = min(half / (value * (1 - value)), 700)  # beyond, exp() overflows and the interval is all of 0..1 anyway
-    odds = value / (1 - value)
-    low, high = (1 / (1 + math.exp(s * half) / odds) for s in (1, -1))
-    return value, Interval(low, high, "two-way clustered t (logit)")
+    results: list[tuple[float | None, Interval]] = []
+    for at in _chunks(found):
+        totals, counts = found.totals[at], found.counts[at]
+        ratios, there = _ratios(totals, counts)
+        value = ratios.sum(1) / np.maximum(there.sum(1), 1)
+        error, freedom = _two_way(_influence(totals, counts, ratios), ratios, there, (counts > 0).any(1).sum(1))
+        for r, seeds in enumerate(there.sum(1)):
+            observed = (counts[r] > 0).any(0)
+            t, n = totals[r][there[r]][:, observed], counts[r][there[r]][:, observed]
+            if seeds < 2:
+                one: Sums = (dict(enumerate(t[0])), dict(enumerate(n[0]))) if seeds else ({}, {})
+                results.append((estimate(*one), interval(*one, binary=binary, share=share, seed=seed)))
+                continue
+            v = float(value[r])
+            known = _degenerate(t, n, share)
+            results.append((v, known or _t_interval(v, float(error[r]), float(freedom[r]), share)))
+    return results
 
 
-def paired_difference(a: Sequence[Sums], b: Sequence[Sums], *, binary: bool = False, share: bool = False) -> Difference:
-    """a minus b: mean over seeds of the difference of their values, on the clusters that both sides have.
+def paired_differences(a: Panel, b: Panel, *, binary: bool = False, share: bool = False) -> list[Difference]:
+    """Each row of `a` minus the same row of `b` (or its only row): over seeds the mean of the differences of values.
 
-    a[i] and b[i] are the same seed. What two runs have in common in a cluster cancels, which is why this interval
-    is narrower than the two runs' own. With one seed the variance is that of the clusters' differences (paired t),
-    with more it has two levels, as in `over_seeds`. The p-value is of the same t, except for one seed of yes or no
-    answers: McNemar's exact test. Raises ValueError where the seeds do not pair.
+    A cluster enters a seed's difference where both sides have observed it. What two runs have in common in a cluster
+    cancels, which is why this interval is narrower than the two runs' own: the difficulty of the prompt, and, since
+    sampling noise is keyed by seed, prompt, sample and token, the part of each sample's luck that the two models share
+    (a cluster's sums are over the same samples, so pairing clusters pairs the samples). With one seed the variance is
+    that of the clusters' differences (paired t), with more it has two levels, as in `over_seeds`. The p-value is of
+    the same t, except for one seed of yes or no answers: McNemar's exact test.
     """
-    if len(a) != len(b):
-        raise ValueError(f"seeds must pair: {len(a)} runs against {len(b)}")
-    left, right = [], []
-    for (total_a, count_a), (total_b, count_b) in zip(a, b, strict=True):
-        shared = sorted(c for c in count_a if count_a[c] > 0 and count_b.get(c, 0) > 0)
-        if shared:
-            left.append(({c: total_a[c] for c in shared}, {c: count_a[c] for c in shared}))
-            right.append(({c: total_b[c] for c in shared}, {c: count_b[c] for c in shared}))
-    if not left:
-        return Difference(None, None, None, None, 0, "none: no cluster in common")
-    (totals_a, counts_a), (totals_b, counts_b) = _matrices(left), _matrices(right)
-    seeds, clusters = totals_a.shape
-    by_seed = totals_a.sum(1) / counts_a.sum(1) - totals_b.sum(1) / counts_b.sum(1)
-    value = float(by_seed.mean())
-    influence = _influence(totals_a, counts_a) - _influence(totals_b, counts_b)
-    scale = max(np.abs(totals_a / counts_a.mean()).max(), np.abs(totals_b / counts_b.mean()).max())
-    if clusters == 1:
-        return Difference(value, None, None, None, 1, "none: one cluster")
-    if np.abs(influence).max() <= 1e-12 * scale and np.ptp(by_seed) <= 1e-12 * scale:
-        # No spread to make an interval of; the sign test is left, one sign a cluster.
-        p = 2.0 ** (1 - clusters) if abs(value) > 1e-12 * scale else 1.0
-        return Difference(value, None, None, p, clusters, "none: every cluster differs by the same")
-    if seeds == 1:
-        error, freedom = float(influence[0].std(ddof=1)) / math.sqrt(clusters), clusters - 1
-    else:
-        error, freedom = _two_way(influence, by_seed)
-    half = _t_quantile(freedom) * error
-    if seeds == 1 and binary and _one_each(totals_a[0], counts_a[0]) and _one_each(totals_b[0], counts_b[0]):
-        p, method = _mcnemar(totals_a[0], totals_b[0]), "paired t, McNemar"
-    else:
-        p, method = _t_tail(abs(value) / error, freedom), "paired t" if seeds == 1 else "two-way clustered paired t"
-    low, high = value - half, value + half
-    if share:
-        low, high = max(low, -1.0), min(high, 1.0)
-    return Difference(value, low, high, p, clusters, method)
+    results: list[Difference] = []
+    for at in _chunks(a):
+        other = slice(None) if len(b.totals) == 1 else at
+        both = (a.counts[at] > 0) & (b.counts[other] > 0)
+        sides = [(np.where(both, x.totals[y], 0), np.where(both, x.counts[y], 0)) for x, y in ((a, at), (b, other))]
+        results += _paired(sides[0], sides[1], binary, share)
+    return results
+
+
+def _paired(a: tuple[Array, Array], b: tuple[Array, Array], binary: bool, share: bool) -> list[Difference]:
+    """`paired_differences` of (totals, counts) in which both sides have the same clusters."""
+    (totals_a, counts_a), (totals_b, counts_b) = a, b
+    ratios_a, there = _ratios(totals_a, counts_a)
+    ratios_b, _ = _ratios(totals_b, counts_b)
+    by_seed = ratios_a - ratios_b
+    seeds, clusters = there.sum(1), (counts_a > 0).any(1).sum(1)
+    value = by_seed.sum(1) / np.maximum(seeds, 1)
+    influence = _influence(totals_a, counts_a, ratios_a) - _influence(totals_b, counts_b, ratios_b)
+    error, freedom = _two_way(influence, by_seed, there, clusters)
+    spread = np.sqrt((_over(influence.sum(1), seeds) ** 2).sum(1) / np.maximum(clusters - 1, 1))
+
+    scale = np.maximum(*(np.abs(_per_cluster(t, n)).max((1, 2), initial=0) for t, n in (a, b)))
+    # The seeds' values differ from their mean by no more than rounding, and no cluster from the others.
+    apart = np.where(there, np.abs(by_seed - value[:, None]), 0).max(1, initial=0)
+    flat = np.maximum(np.abs(influence).max((1, 2), initial=0), apart) <= 1e-12 * scale
+    means = _over(_per_cluster(totals_a, counts_a).sum(1) - _per_cluster(totals_b, counts_b).sum(1), seeds)
+    above, below = (means > 1e-12 * scale[:, None]).sum(1), (means < -1e-12 * scale[:, None]).sum(1)
+    exact = (seeds == 1) & (_one_each(totals_a, counts_a) & _one_each(totals_b, counts_b) & binary)
+
+    found = []
+    for r in range(len(value)):
+        v, n, signs = float(value[r]), int(clusters[r]), (int(above[r]), int(below[r]))
+        if n == 0:
+            found.append(Difference(None, None, None, None, 0, "none: no cluster in common"))
+        elif n == 1:
+            found.append(Difference(v, None, None, None, 1, "none: one cluster", None, None, *signs))
+        elif flat[r]:
+            # No spread to make an interval of; the sign test is left, one sign a cluster.
+            p = 2.0 ** (1 - n) if abs(v) > 1e-12 * scale[r] else 1.0
+            found.append(Difference(v, None, None, p, n, "none: every cluster differs by the same", None, None, *signs))
+        else:
+            e, f = float(error[r]), float(freedom[r])
+            half = _t_quantile(0.975, f) * e
+            low, high = (max(v - half, -1.0), min(v + half, 1.0)) if share else (v - half, v + half)
+            p = _mcnemar(*signs) if exact[r] else _t_tail(abs(v) / e, f)
+            method = "paired t" if seeds[r] == 1 else "two-way clustered paired t"
+            if exact[r]:
+                method += ", McNemar"
+            detectable = half + _t_quantile(POWER, f) * e if seeds[r] == 1 else None
+            effect = v / float(spread[r]) if spread[r] > 0 else None
+            found.append(Difference(v, low, high, p, n, method, effect, detectable, *signs))
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -210,45 +275,80 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _matrices(runs: Sequence[Sums]) -> tuple[Array, Array]:
-    """Totals and counts, [seeds, clusters], over the clusters that any run has observed; 0 where one has not."""
-    names = sorted({c for _, count in runs for c, n in count.items() if n > 0})
-    totals = np.array([[total.get(c, 0.0) if count.get(c, 0) > 0 else 0.0 for c in names] for total, count in runs])
-    counts = np.array([[count.get(c, 0.0) for c in names] for _, count in runs], dtype=float)
-    bad = ~(np.isfinite(totals) & np.isfinite(counts))
-    if bad.any():
-        raise ValueError(f"the sum or count of cluster '{names[int(np.argwhere(bad)[0, 1])]}' is not finite")
-    return totals, counts
+def _chunks(found: Panel) -> Iterator[slice]:
+    """The rows in parts that bound the memory: about 16 MB an array."""
+    rows, seeds, clusters = found.totals.shape
+    step = max(1, 2_000_000 // max(1, seeds * clusters))
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def _influence(totals: Array, counts: Array) -> Array:
-    """How far each cluster pulls its seed's ratio from where it is, [seeds, clusters] (its mean over clusters is 0)."""
-    ratios = totals.sum(1, keepdims=True) / counts.sum(1, keepdims=True)
-    influence: Array = (totals - ratios * counts) / counts.mean(1, keepdims=True)
+def _over(sums: Array, seeds: NDArray[np.int64]) -> Array:
+    """sums[row, ...] / seeds[row], for rows that have none unchanged."""
+    divided: Array = sums / np.maximum(seeds, 1)[:, None]
+    return divided
+
+
+def _per_cluster(totals: Array, counts: Array) -> Array:
+    """Each cluster's own ratio; 0 where it has none."""
+    ratios: Array = totals / np.where(counts > 0, counts, 1)
+    return ratios
+
+
+def _ratios(totals: Array, counts: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Each seed's ratio, [rows, seeds], and whether it has one (else it stands as 0)."""
+    n = counts.sum(2)
+    return _per_cluster(totals.sum(2), n), n > 0
+
+
+def _influence(totals: Array, counts: Array, ratios: Array) -> Array:
+    """How far each cluster pulls its seed's ratio from where it is, [rows, seeds, clusters].
+
+    Its mean over the clusters that any seed of the row has observed is 0, and so is what was not observed.
+    """
+    clusters = (counts > 0).any(1).sum(1)
+    mean = counts.sum(2) / np.maximum(clusters, 1)[:, None]
+    influence: Array = (totals - ratios[:, :, None] * counts) / np.where(mean > 0, mean, 1)[:, :, None]
     return influence
 
 
-def _two_way(influence: Array, ratios: Array) -> tuple[float, int]:
-    """Standard error of the mean of `ratios` over seeds, and its degrees of freedom (rounded down).
+def _two_way(
+    influence: Array, ratios: Array, there: NDArray[np.bool_], clusters: NDArray[np.int64]
+) -> tuple[Array, Array]:
+    """Standard error of each row's mean of `ratios` over seeds, and its degrees of freedom.
 
     The variance between clusters and that between seeds both hold the noise that is neither's, so it is taken off
-    once. Seeds that differ by no more than that noise are pooled: they would cost nearly all degrees of freedom.
+    once. Where seeds differ by no more than that noise they are taken not to differ at all.
+    One seed has the variance between clusters alone.
     """
-    seeds, clusters = influence.shape
-    mean = influence.mean(0)
-    between_clusters = mean.var(ddof=1) / clusters
-    between_seeds = ratios.var(ddof=1) / seeds
-    rest = ((influence - mean) ** 2).sum() / ((seeds - 1) * (clusters - 1)) / (seeds * clusters)
-    within = max(between_clusters, rest)
-    if between_seeds <= NOTICEABLE * rest:
-        return math.sqrt(within), clusters - 1
-    variance = max(between_clusters + between_seeds - rest, within)
-    freedom = variance**2 / (between_clusters**2 / (clusters - 1) + between_seeds**2 / (seeds - 1))
-    return math.sqrt(variance), max(1, int(freedom))
+    seeds = np.maximum(there.sum(1), 1)
+    c, s = np.maximum(clusters - 1, 1), np.maximum(seeds - 1, 1)
+    mean = _over(influence.sum(1), seeds)
+    between_clusters = (mean**2).sum(1) / c / np.maximum(clusters, 1)
+    off = np.where(there, ratios - (ratios.sum(1) / seeds)[:, None], 0)
+    between_seeds = (off**2).sum(1) / s / seeds
+    # Sum of squares around each cluster's mean over seeds: of all that is left what the means leave.
+    squares = (influence**2).sum((1, 2)) - seeds * (mean**2).sum(1)
+    rest = np.maximum(squares, 0) / (s * c) / (seeds * np.maximum(clusters, 1))
+    within = np.maximum(between_clusters, rest)
+    variance = np.maximum(between_clusters + between_seeds - rest, within)
+    parts = between_clusters**2 / c + between_seeds**2 / s
+    freedom = np.maximum(1, variance**2 / np.where(parts > 0, parts, 1))
+    pooled = (seeds == 1) | (between_seeds <= rest)
+    return np.sqrt(np.where(pooled, within, variance)), np.where(pooled, c, freedom)
+
+
+def _t_interval(value: float, error: float, freedom: float, share: bool) -> Interval:
+    half = _t_quantile(0.975, freedom) * error
+    if not (share and 0 < value < 1):
+        return Interval(value - half, value + half, "two-way clustered t")
+    half = min(half / (value * (1 - value)), 700)  # beyond, exp() overflows and the interval is all of 0..1 anyway
+    odds = value / (1 - value)
+    low, high = (1 / (1 + math.exp(s * half) / odds) for s in (1, -1))
+    return Interval(low, high, "two-way clustered t (logit)")
 
 
 def _degenerate(totals: Array, counts: Array, share: bool) -> Interval | None:
-    """The interval where there is no spread to estimate one from; None where there is."""
+    """Of one row, [seeds, clusters]: the interval where no spread is there to estimate one from; None where it is."""
     clusters = totals.shape[1]
     if clusters == 0:
         return Interval(None, None, "none: no cluster")
@@ -263,8 +363,10 @@ def _degenerate(totals: Array, counts: Array, share: bool) -> Interval | None:
     return Interval(None, None, "none: all clusters equal")
 
 
-def _one_each(totals: Array, counts: Array) -> bool:
-    return len(totals) > 0 and bool((counts == 1).all() and np.isin(totals, (0.0, 1.0)).all())
+def _one_each(totals: Array, counts: Array) -> NDArray[np.bool_]:
+    """For each row, whether every cluster that is observed holds one yes or no."""
+    fits: NDArray[np.bool_] = ((counts == 0) | ((counts == 1) & ((totals == 0) | (totals == 1)))).all((-2, -1))
+    return fits
 
 
 def wilson(yes: float, n: float) -> tuple[float, float]:
@@ -275,31 +377,21 @@ def wilson(yes: float, n: float) -> tuple[float, float]:
     return float(min(max(0.0, middle - half), p)), float(max(min(1.0, middle + half), p))
 
 
-def _mcnemar(a: Array, b: Array) -> float:
+def _mcnemar(above: int, below: int) -> float:
     """Exact: of the clusters where a and b disagree, how surprising is the split under a fair coin?"""
-    up, down = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
-    n = up + down
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])  # log factorials
-    k = np.arange(min(up, down) + 1)
-    return min(1.0, 2 * float(np.exp(logs[n] - logs[k] - logs[n - k] - n * math.log(2)).sum()))
+    from scipy.special import bdtr  # imported late: a table without tests needs no scipy, and answers sooner
+
+    return min(1.0, 2 * float(bdtr(min(above, below), above + below, 0.5)))
 
 
-def _t_tail(t: float, freedom: int) -> float:
-    """P(|T| > t) of Student's t, by integrating cos(x)^(freedom - 1), to which t = sqrt(freedom) tan(x) turns it."""
-    freedom = min(freedom, 1000)  # from here on the normal, to 0.1 %
-    x = np.linspace(math.atan(t / math.sqrt(freedom)), math.pi / 2, 4001)
-    whole = math.sqrt(math.pi) / 2 * math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2))
-    y = np.cos(x) ** (freedom - 1)
-    return min(1.0, float((y[1:] + y[:-1]).sum() / 2 * (x[1] - x[0])) / whole)
+def _t_tail(t: float, freedom: float) -> float:
+    """P(|T| > t) of Student's t."""
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(freedom, -t))
 
 
-@cache
-def _t_quantile(freedom: int) -> float:
-    """The t that |T| passes with probability 0.05."""
-    if freedom > 1000:
-        return _t_quantile(1000)
-    low, high = 1.0, 13.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_tail(middle, freedom) > 0.05 else (low, middle)
-    return low
+def _t_quantile(level: float, freedom: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, level))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -12,72 +13,19 @@ import pytest
 
 from detoxbench import reported
 from detoxbench.composition import options
-from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.leaderboard import leaderboard
-from detoxbench.stats import attach, holm, paired_difference
-from detoxbench.store import Clusters, Run, RunRecord
+from detoxbench.stats import holm, paired_differences, panel
+from detoxbench.store import Run
 from detoxbench.suites.base import Measure
-
-CLUSTERS = [f"r{i}" for i in range(40)]
-GEN = {"max_new_tokens": 20, "do_sample": True, "top_p": 0.9}
-
-
-def yes(times, of=CLUSTERS):
-    """A yes in the first `times` clusters."""
-    return {c: float(i < times) for i, c in enumerate(of)}
-
-
-def defense(total, **more):
-    return Measure("DS", "higher", total, dict.fromkeys(total, 1.0), unit="share", binary=True, **more)
-
-
-def toxicity(total, **more):
-    return Measure("EMT", "lower", total, dict.fromkeys(total, 1.0), **more)
+from tests.stored import CLUSTERS, defense, toxicity, write, yes
 
 
 @pytest.fixture
 def store(tmp_path):
     """A function that writes one run and returns its folder."""
-
-    def write(measures, method="none", seed=0, config=None, model="tiny", suite="safeedit", gen=None, **changes):
-        identity = {
-            "schema": 1,
-            "model": {"fingerprint": f"of {model}", "dtype": "float32"},
-            "method": {"name": method, "version": 1, "config": config or {}, "fit_data": None},
-            "suite": {"name": suite, "version": 1},
-            "scorer": {"name": "embedded", "version": 1},
-            "gen": {**GEN, **(gen or {})},
-            "seed": seed,
-        }
-        record = RunRecord(
-            schema=1,
-            run_id=digest(identity),
-            created="2026-01-01T00:00:00Z",
-            model=model,
-            method=method,
-            suite=suite,
-            scorer="embedded",
-            seed=seed,
-            identity=identity,
-            spec={"model": {"path": model}},
-            metrics=attach(measures),
-            counts={"requests": 40, "samples": 40, "empty": 1, "degenerate": 2, "truncated": 30, "missing_scores": 0},
-            cost={"fit_seconds": 1.5, "relative_speed": 0.98, "added_prompt_tokens": 0.0, "artifact_bytes": 12345},
-            diagnostics={},
-            base_run_id=None,
-            provenance={},
-        )
-        for name, value in changes.items():
-            setattr(record, name, value)
-        folder = tmp_path / "runs" / record.run_id
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_bytes(msgspec.json.encode(record))
-        (folder / "clusters.json").write_bytes(msgspec.json.encode(Clusters.of(measures)))
-        return folder
-
     (tmp_path / "runs").mkdir()
-    return write
+    return partial(write, tmp_path / "runs")
 
 
 def read(tmp_path, **more):
@@ -109,6 +57,8 @@ destein alpha=0.4   1.5 s   0.98×       +0    12.3 kB        40       1        
   [low, high]: 95 % interval by prompt or record (Wilson; cluster bootstrap (BCa))
   Δ: difference to the base on the same prompts and seeds; ✓ better, ✗ worse, ≠ differs (p < 0.05
 after Holm over the 4 tests of this table); n.s.: not supported
+  40 prompts or records tell these differences apart (power 80 %, one test at 0.05): DS 17 points,
+EMT 0.1
   none in any row: missing scores
   EMT: missing values, left out: destein alpha=0.2 2
 
@@ -233,8 +183,8 @@ def test_differences_are_corrected_over_the_whole_table(store, tmp_path):
     store(base)
     better = [defense(yes(17))]
     store(better, "m0", config={"knob": 0})
-    pair = [(m.total, m.count) for m in (*better, *base)]
-    alone = paired_difference(pair[:1], pair[1:], binary=True).p
+    pair = panel([[(m.total, m.count)] for m in (*better, *base)])
+    alone = paired_differences(pair.row(0), pair.row(1), binary=True)[0].p
     assert only_table(read(tmp_path)).rows[1].cells["DS"].difference.verdict == "better"
     for i in range(1, 20):
         store([defense(yes(11))], f"m{i}", config={"knob": i})
@@ -274,8 +224,187 @@ def test_missing_is_said_and_a_metric_without_a_value_is_no_zero(store, tmp_path
 @pytest.mark.parametrize(("name", "path"), [("fable", "elsewhere"), ("renamed", "fable"), ("tiny", "tiny")])
 def test_the_embedded_world_is_called_no_evidence(store, tmp_path, name, path):
     store([defense(yes(10))], model=name, spec={"model": {"path": path}})
-    for format in ("table", "md", "json"):
+    for format in ("table", "md", "latex", "json"):
         assert ("no evidence about methods" in read(tmp_path).render(format, width=200)) == (name != "tiny")
+
+
+# --- any two rows -----------------------------------------------------------------------------------------------------
+
+
+def three(store):
+    """A base, a row that is better than it, and one that is better than both."""
+    store([defense(yes(10))])
+    store([defense(yes(25))], "destein")
+    store([defense(yes(38))], "ext_sub")
+
+
+def test_differences_may_be_to_any_row_by_label_or_method(store, tmp_path):
+    three(store)
+    for against in ("ext_sub", "destein"):
+        table = only_table(read(tmp_path, against=against))
+        assert table.against == against
+        found = {row.label: row.cells["DS"].difference for row in table.rows}
+        assert found[against] is None
+        assert found["none"].verdict == "worse"
+        assert any(f"Δ: difference to '{against}'" in note for note in table.notes)
+    assert found["ext_sub"].value == pytest.approx(13 / 40)
+
+
+def test_a_row_to_compare_with_must_be_there_and_be_one(store, tmp_path):
+    three(store)
+    with pytest.raises(UsageError, match=r"no single row 'desten'.*did you mean 'destein'"):
+        read(tmp_path, against="desten")
+    store([defense(yes(20))], "destein", config={"alpha": 2})
+    with pytest.raises(UsageError, match=r"no single row 'destein' in any table.*rows: none, destein alpha"):
+        read(tmp_path, against="destein")
+    assert only_table(read(tmp_path, against="destein alpha=2")).rows[1].cells["DS"].difference is None
+
+
+def test_all_pairs_are_tested_together_and_seen_from_both_sides(store, tmp_path):
+    three(store)
+    (pairs,) = only_table(read(tmp_path, pairwise=["DS"])).pairwise
+    assert pairs.labels == ["none", "destein", "ext_sub"]
+    there, back = pairs.differences[2][0], pairs.differences[0][2]
+    assert (there.value, there.low, there.verdict) == (-back.value, -back.high, "better")
+    assert (back.verdict, back.above, back.below) == ("worse", 0, 28)
+    half = [pairs.differences[i][j] for i, j in ((1, 0), (2, 0), (2, 1))]
+    assert [d.p_holm for d in half] == pytest.approx(holm([d.p for d in half]))
+    assert pairs.differences[1][1] is None
+
+
+def test_how_large_a_difference_is_and_how_large_it_must_be_is_told(store, tmp_path):
+    three(store)
+    table = only_table(read(tmp_path))
+    difference = table.rows[1].cells["DS"].difference
+    spread = np.std([0.0] * 25 + [1.0] * 15, ddof=1)
+    assert difference.effect == pytest.approx(15 / 40 / spread)
+    assert (difference.above, difference.below) == (15, 0)
+    (note,) = [note for note in table.notes if "tell these differences apart" in note]
+    shown = np.median([100 * row.cells["DS"].difference.detectable for row in table.rows[1:]])
+    assert note == (
+        f"40 prompts or records tell these differences apart (power 80 %, one test at 0.05): DS {shown:.2g} points"
+    )
+
+
+def test_the_best_is_one_that_beats_every_other_row_by_a_test(store, tmp_path):
+    three(store)
+    assert only_table(read(tmp_path)).columns[0].best == "ext_sub"
+    store([defense(yes(37))], "self_reminder")  # nearly as good: nobody is the best
+    assert only_table(read(tmp_path)).columns[0].best is None
+
+
+def test_to_be_the_best_of_three_takes_more_than_to_be_the_better_of_two(store, tmp_path):
+    store([defense(yes(34))])
+    store([defense(yes(40))], "ext_sub")  # six answers apart, all to one side: p = 2 / 2**6
+    assert only_table(read(tmp_path)).columns[0].best == "ext_sub"
+    store([defense(yes(5))], "destein")
+    assert only_table(read(tmp_path)).columns[0].best is None
+
+
+def test_two_seeds_are_said_to_be_few(store, tmp_path):
+    for seed in range(3):
+        store([defense(yes(10))], seed=seed)
+    assert not any("two seeds" in note for note in only_table(read(tmp_path)).notes)
+    for seed in range(2):
+        store([defense(yes(20))], "destein", seed)
+    assert any("two seeds" in note for note in only_table(read(tmp_path)).notes)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def test_filters_take_names_and_patterns_and_the_base_stays(store, tmp_path):
+    three(store)
+    store([defense(yes(10))], model="other")
+    store([defense(yes(10))], suite="utility", scorer="refusal")
+    assert [r.label for r in only_table(read(tmp_path, method=["ext*"], model=["tiny"], suite=["safeedit"])).rows] == [
+        "none",
+        "ext_sub",
+    ]
+    assert {t.model for t in read(tmp_path, model=["o*", "tiny"]).tables} == {"other", "tiny"}
+    assert [t.suite for t in read(tmp_path, scorer=["refusal"]).tables] == ["utility"]
+    with pytest.raises(UsageError, match=r"no run with suite 'safedit' .did you mean 'safeedit'.*there are: safeedit"):
+        read(tmp_path, suite=["safedit"])
+
+
+def test_columns_are_chosen_and_ordered_and_only_they_are_tested(store, tmp_path):
+    store([defense(yes(10)), toxicity(yes(10)), toxicity(yes(9), headline=False)])
+    store([defense(yes(17)), toxicity(yes(12))], "destein")
+    every, one = read(tmp_path), read(tmp_path, columns=["cost.artifact_bytes", "DS", "counts.truncated"])
+    difference = [only_table(board).rows[1].cells["DS"].difference for board in (every, one)]
+    assert difference[0].p_holm > difference[1].p_holm == difference[1].p
+    lines = one.render("md").splitlines()
+    assert next(line for line in lines if line.startswith("| method")) == (
+        "| method | seeds | DS ↑ % | artifact | truncated |"
+    )
+    assert {r["metric"] for r in csv.DictReader(io.StringIO(one.render("csv")))} == {
+        "DS",
+        "cost.artifact_bytes",
+        "counts.truncated",
+    }
+    with pytest.raises(UsageError, match=r"no column 'cost.artefact_bytes'.*did you mean 'cost.artifact_bytes'"):
+        read(tmp_path, columns=["cost.artefact_bytes"])
+    with pytest.raises(UsageError, match="no column 'ds' in any table"):
+        read(tmp_path, pairwise=["ds"])
+    store([defense(yes(10))], suite="utility")
+    assert [t.suite for t in read(tmp_path, columns=["EMT"]).tables] == ["safeedit"]  # the other has nothing to show
+
+
+def test_suites_of_a_model_stand_side_by_side_with_their_own_tests(store, tmp_path):
+    three(store)
+    store([toxicity(yes(30))], suite="real_toxicity_prompts", gen={"top_p": 1.0})
+    store([toxicity(yes(5)), defense(yes(3))], "destein", suite="real_toxicity_prompts", gen={"top_p": 1.0})
+    own = {t.suite: t for t in read(tmp_path).tables}
+    table = only_table(read(tmp_path, by="model"))
+    assert [c.name for c in table.columns] == ["real_toxicity_prompts: EMT", "safeedit: DS"]
+    assert [r.label for r in table.rows] == ["none", "destein", "ext_sub"]
+    assert table.rows[1].cells["safeedit: DS"] == own["safeedit"].rows[1].cells["DS"]
+    assert table.rows[1].cells["real_toxicity_prompts: EMT"].difference.verdict == "better"
+    assert table.rows[2].cells["real_toxicity_prompts: EMT"].interval == "none: not run"
+    assert len(table.rows[1].run_ids) == 2
+    assert table.columns[1].best == "ext_sub"
+    assert "safeedit: DS ↑ %" in read(tmp_path, by="model").render("table", width=150)
+    with pytest.raises(UsageError, match="ranks and pairs are of one table"):
+        read(tmp_path, by="model", ranks=True)
+
+
+def test_a_configuration_is_one_row_over_suites_unless_its_data_alone_tells_rows_apart(store, tmp_path):
+    for suite in ("safeedit", "utility"):  # fitted on each of the suite's own records
+        store([defense(yes(10))], "dinm", suite=suite, fit_data=f"of {suite}")
+    assert [(r.label, len(r.run_ids)) for r in only_table(read(tmp_path, by="model")).rows] == [("dinm", 2)]
+    store([defense(yes(10))], "dinm", suite="utility", fit_data="another")
+    rows = only_table(read(tmp_path, by="model")).rows
+    assert [r.label for r in rows] == ["dinm fit_data=another", "dinm fit_data=of safeedit", "dinm fit_data=of utility"]
+
+
+def test_models_of_a_suite_stand_side_by_side_under_one_setting_only(store, tmp_path):
+    for model in ("large", "small"):
+        store([defense(yes(10))], model=model)
+        store([defense(yes(30))], "destein", model=model, config={"alpha": 0.4})
+    store([defense(yes(10))], gen={"top_p": 0.5}, model="small")
+    tables = read(tmp_path, by="suite").tables
+    assert [[c.name for c in t.columns] for t in tables] == [["large: DS", "small: DS"], ["small: DS"]]
+    assert tables[0].rows[1].label == "destein"
+    assert tables[0].shared["gen.top_p"] == 0.9
+
+
+def test_ranks_and_the_front_are_shown_when_asked(store, tmp_path):
+    three(store)
+    assert only_table(read(tmp_path)).standings == []
+    board = read(tmp_path, pareto=["DS", "cost.fit_seconds"])
+    found = only_table(board)
+    assert found.front == ["DS", "cost.fit_seconds"]
+    assert [(s.label, s.rank, s.front) for s in found.standings] == [
+        ("ext_sub", 1, True),
+        ("destein", 2, False),
+        ("none", 3, False),
+    ]
+    assert (found.standings[0].low, found.standings[0].high, found.standings[0].first) == (1, 1, 1.0)
+    assert "Pareto front over DS, cost.fit_seconds" in board.render("table", width=120)
+    rows = list(csv.DictReader(io.StringIO(board.render("csv"))))
+    assert [r["value"] for r in rows if r["metric"] == "rank.borda"] == ["1", "2", "3"]
+    with pytest.raises(UsageError, match="no column 'nonsense'"):
+        read(tmp_path, pareto=["nonsense"])
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------
@@ -355,6 +484,42 @@ def test_a_name_like_a_formula_stays_text_in_csv(hostile):
     rows = list(csv.DictReader(io.StringIO(hostile.render("csv"))))
     assert {r["row"][:5] for r in rows} == {"'=cmd"}
     assert {r["model"][:5] for r in rows} == {"'=cmd"}
+
+
+@pytest.mark.parametrize("name", ["+1", " @SUM(A1)", "-x", "＝1", "\t=1"])
+def test_every_way_to_begin_a_formula_is_guarded(store, tmp_path, name):
+    store([defense(yes(10))], name)
+    (row,) = {r["row"] for r in csv.DictReader(io.StringIO(read(tmp_path).render("csv")))}
+    assert row[0] in "'�"
+
+
+def test_a_name_with_commands_stays_text_in_latex(store, tmp_path):
+    store([defense(yes(10))], r"\input{x} 50%_&#$~^<>|", model="a_b")
+    store([defense(yes(10))])
+    text = read(tmp_path).render("latex")
+    (row,) = [line for line in text.splitlines() if "input" in line]
+    signs = r"\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}\textbar{}"
+    assert row.startswith(rf"\textbackslash{{}}input\{{x\}} 50\%\_\&\#\${signs} &")
+    assert r"\caption{a\_b" in text
+
+
+def test_latex_has_booktabs_intervals_in_small_print_and_bold_only_with_a_test(store, tmp_path):
+    three(store)
+    lines = read(tmp_path, columns=["DS", "cost.artifact_bytes"], pairwise=["DS"]).render("latex").splitlines()
+    start = lines.index(r"\begin{tabular}{lrr}")
+    assert lines[start + 1 : start + 9] == [
+        r"\toprule",
+        r"method & DS $\uparrow$ \% & artifact \\",
+        r"\midrule",
+        r"none & 25.0 {\scriptsize [14.2, 40.2]} & 12.3 kB \\",
+        r"destein & 62.5$^{*}$ {\scriptsize [47.0, 75.8]} & 12.3 kB \\",
+        r"ext\_sub & \textbf{95.0}$^{*}$ {\scriptsize [83.5, 98.6]} & 12.3 kB \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    assert any(line.startswith("(1) none & -- & $-$37.5 [$-$53.2, $-$21.8] $") for line in lines)
+    store([defense(yes(37))], "self_reminder")
+    assert r"\textbf" not in read(tmp_path).render("latex")
 
 
 def test_negative_numbers_stay_numbers_in_csv(store, tmp_path):

@@ -1,0 +1,261 @@
+"""Two runs side by side: what differs in their numbers, by a test; in their settings; and in their answers.
+
+Everything is B against A: a difference is B minus A, and "better" is said of B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from detoxbench import stats
+from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.leaderboard import Column, Difference, differing, flat, shared_identity, short, tested
+from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, runs
+from detoxbench.suites.base import Sample, Scored
+
+SHOWN = 10
+"""How many of the samples that disagree are kept unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs, for people."""
+
+    run_id: str
+    folder: str
+    model: str
+    method: str
+    suite: str
+    scorer: str
+    seed: int
+    created: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A metric of both runs; without a difference where they have no cluster in common."""
+
+    name: str
+    better: Literal["higher", "lower", "neither"]
+    unit: Literal["share", "number"]
+    a: MetricRecord
+    b: MetricRecord
+    difference: Difference | None
+
+
+class Changed(NamedTuple):
+    """A key that differs; a side that has none has None."""
+
+    key: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    score: float
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One sample of both runs: the same request, the same sample index. Texts are untrusted and may be offensive."""
+
+    id: str
+    sample: int
+    kind: str
+    prompt: str | None
+    a: Answer
+    b: Answer
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples that both runs have with a score: which way they went, and where they disagree most.
+
+    `score` is what they are compared by: a column of the main scorer, or of given texts the negative log-likelihood a
+    token. It is None where there is nothing to compare by, and `note` says why.
+    """
+
+    score: str | None
+    note: str
+    higher: int
+    lower: int
+    equal: int
+    unscored: int
+    most: list[Disagreement]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`identity`: what can change a number and differs; `settings` and `environment`: what should not, and differs."""
+
+    a: Side
+    b: Side
+    metrics: list[Compared]
+    identity: list[Changed]
+    settings: list[Changed]
+    environment: list[Changed]
+    cost: list[Changed]
+    counts: list[Changed]
+    samples: Samples
+    notes: list[str]
+
+
+def find_run(name: str, folder: str | Path = "runs") -> Run:
+    """The finished run that `name` means: its folder, or the beginning of its id under `folder`.
+
+    Raises UsageError when there is none, or more than one.
+    """
+    if (Path(name) / "run.json").is_file():
+        return Run(Path(name))
+    there = list(runs(Path(folder)))
+    found = [run for run in there if run.folder.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        near = did_you_mean(name, [run.folder.name for run in there])
+        raise UsageError(f"no run '{name}' in '{folder}'{near}: give a run's folder, or the beginning of its id")
+    some = ", ".join(run.folder.name for run in found[:5])
+    raise UsageError(f"'{name}' is the beginning of {len(found)} runs in '{folder}': {some}{' ...' * (len(found) > 5)}")
+
+
+def compare(a: Run, b: Run, *, all_metrics: bool = False, shown: int = SHOWN) -> Comparison:
+    """What distinguishes run `b` from run `a`, and whether a test supports it (Holm over the metrics).
+
+    Headline metrics only unless `all_metrics`; `shown` samples in which they disagree most. Raises UsageError where
+    the runs are one, or differ in more than method and seed (naming the keys), DetoxbenchError where a file of theirs
+    cannot be read.
+    """
+    first, second = a.record(), b.record()
+    if first.run_id == second.run_id:
+        raise UsageError(f"both are run {first.run_id}: name two")
+    _check_comparable(first, second)
+    identity, settings, environment = _changes(first, second)
+    notes = []
+    if first.seed != second.seed:
+        notes.append("the seeds differ: prompts are paired, but each run has its own sampling noise")
+    if environment:
+        notes.append("the environment differs too: on another machine or version the last bits of logits differ")
+    return Comparison(
+        a=_side(a, first),
+        b=_side(b, second),
+        metrics=_metrics(a, b, first, second, all_metrics),
+        identity=identity,
+        settings=settings,
+        environment=environment,
+        cost=_both(first.cost, second.cost),
+        counts=_both(first.counts, second.counts),
+        samples=_samples(a, b, first, shown),
+        notes=notes,
+    )
+
+
+def _check_comparable(a: RunRecord, b: RunRecord) -> None:
+    ours, theirs = (dict(flat(shared_identity(record))) for record in (a, b))
+    keys = differing([ours, theirs])
+    if keys:
+        found = [f"{key} ({short(ours.get(key, 'absent'))} | {short(theirs.get(key, 'absent'))})" for key in keys]
+        raise UsageError(f"runs {a.run_id} and {b.run_id} are not comparable, they differ in {', '.join(found)}")
+
+
+def _side(run: Run, record: RunRecord) -> Side:
+    names = (record.model, record.method, record.suite, record.scorer, record.seed, record.created)
+    return Side(record.run_id, str(run.folder), *names)
+
+
+def _changes(a: RunRecord, b: RunRecord) -> tuple[list[Changed], list[Changed], list[Changed]]:
+    def between(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Changed]:
+        found = [Changed(key, ours.get(key), theirs.get(key)) for key in differing([ours, theirs])]
+        return [change for change in found if change.a != change.b]  # absent and null say the same
+
+    identity = between(dict(flat(a.identity)), dict(flat(b.identity)))
+    # The specification says the same again under shorter keys; what is left has no part in the identity.
+    told = {change.key.replace(".config.", ".") for change in identity} | {"method_name", "runs_dir"}
+    settings = [c for c in between(dict(flat(a.spec)), dict(flat(b.spec))) if c.key not in told]
+    environment = between(dict(flat(a.provenance)), dict(flat(b.provenance)))
+    return identity, settings, [c for c in environment if c.key not in ("command", "git.dirty")]
+
+
+def _both(a: dict[str, Any], b: dict[str, Any]) -> list[Changed]:
+    return [Changed(k, a.get(k), b.get(k)) for k in dict.fromkeys([*a, *b]) if (a.get(k), b.get(k)) != (None, None)]
+
+
+def _metrics(a: Run, b: Run, first: RunRecord, second: RunRecord, all_metrics: bool) -> list[Compared]:
+    names = [n for n, m in first.metrics.items() if n in second.metrics and (all_metrics or m.headline)]
+    ours, theirs = _clusters(a), _clusters(b)
+    columns = [Column(n, first.metrics[n].better, first.metrics[n].unit) for n in names]
+    found = []
+    for column in columns:
+        n = column.name
+        sums = [(c.total[n], c.count[n]) if n in c.total else None for c in (theirs, ours)]
+        rows = stats.panel([[run] for run in sums])
+        binary = bool(ours.binary.get(n) and theirs.binary.get(n))
+        (d,) = stats.paired_differences(rows.row(0), rows.row(1), binary=binary, share=column.unit == "share")
+        found.append((column, d, [first.seed] if first.seed == second.seed else []))
+    return [
+        Compared(c.name, c.better, c.unit, first.metrics[c.name], second.metrics[c.name], difference)
+        for c, difference in zip(columns, tested(found), strict=True)
+    ]
+
+
+def _clusters(run: Run) -> Clusters:
+    try:
+        return run.clusters()
+    except (OSError, msgspec.DecodeError) as error:
+        raise DetoxbenchError(f"{run.folder / 'clusters.json'} cannot be read, so nothing is tested: {error}") from None
+
+
+def _samples(a: Run, b: Run, record: RunRecord, shown: int) -> Samples:
+    name, note = _score_name(record)
+    sides = [_scored(run, name) for run in (a, b)]
+    keys = [key for key in sides[0] if key in sides[1]]
+    pairs = [(key, x, y) for key in keys if (x := sides[0][key][1]) is not None and (y := sides[1][key][1]) is not None]
+    if not pairs:
+        return Samples(None, note or "no sample has a score in both runs", 0, 0, 0, len(keys), [])
+    furthest = sorted((p for p in pairs if p[1] != p[2]), key=lambda p: (-abs(p[2] - p[1]), p[0]))[:shown]
+    most = []
+    for key, x, y in furthest:
+        ours, theirs = sides[0][key][0], sides[1][key][0]
+        most.append(Disagreement(*key, ours.kind, ours.prompt, Answer(x, ours.text), Answer(y, theirs.text)))
+    return Samples(
+        score=name or "negative log-likelihood a token",
+        note=note,
+        higher=sum(y > x for _, x, y in pairs),
+        lower=sum(y < x for _, x, y in pairs),
+        equal=sum(y == x for _, x, y in pairs),
+        unscored=len(keys) - len(pairs),
+        most=most,
+    )
+
+
+def _score_name(record: RunRecord) -> tuple[str | None, str]:
+    """The main scorer's column, None where the texts are given; and a remark."""
+    from detoxbench.registries import scorers, suites
+
+    try:
+        if not suites.get(record.suite).judged:
+            return None, ""
+        return scorers.get(record.scorer).primary, ""
+    except UsageError as error:
+        return "toxicity", f"{error}; samples are compared by 'toxicity'"
+
+
+def _scored(run: Run, name: str | None) -> dict[tuple[str, int], tuple[Sample, float | None]]:
+    try:
+        samples, scores = run.samples(), run.scores()
+    except OSError as error:
+        raise DetoxbenchError(f"a file of run '{run.folder}' is not there: {error}") from None
+    if [(s.id, s.sample) for s in samples] != [(s.id, s.sample) for s in scores]:
+        raise DetoxbenchError(f"samples.jsonl and scores.jsonl in '{run.folder}' do not belong together: run it again")
+    return {(s.id, s.sample): (s, _score(s, c, name)) for s, c in zip(samples, scores, strict=True)}
+
+
+def _score(sample: Sample, scored: Scored, name: str | None) -> float | None:
+    if name is None:
+        return sample.nll / sample.tokens if sample.nll is not None and sample.tokens else None
+    return (scored.scores.get("main") or {}).get(name)

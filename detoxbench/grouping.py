@@ -1,0 +1,125 @@
+"""Tables side by side: one for each model with its suites as columns, or one for each suite with models as columns.
+
+A cell keeps what it has in its own table: its interval, and its difference to that table's reference, tested there.
+Nothing is averaged over suites or models, and no row of one table is tested against a row of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from detoxbench.config import digest
+from detoxbench.leaderboard import (
+    Cell,
+    Leaderboard,
+    Row,
+    Table,
+    differing,
+    mean_by_key,
+    row_labels,
+    short,
+    sum_by_key,
+)
+
+NOT_RUN = Cell(None, None, None, "none: not run", 0, 0)
+
+
+def grouped(board: Leaderboard, by: Literal["model", "suite"]) -> Leaderboard:
+    """`board` with its tables of one model (or of one suite, scorer and generation) side by side."""
+    groups: dict[str, list[Table]] = {}
+    for table in board.tables:
+        groups.setdefault(digest({k: v for k, v in table.shared.items() if _common(k, by)}), []).append(table)
+    return Leaderboard([_beside_each_other(tables, by) for tables in groups.values()], board.notes)
+
+
+def _common(key: str, by: Literal["model", "suite"]) -> bool:
+    """Whether tables that are put side by side have to agree in this key."""
+    return key.startswith("model.") == (by == "model")
+
+
+def _beside_each_other(tables: list[Table], by: Literal["model", "suite"]) -> Table:
+    names = _names(tables, by)
+    same = _same(tables)
+    places = [{digest(same(row)): row for row in table.rows} for table in tables]
+    order = list(dict.fromkeys(key for place in places for key in place))
+    examples = [next(place[key] for place in places if key in place) for key in order]
+    labels, ordered = _labels(examples, same)
+
+    columns = []
+    for name, place, table in zip(names, places, tables, strict=True):
+        shown = {row.label: labels[ordered.index(order.index(key))] for key, row in place.items()}
+        columns += [replace(c, name=f"{name}: {c.name}", best=c.best and shown[c.best]) for c in table.columns]
+    rows = []
+    for label, i in zip(labels, ordered, strict=True):
+        found = [place.get(order[i]) for place in places]
+        there = [row for row in found if row is not None]
+        rows.append(
+            Row(
+                label=label,
+                method=examples[i].method,
+                seeds=sorted({seed for row in there for seed in row.seeds}),
+                run_ids=[run_id for row in there for run_id in row.run_ids],
+                cells={
+                    f"{name}: {c.name}": row.cells[c.name] if row else NOT_RUN
+                    for name, row, table in zip(names, found, tables, strict=True)
+                    for c in table.columns
+                },
+                cost=mean_by_key([row.cost for row in there]),
+                counts=sum_by_key([row.counts for row in there]),
+            )
+        )
+    shared = {k: v for k, v in tables[0].shared.items() if all(t.shared.get(k) == v for t in tables)}
+    return Table(
+        model=tables[0].model if by == "model" else "by model",
+        suite=tables[0].suite if by == "suite" else "by suite",
+        scorer=" / ".join(dict.fromkeys(table.scorer for table in tables)),
+        shared=shared,
+        columns=columns,
+        rows=rows,
+        notes=_notes(tables, names),
+        beside=tables[0].beside,
+    )
+
+
+def _names(tables: list[Table], by: Literal["model", "suite"]) -> list[str]:
+    """What each table is called in the headings: the suite or the model, and where that is not enough what differs."""
+    names = [table.suite if by == "model" else table.model for table in tables]
+    found = []
+    for name, table in zip(names, tables, strict=True):
+        same = [t.shared for n, t in zip(names, tables, strict=True) if n == name]
+        apart = [f"{key}={short(table.shared.get(key))}" for key in differing(same)]
+        found.append(" ".join([name, *apart]))
+    return found
+
+
+def _same(tables: Sequence[Table]) -> Callable[[Row], dict[str, Any]]:
+    """What a row is the same configuration by in other tables: its method, with all that can change a number.
+
+    The fit data are left out where that tells a table's rows apart still: a method that is fitted on each of the
+    suite's records has other data in every suite. A row that papers report goes by its label.
+    """
+
+    def without_data(row: Row) -> dict[str, Any]:
+        return {k: v for k, v in whole(row).items() if k != "fit_data"}
+
+    def whole(row: Row) -> dict[str, Any]:
+        return row.method if row.run_ids else {"label": row.label}
+
+    distinct = all(len({digest(without_data(row)) for row in table.rows}) == len(table.rows) for table in tables)
+    return without_data if distinct else whole
+
+
+def _labels(rows: list[Row], same: Callable[[Row], dict[str, Any]]) -> tuple[list[str], list[int]]:
+    """Labels over all tables and which row each is of: what was measured first, then what papers report."""
+    measured = [i for i, row in enumerate(rows) if row.run_ids]
+    labels, order = row_labels([same(rows[i]) for i in measured])
+    reported = [i for i, row in enumerate(rows) if not row.run_ids]
+    return [*labels, *(rows[i].label for i in reported)], [*(measured[k] for k in order), *reported]
+
+
+def _notes(tables: list[Table], names: list[str]) -> list[str]:
+    everywhere = [note for note in tables[0].notes if all(note in table.notes for table in tables)]
+    own = [f"{n}: {note}" for n, t in zip(names, tables, strict=True) for note in t.notes if note not in everywhere]
+    return [*everywhere, *own]

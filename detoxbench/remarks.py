@@ -1,0 +1,106 @@
+"""What is said below tables: how to read them, what is missing, what is not supported, what keeps tables apart."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+
+from detoxbench import stats
+from detoxbench.leaderboard import BASE, EMBEDDED, LEVEL, Column, Row, Table, differing, short
+
+TWO_SEEDS = "87 to 92"
+"""What intervals over two seeds cover where seeds differ (docs/statistics.md)."""
+
+
+def of_table(
+    columns: list[Column], rows: list[Row], against: str | None, reference: int | None, *, embedded: bool
+) -> list[str]:
+    """What stands below a table whose differences are to the row `reference`, which `against` asked for."""
+    notes = [EMBEDDED] if embedded else []
+    methods = sorted({c.interval for r in rows for c in r.cells.values() if c.low is not None})
+    if methods:
+        notes.append(f"[low, high]: 95 % interval by prompt or record ({'; '.join(methods)})")
+    base = "the base" if against is None else f"'{against}'"
+    tests = sum(c.difference is not None and c.difference.p is not None for r in rows for c in r.cells.values())
+    if tests:
+        notes.append(
+            f"Δ: difference to {base} on the same prompts and seeds; ✓ better, ✗ worse, ≠ differs "
+            f"(p < {LEVEL} after Holm over the {tests} tests of this table); n.s.: not supported"
+        )
+        notes += _detectable(columns, rows)
+    if reference is None:
+        name = BASE if against is None else against
+        several = [row.label for row in rows if row.method["name"] == name]
+        if several:
+            notes.append(f"several rows of '{name}' ({'; '.join(several)}): no differences (--against names one)")
+        elif against is None:
+            notes.append("no base run (method=none) here: no differences")
+        else:
+            notes.append(f"no row '{against}' here: no differences")
+    elif reference is not None:
+        other = rows[reference]
+        for row in rows:
+            if row.seeds != other.seeds:
+                common = sorted(set(row.seeds) & set(other.seeds))
+                over = f"differences are over {_listed(common)}" if common else "none in common, so no differences"
+                name = "base" if against is None else "the other"
+                notes.append(f"{row.label}: seeds {_listed(row.seeds)}, {name} {_listed(other.seeds)}: {over}")
+    if any(len(row.seeds) == 2 for row in rows):
+        notes.append(
+            f"two seeds: where seeds differ much, their 95 % intervals cover {TWO_SEEDS} %; take three or more"
+        )
+    counted = dict.fromkeys(key for row in rows for key in row.counts)
+    never = [key.replace("_", " ") for key in counted if not any(row.counts.get(key) for row in rows)]
+    if never:
+        notes.append(f"none in any row: {', '.join(never)}")
+    read = {row.label: (row.counts.get("prompts_in_fit_data", 0), row.counts.get("requests")) for row in rows}
+    if flagged := [f"{label} ({n} of {asked})" for label, (n, asked) in read.items() if n]:
+        notes.append(f"flagged, fitted on texts that are asked here (too good, maybe): {', '.join(flagged)}")
+    for name in rows[0].cells:
+        missing = [f"{row.label} {row.cells[name].missing}" for row in rows if row.cells[name].missing]
+        if missing:
+            notes.append(f"{name}: missing values, left out: {', '.join(missing)}")
+        bare = {row.label: row.cells[name].interval for row in rows if row.cells[name].low is None}
+        if bare:
+            reasons = (f"{label} ({reason.removeprefix('none: ')})" for label, reason in bare.items())
+            notes.append(f"{name}: no interval: {', '.join(reasons)}")
+    return notes
+
+
+def verified(rows: list[Row], packs: Mapping[str, str]) -> list[str]:
+    """Which rows came in packs and were computed again; `packs` is by run id."""
+    sure = [row for row in rows if all(run_id in packs for run_id in row.run_ids)]
+    told = (f"{row.label} ({', '.join(sorted({packs[run_id] for run_id in row.run_ids}))})" for row in sure)
+    return [f"verified, computed again from samples and scores: {', '.join(told) or 'no row'}"] if packs else []
+
+
+def _detectable(columns: list[Column], rows: list[Row]) -> list[str]:
+    """What this many clusters can tell apart, in words: for each metric the median over the rows' differences."""
+    by_n: dict[int, list[str]] = {}
+    for column in columns:
+        differences = [d for row in rows if (d := row.cells[column.name].difference) and d.detectable is not None]
+        if differences:
+            size = statistics.median([d.detectable for d in differences if d.detectable is not None])
+            shown = f"{100 * size:.2g} points" if column.unit == "share" else f"{size:.2g}"
+            by_n.setdefault(max(d.n for d in differences), []).append(f"{column.name} {shown}")
+    power = f"power {stats.POWER:.0%}, one test at {LEVEL}".replace("%", " %")
+    return [f"{n} prompts or records tell these differences apart ({power}): {', '.join(s)}" for n, s in by_n.items()]
+
+
+def keep_apart(tables: list[Table]) -> list[str]:
+    """Write into each table, and say, by which keys the tables of one suite are kept apart."""
+    notes = []
+    for suite in sorted({t.suite for t in tables}):
+        same = [t for t in tables if t.suite == suite]
+        for key in differing([t.shared for t in same]):
+            values = []
+            for table in same:
+                value = short(table.shared.get(key, "absent"))
+                values.append(f"{value} ({table.model})" if key == "model.fingerprint" else value)
+                table.apart[key] = table.shared.get(key)
+            notes.append(f"tables of {suite} are kept apart by {key}: {' | '.join(dict.fromkeys(values))}")
+    return notes
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values)) or "none"
