@@ -1,0 +1,12 @@
+"""`report`: finished runs as one HTML file that needs nothing else, and as figures for print.
+
+content.py      runs to what is shown (no HTML, no drawing)
+samples.py      runs to the texts of the sample browser, within a size
+build.py        both into template.html with style.css and report.js: the page
+plots.py        the same content as PNG and SVG files, by matplotlib
+"""
+
+from detoxbench.report.build import Written, report
+from detoxbench.report.content import Only
+
+__all__ = ["Only", "Written", "report"]

@@ -1,0 +1,248 @@
+"""Content and samples into one HTML file: template.html with style.css and report.js inside, data as JSON."""
+
+from __future__ import annotations
+
+import base64
+import glob
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from detoxbench import __version__
+from detoxbench.errors import DetoxbenchError
+from detoxbench.leaderboard import BASE, EMBEDDED, LEVEL, Cell, Column, Verdict
+from detoxbench.rendering import MARKS, clean, number, rest_of, setting
+from detoxbench.report import samples as texts
+from detoxbench.report.content import ALL, COSTS, Content, Only, axes, content, default_axes, names
+from detoxbench.store import write_atomic
+
+HERE = Path(__file__).parent
+TOXIC = 0.5
+"""A text whose score is above counts as toxic in the sample browser, as in the metrics (`metrics.is_toxic`)."""
+LOOKS = 8
+"""Colours and marks that tell methods apart (style.css, report.js); they come round again after so many."""
+WORDS: dict[Verdict, str] = {
+    "better": "better than the base",
+    "worse": "worse than the base",
+    "differs": "differs from the base",
+    "unsupported": "difference not supported",
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `report` wrote: the page, and the side files of the samples that it has no room for."""
+
+    page: Path
+    side_files: list[Path]
+
+
+def report(
+    folder: str | Path = "runs",
+    output: str | Path = "report.html",
+    only: Only = ALL,
+    *,
+    paper: bool = False,
+    inside: int = texts.INSIDE,
+    beside: int = texts.BESIDE,
+) -> Written:
+    """Write the runs under `folder` as one page that needs no network and no other file.
+
+    At most `inside` bytes of samples are in the page; the others go to OUTPUT-STEM.samples-N.js beside it, `beside`
+    bytes each, which the page loads when its reader asks. The same runs give the same bytes. With `paper`, what
+    papers report stands in the tables. Raises DetoxbenchError where there are no finished runs, a run's samples cannot
+    be read or `output` cannot be written.
+    """
+    output = Path(output)
+    if output.is_dir():
+        raise DetoxbenchError(f"'{output}' is a folder: name a file for the report (-o report.html)")
+    found = content(folder, only, paper=paper)
+    chosen = texts.samples(found, inside=inside, beside=beside)
+    side = {
+        i: output.with_name(f"{output.stem}.samples-{i + 1}.js") for i, c in enumerate(chosen) if c.beside is not None
+    }
+    data = _data(found, chosen, {i: path.name for i, path in side.items()})
+    page = _page(found, data).encode()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for old in output.parent.glob(f"{glob.escape(output.stem)}.samples-*.js"):
+            if old not in side.values():
+                old.unlink()
+        for i, path in side.items():
+            block = texts.for_script(chosen[i].beside)
+            write_atomic(path, f"detoxbenchSamples({i}, {json.dumps(data['digest'])}, {block});\n".encode())
+        write_atomic(output, page)
+    except OSError as error:
+        raise DetoxbenchError(f"cannot write the report to '{output}': {error.strerror or error}") from None
+    return Written(output, list(side.values()))
+
+
+def _data(found: Content, chosen: list[texts.Chosen], side: dict[int, str]) -> dict[str, Any]:
+    sections = []
+    for i, (section, own) in enumerate(zip(found.sections, chosen, strict=True)):
+        table = section.table
+        sections.append(
+            {
+                "model": table.model,
+                "suite": table.suite,
+                "name": names(found)[i],
+                "columns": table.columns,
+                "rows": [
+                    {
+                        "label": row.label,
+                        "method": row.method["name"],
+                        "key": key,
+                        "seeds": row.seeds,
+                        "cells": row.cells,
+                        "cost": row.cost,
+                    }
+                    for row, key in zip(table.rows, section.keys, strict=True)
+                ],
+                "measured": section.measured,
+                "groups": section.groups,
+                "sweeps": section.sweeps,
+                "samples": own.inside,
+                "side": side.get(i),
+                "side_records": len({r[1] for r in own.beside.requests}) if own.beside else 0,
+                "side_bytes": own.beside.size if own.beside else 0,
+                "records": own.records,
+            }
+        )
+    data: dict[str, Any] = {
+        "sections": sections,
+        "methods": found.methods,
+        "base": BASE,
+        "toxic": TOXIC,
+        "labels": found.labels,
+        "marks": MARKS,
+        "costs": {
+            key: {"words": words, "better": better, "unit": unit} for key, (words, better, unit) in COSTS.items()
+        },
+        "tradeoffs": [
+            {"model": model, "axes": axes(found, model), "chosen": default_axes(found, model)} for model in found.models
+        ],
+        "curves": found.curves,
+        "diagnostics": found.diagnostics,
+    }
+    data = msgspec.to_builtins(data)
+    data["digest"] = hashlib.sha256(msgspec.json.encode(data)).hexdigest()[:16]
+    return data
+
+
+def _page(found: Content, data: dict[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["clean"] = clean
+    environment.filters["words"] = lambda name: Markup("_<wbr>").join(clean(name).split("_"))
+    page = environment.get_template("template.html").render(
+        content=found,
+        names=names(found),
+        summary=_summary(found),
+        verdicts=[_verdicts(found, model) for model in found.models],
+        looks={
+            name: "base" if name == BASE else (i - (BASE in found.methods)) % LOOKS
+            for i, name in enumerate(found.methods)
+        },
+        embedded=EMBEDDED,
+        level=LEVEL,
+        base=BASE,
+        marks=MARKS,
+        words=WORDS,
+        shown=_shown,
+        rest=rest_of,
+        setting=setting,
+        toxic=TOXIC,
+        version=__version__,
+        style=Markup(style),
+        script=Markup(script),
+        data=Markup(texts.for_script(data)),
+        policy=_policy(style, script, side=any(s["side"] for s in data["sections"])),
+    )
+    return str(page)
+
+
+def _policy(style: str, script: str, *, side: bool) -> str:
+    """Content Security Policy: this style and this script by their hashes, side files of the page's own folder."""
+
+    def sha(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    own = " 'self'" if side else ""
+    allowed = f"style-src {sha(style)}; script-src {sha(script)}{own}"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+
+
+def _shown(cell: Cell, column: Column) -> dict[str, str]:
+    """A cell of the leaderboard in parts, as texts."""
+
+    def shown(value: float, like: float, sign: str = "") -> str:
+        return number(value, column.unit, like, sign).replace("-", "−")
+
+    def between(low: float | None, high: float | None, like: float, sign: str = "") -> str:
+        if low is None or high is None:
+            return ""
+        return f"[{shown(low, like, sign)}, {shown(high, like, sign)}]"
+
+    if cell.value is None:
+        return {"value": "–", "interval": "", "delta": "", "delta_interval": "", "verdict": ""}
+    parts = {"value": shown(cell.value, cell.value), "interval": between(cell.low, cell.high, cell.value)}
+    d = cell.difference
+    if d is None:
+        return {**parts, "delta": "", "delta_interval": "", "verdict": ""}
+    like = cell.value or d.value
+    return {
+        **parts,
+        "delta": shown(d.value, like, "+"),
+        "delta_interval": between(d.low, d.high, like, "+"),
+        "verdict": d.verdict,
+    }
+
+
+def _summary(found: Content) -> dict[str, Any]:
+    """The figures that the page opens with."""
+    differences = [
+        cell.difference
+        for section in found.sections
+        for row in section.table.rows
+        for cell in row.cells.values()
+        if cell.difference is not None
+    ]
+    verdicts = [d.verdict for d in differences]
+    created = sorted(record.created for _, record in found.records.values())
+    return {
+        "runs": len(found.records),
+        "suites": len({section.table.suite for section in found.sections}),
+        "configurations": len(found.labels),
+        "tested": sum(d.p is not None for d in differences),
+        **{verdict: verdicts.count(verdict) for verdict in WORDS},
+        "first": created[0][:10] if created else "",
+        "last": created[-1][:10] if created else "",
+        "embedded": any(EMBEDDED in section.table.notes for section in found.sections),
+    }
+
+
+def _verdicts(found: Content, model: str) -> dict[str, Any]:
+    """What is supported at a glance: a line a metric, a column a configuration."""
+    sections = [(name, s) for name, s in zip(names(found), found.sections, strict=True) if s.table.model == model]
+    by_key = {s.keys[i]: str(s.table.rows[i].method["name"]) for _, s in sections for i in s.measured}
+    keys = [key for key in found.labels if by_key.get(key, BASE) != BASE]
+    blocks = []
+    for name, section in sections:
+        cells = {section.keys[i]: section.table.rows[i].cells for i in section.measured}
+        lines = [
+            (column, [cells[key][column.name].difference if key in cells else None for key in keys])
+            for column in section.table.columns
+        ]
+        if any(d for _, own in lines for d in own):
+            blocks.append((name, lines))
+    columns = [(by_key[key], found.labels[key]) for key in keys]
+    return {"model": model, "columns": columns, "blocks": blocks}

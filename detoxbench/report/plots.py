@@ -1,0 +1,308 @@
+"""The charts of a report as figures for print, PNG and SVG, by matplotlib (extra `plots`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from detoxbench import rendering
+from detoxbench.errors import DetoxbenchError
+from detoxbench.leaderboard import BASE, Cell, Row
+from detoxbench.ranking import pareto
+from detoxbench.rendering import clean
+from detoxbench.report.content import ALL, COSTS, Axis, Content, Only, Section, content, default_axes, names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#c4500c", "#00805d", "#a8487e", "#8a6a00", "#4b57a8", "#2f8794", "#a0342b")
+MARKS = ("o", "s", "^", "D", "v", "P", "h", "*")
+GREY = "#57534c"
+"""Of the base model. Colours and marks are those of the page (style.css, report.js)."""
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "#9b958a",
+    "axes.grid.axis": "both",
+    "grid.color": "#e4e0d6",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names are data: a dollar sign begins no formula
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "detoxbench",  # the same figure gives the same file
+    "savefig.dpi": 300,
+}
+PANEL, ACROSS = 2.4, 3
+"""Inches a small chart is wide, and how many stand side by side: three fill a text width of 7 inches."""
+
+
+def require_matplotlib() -> None:
+    """Raises DetoxbenchError naming the extra where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DetoxbenchError("figures need matplotlib: pip install 'detoxbench[plots]'")
+
+
+def plots(folder: str | Path, output: str | Path, only: Only = ALL) -> list[Path]:
+    """Write the figures of the runs under `folder` into the folder `output`; returns the PNG files, SVGs beside them.
+
+    Per suite metrics-SUITE, cost-SUITE and sweep-METHOD-KNOB-SUITE; per model tradeoff-MODEL. Raises DetoxbenchError
+    where matplotlib is missing, there are no runs or `output` cannot be written.
+    """
+    require_matplotlib()
+    import matplotlib
+
+    found = content(folder, only)
+    output = Path(output)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the reader's matplotlibrc says
+        matplotlib.rcParams.update(STYLE)
+        figures: dict[str, Figure | None] = {}
+        for name, section in zip(names(found), found.sections, strict=True):
+            figures[f"metrics {name}"] = _metrics(found, section)
+            figures[f"cost {name}"] = _costs(found, section)
+            for sweep in range(len(section.sweeps)):
+                own = section.sweeps[sweep]
+                figures[f"sweep {own.method} {own.knob} {own.fixed} {name}"] = _sweep(found, section, sweep)
+        for model in found.models:
+            figures[f"tradeoff {model}"] = _tradeoff(found, model)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            stems: dict[str, Figure] = {}
+            for title, figure in figures.items():
+                stem = re.sub(r"[^A-Za-z0-9_.=]+", "-", title).strip("-.")
+                if figure is not None:
+                    stems[f"{stem}-{len(stems)}" if stem in stems else stem] = figure
+            return [_save(figure, output / stem) for stem, figure in stems.items()]
+        except OSError as error:
+            raise DetoxbenchError(f"cannot write figures to '{output}': {error.strerror or error}") from None
+
+
+def _save(figure: Figure, stem: Path) -> Path:
+    figure.savefig(f"{stem}.svg", metadata={"Date": None})
+    figure.savefig(f"{stem}.png", metadata={"Software": None})
+    return Path(f"{stem}.png")
+
+
+def _look(found: Content, method: str) -> dict[str, Any]:
+    if method == BASE:
+        return {"color": GREY, "marker": "o", "markerfacecolor": "white"}
+    others = [name for name in found.methods if name != BASE]
+    i = others.index(method)
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
+
+
+def _multiples(count: int, height: float, draw: Callable[[Axes, int], None], *, share_y: bool = False) -> Figure:
+    """`count` small charts in rows of `ACROSS`."""
+    from matplotlib.figure import Figure
+
+    columns = min(ACROSS, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(PANEL * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
+    for i, axes in enumerate(grid.flat):
+        if i < count:
+            draw(axes, i)
+        else:
+            axes.remove()
+    return figure
+
+
+def _rows(section: Section) -> list[Row]:
+    return [section.table.rows[i] for i in section.measured]
+
+
+def _scaled(cell: Cell, unit: str) -> tuple[float, float, float]:
+    """(value, down, up) with the interval's lengths, shares in per cent; nan where missing, 0 without interval."""
+    factor = 100 if unit == "share" else 1
+    if cell.value is None:
+        return math.nan, 0.0, 0.0
+    if cell.low is None or cell.high is None:
+        return factor * cell.value, 0.0, 0.0
+    # The interval of a mean over few seeds or of a skewed metric need not be around the value by more than rounding.
+    return factor * cell.value, max(0.0, factor * (cell.value - cell.low)), max(0.0, factor * (cell.high - cell.value))
+
+
+def _heading(name: str, better: str, unit: str) -> str:
+    way = {"higher": " ↑", "lower": " ↓"}.get(better, "")
+    return f"{clean(name)}{' (%)' if unit == 'share' else ''}{way}"
+
+
+def _labels(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), [clean(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+
+
+def _metrics(found: Content, section: Section) -> Figure | None:
+    """Every metric of a table: a mark a row with its 95 % interval, the base as a dashed line."""
+    rows = _rows(section)
+    columns = [c for c in section.table.columns if any(r.cells[c.name].value is not None for r in rows)]
+    if not columns:
+        return None
+    bases = [row for row in rows if row.method["name"] == BASE]
+
+    def draw(axes: Axes, i: int) -> None:
+        column = columns[i]
+        for y, row in enumerate(rows):
+            value, down, up = _scaled(row.cells[column.name], column.unit)
+            axes.errorbar(value, y, xerr=[[down], [up]], ms=4, lw=1, **_look(found, row.method["name"]))
+        if len(bases) == 1:
+            axes.axvline(
+                _scaled(bases[0].cells[column.name], column.unit)[0], color=GREY, lw=0.8, ls=(0, (3, 3)), zorder=0
+            )
+        _labels(axes, [row.label for row in rows])
+        axes.set_title(_heading(column.name, column.better, column.unit))
+
+    return _multiples(len(columns), 0.6 + 0.16 * len(rows), draw, share_y=True)
+
+
+def _costs(found: Content, section: Section) -> Figure | None:
+    rows = _rows(section)
+    telling = [key for key in COSTS if len({row.cost.get(key) for row in rows}) > 1]
+    if not telling:
+        return None
+
+    def draw(axes: Axes, i: int) -> None:
+        words, better, _ = COSTS[telling[i]]
+        written = rendering.COSTS[telling[i]][1]
+        for y, row in enumerate(rows):
+            value = row.cost.get(telling[i])
+            if value is not None:
+                axes.barh(y, value, height=0.6, color=_look(found, row.method["name"])["color"], alpha=0.85)
+                axes.annotate(written(value), (value, y), (2, 0), textcoords="offset points", va="center", fontsize=6)
+        _labels(axes, [row.label for row in rows])
+        axes.margins(x=0.25)
+        axes.set_xticks([])  # the bars say their values
+        axes.spines["bottom"].set_visible(False)
+        axes.set_title(_heading(words, better, ""))
+
+    return _multiples(len(telling), 0.6 + 0.16 * len(rows), draw, share_y=True)
+
+
+def _sweep(found: Content, section: Section, index: int) -> Figure | None:
+    sweep = section.sweeps[index]
+    rows = [section.table.rows[i] for i in sweep.rows]
+    columns = [c for c in section.table.columns if any(r.cells[c.name].value is not None for r in rows)]
+    bases = [row for row in _rows(section) if row.method["name"] == BASE]
+
+    def draw(axes: Axes, i: int) -> None:
+        column = columns[i]
+        look = _look(found, sweep.method)
+        points = [
+            (at, *_scaled(row.cells[column.name], column.unit)) for at, row in zip(sweep.values, rows, strict=True)
+        ]
+        at, values = [p[0] for p in points], [p[1] for p in points]
+        axes.plot(at, values, ms=3.5, lw=1.2, **look)
+        axes.fill_between(
+            at,
+            [v - d for _, v, d, _ in points],
+            [v + u for _, v, _, u in points],
+            color=look["color"],
+            alpha=0.15,
+            lw=0,
+        )
+        if len(bases) == 1:
+            value, down, up = _scaled(bases[0].cells[column.name], column.unit)
+            axes.axhline(value, color=GREY, lw=0.8, ls=(0, (3, 3)))
+            axes.axhspan(value - down, value + up, color=GREY, alpha=0.1, lw=0)
+        axes.set_title(_heading(column.name, column.better, column.unit))
+        axes.set_xlabel(clean(sweep.knob))
+
+    return _multiples(len(columns), 1.7, draw) if columns else None
+
+
+def _tradeoff(found: Content, model: str) -> Figure | None:
+    """The default axes of the page, with the Pareto front."""
+    from matplotlib.figure import Figure
+
+    chosen = default_axes(found, model)
+    if chosen is None:
+        return None
+    points = [(key, method, x, y) for key, method, x, y in placed(found, *chosen) if not math.isnan(x[0] + y[0])]
+    if not points:
+        return None
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    better = [axis.better for axis in chosen]
+    on_front = pareto([(x[0], y[0]) for _, _, x, y in points], better)  # type: ignore[arg-type]
+    labels = []
+    for front, (key, method, (x, left, right), (y, down, up)) in sorted(
+        zip(on_front, points, strict=True), key=lambda p: not p[0]
+    ):
+        drawn = axes.errorbar(
+            x, y, xerr=[[left], [right]], yerr=[[down], [up]], ms=6 if front else 4, lw=0.7, **_look(found, method)
+        )
+        drawn.set_label(clean(method))
+        labels.append(axes.annotate(clean(found.labels[key]), (x, y), (5, 4), textcoords="offset points", fontsize=6.5))
+    steps = sorted((x[0], y[0]) for front, (_, _, x, y) in zip(on_front, points, strict=True) if front)
+    where: Literal["post", "pre"] = "post" if better[0] == "lower" else "pre"
+    axes.step(*zip(*steps, strict=True), where=where, color="#1d1c1a", lw=0.8, zorder=0)
+    _scale(axes.xaxis, chosen[0], [p[2][0] for p in points])
+    _scale(axes.yaxis, chosen[1], [p[3][0] for p in points])
+    axes.set_xlabel(_named(found, chosen[0]))
+    axes.set_ylabel(_named(found, chosen[1]))
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    order = [clean(m) for m in found.methods if clean(m) in handles]
+    figure.legend([handles[m] for m in order], order, loc="outside lower center", ncols=3, fontsize=7)
+    _thin(figure, labels)
+    return figure
+
+
+def _named(found: Content, axis: Axis) -> str:
+    words = COSTS[axis.name][0] if axis.cost else axis.name
+    return _heading(f"{found.sections[axis.section].table.suite}: {words}", axis.better, axis.unit)
+
+
+def _scale(axis: Any, of: Axis, values: Sequence[float]) -> None:
+    """Logarithmic where the values span a factor of 20 and more, as on the page."""
+    if of.unit != "share" and min(values) > 0 and max(values) / min(values) >= 20:
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+
+
+def _thin(figure: Figure, labels: Sequence[Any]) -> None:
+    """Of labels that lie on one another only the first stays; the legend names all methods."""
+    figure.draw_without_rendering()
+    kept: list[Any] = []
+    for label in labels:
+        box = label.get_window_extent()
+        if any(box.overlaps(other) for other in kept):
+            label.set_visible(False)
+        else:
+            kept.append(box)
+
+
+Placed = tuple[float, float, float]
+
+
+def placed(found: Content, x: Axis, y: Axis) -> list[tuple[str, str, Placed, Placed]]:
+    """(configuration, method, value with interval on x, the same on y) of all that both sections measured."""
+
+    def on(axis: Axis) -> dict[str, tuple[str, Placed]]:
+        section = found.sections[axis.section]
+        values = {}
+        for i in section.measured:
+            row = section.table.rows[i]
+            cost = row.cost.get(axis.name)
+            value = (
+                (math.nan if cost is None else cost, 0.0, 0.0)
+                if axis.cost
+                else _scaled(row.cells[axis.name], axis.unit)
+            )
+            values[section.keys[i]] = (str(row.method["name"]), value)
+        return values
+
+    across, up = on(x), on(y)
+    return [(key, method, value, up[key][1]) for key, (method, value) in across.items() if key in up]

@@ -1,0 +1,167 @@
+"""The texts of the sample browser: the same prompt under every method, within a stated size.
+
+Texts are untrusted and stay data: the page reads them from JSON and puts them into the document as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from detoxbench.errors import DetoxbenchError
+from detoxbench.report.content import Content, Section
+from detoxbench.suites.base import Sample, Scored
+
+INSIDE = 3_000_000
+"""Bytes of samples in the page itself, over all tables; what is beyond goes to a side file a table."""
+BESIDE = 40_000_000
+"""Bytes a side file is allowed; what is beyond is in the runs' samples.jsonl only, and the page says so."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The samples of one table, as the page reads them.
+
+    `requests`: [id, record, kind, prompt]; `given`: the texts are read, not written. `outputs[i]` are request i's:
+    [row, seed, sample, text, stop, tokens, *scores] with `text` an index into `texts` and scores in the order of
+    `columns` (null is missing). `main` is the column that verdicts are made from, none where nothing is judged.
+    """
+
+    requests: list[tuple[str, str, str, str]]
+    outputs: list[list[list[Any]]]
+    texts: list[str]
+    columns: list[str]
+    main: str | None
+    given: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in the page or in a side file."""
+        return len(for_script(self).encode())
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The samples of one table: those inside the page, those of a side file (or None), and how many records exist."""
+
+    inside: Block
+    beside: Block | None
+    records: int
+
+
+def samples(content: Content, *, inside: int = INSIDE, beside: int = BESIDE) -> list[Chosen]:
+    """For each section its samples. Whole records (a prompt, or all questions of one) are taken, evenly spread."""
+    read = [_read(content, section, beside) for section in content.sections]
+    wholes = [_block(answers, list(answers)) for answers, _ in read]
+    sizes = [block.size for block in wholes]
+    found = []
+    for (answers, records), whole, size, share in zip(read, wholes, sizes, _shared(sizes, inside), strict=True):
+        kept = list(answers)
+        block = whole
+        while kept and size > share:
+            kept = spread(kept, min(len(kept) - 1, int(len(kept) * share / size)))
+            block = _block(answers, kept)
+            size = block.size
+        within = set(kept)
+        rest = [record for record in answers if record not in within]
+        found.append(Chosen(block, _block(answers, rest) if rest else None, records))
+    return found
+
+
+def for_script(value: Any) -> str:
+    """JSON that can stand inside a <script> element: nothing in it ends the element or opens a comment."""
+    encoded = msgspec.json.encode(value).decode()
+    for character in "<>&\u2028\u2029\x7f":
+        encoded = encoded.replace(character, f"\\u{ord(character):04x}")
+    return encoded
+
+
+def spread(items: Sequence[str], n: int) -> list[str]:
+    """`n` of `items` in their order, evenly spread."""
+    n = min(n, len(items))
+    return [items[i * len(items) // n] for i in range(n)]
+
+
+def _shared(sizes: Sequence[int], budget: int) -> list[int]:
+    """Bytes for each: the small ones whole, the rest of `budget` in equal parts for the others."""
+    shares = [0] * len(sizes)
+    left = budget
+    for done, i in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
+        shares[i] = min(sizes[i], left // (len(sizes) - done))
+        left -= shares[i]
+    return shares
+
+
+Answers = dict[str, list[tuple[int, int, Sample, Scored]]]
+"""Record -> (row, seed, sample, its scores) of all runs."""
+
+
+def _read(content: Content, section: Section, limit: int) -> tuple[Answers, int]:
+    """The records that a side file of `limit` bytes can hold, by the size of the files, and how many there are."""
+    found = [
+        (i, *content.records[run_id])
+        for i in section.measured
+        for run_id in section.table.rows[i].run_ids
+        if run_id in content.records
+    ]
+    answers: Answers = {}
+    total = 0
+    size = sum(path.stat().st_size for _, run, _ in found for path in run.folder.glob("s*.jsonl"))
+    for number, (row, run, record) in enumerate(found):
+        try:
+            pairs = [(s, c) for s, c in zip(run.samples(), run.scores(), strict=True) if s.prompt or s.text]
+        except (OSError, ValueError) as error:
+            raise DetoxbenchError(
+                f"the samples of run {run.folder.name} cannot be read ({error}): delete its folder and run it again"
+            ) from None
+        if number == 0:
+            records = list(dict.fromkeys(sample.record for sample, _ in pairs))
+            total = len(records)
+            answers = {r: [] for r in spread(records, int(total * min(1.0, limit / max(1, size))))}
+        for sample, scored in pairs:
+            if sample.record in answers:
+                answers[sample.record].append((row, record.seed, sample, scored))
+    return answers, total
+
+
+def _block(answers: Answers, records: Sequence[str]) -> Block:
+    requests: dict[str, tuple[str, str, str, str]] = {}
+    found: dict[str, list[tuple[int, int, Sample, dict[str, float]]]] = {}
+    columns: dict[str, None] = {}
+    given = True
+    for record in records:
+        for row, seed, sample, scored in answers[record]:
+            values = {
+                f"{slot}/{name}": v
+                for slot, own in scored.scores.items()
+                for name, v in (own or {}).items()
+                if slot == "main" or name != "degenerate"  # every scorer tells it of the same text
+            }
+            if sample.nll is not None:
+                values["nll"] = sample.nll
+            columns |= dict.fromkeys(values)
+            requests.setdefault(sample.id, (sample.id, record, sample.kind, sample.prompt))
+            found.setdefault(sample.id, []).append((row, seed, sample, values))
+            given = given and sample.stop == "given"
+    texts: dict[str, int] = {}
+    outputs = [
+        [
+            [
+                row, seed, s.sample, texts.setdefault(s.text, len(texts)), s.stop, s.tokens,
+                *(_rounded(values.get(column)) for column in columns),
+            ]
+            for row, seed, s, values in found[request]
+        ]
+        for request in requests
+    ]  # fmt: skip
+    judged = [column for column in columns if column.startswith("main/") and column != "main/degenerate"]
+    # Where a scorer has several columns the one that suites read is called toxicity; else it has but one.
+    main = "main/toxicity" if "main/toxicity" in judged else next(iter(judged), None)
+    return Block(list(requests.values()), outputs, list(texts), list(columns), main, given)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
