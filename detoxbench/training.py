@@ -34,7 +34,7 @@ Quantization = Literal["none", "nf4", "int8"]
 
 IGNORED = -100
 """Label of positions that carry no loss."""
-CHUNK = 512
+CHUNK = 64
 """Positions whose logits are held at a time in `token_nlls`."""
 
 
@@ -368,9 +368,10 @@ def token_nlls(model: Any, batch: Batch, targets: Tensor, *, through_head: bool 
     """NLL of tokens given those before them, with a gradient: (nats [n], the row of each [n]), in fp32.
 
     `batch` holds input_ids and attention_mask, [rows, tokens]; `targets`, [rows, tokens - 1], says which of the second
-    to last tokens count. The head sees these positions alone, some hundreds at a time, and computes them again for the
-    gradient, so that no [rows, tokens, vocabulary] is ever held. It is called as a module, hence a LoRA on it is
-    trained. `through_head=False` takes the model's own logits, for models that do more after the head (`plain_head`).
+    to last tokens count. The head sees these positions alone, some dozens at a time, so that no [rows, tokens,
+    vocabulary] is ever held. It is called as a module, hence a LoRA on it is trained; its logits are then computed
+    again for the gradient, while under a frozen head each token's gradient is taken at once (`_at_once`).
+    `through_head=False` takes the model's own logits, for models that do more after the head (`plain_head`).
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -390,11 +391,31 @@ def token_nlls(model: Any, batch: Batch, targets: Tensor, *, through_head: bool 
         logits = logits if cap is None else torch.tanh(logits / cap) * cap
         return cross_entropy(logits, label, reduction="none")
 
+    trained = any(p.requires_grad for p in head.parameters())
     parts = [
-        checkpoint(nll, part, label, use_reentrant=False)
+        checkpoint(nll, part, label, use_reentrant=False) if trained else _at_once(nll, part, label)
         for part, label in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True)
     ]
     return torch.cat(parts), rows
+
+
+def _at_once(nll: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
+    """nll(hidden, labels) [n] of a map that holds nothing trained, its gradient taken while its logits are at hand.
+
+    A token's NLL depends on its own state alone, so the gradient of their sum, [n, width], holds that of every one, and
+    waits for the factor that the loss will give it. The logits [n, vocabulary] are gone before the next part.
+    """
+    import torch
+
+    if not (torch.is_grad_enabled() and hidden.requires_grad):
+        return nll(hidden, labels)
+    with torch.enable_grad():
+        leaf = hidden.detach().requires_grad_()
+        found = nll(leaf, labels)
+        (slope,) = torch.autograd.grad(found.sum(), leaf)
+    value = found.detach()
+    nothing = hidden - hidden.detach()  # 0, but with a gradient
+    return value + (nothing * slope).sum(-1).to(value.dtype)
 
 
 def sequence_nll(model: Any, batch: Batch, *, count_pads: bool = False, through_head: bool = True) -> Tensor:

@@ -193,7 +193,7 @@ def combine(
             raise DetoxbenchError(f"'{name}' has {len(w1.b)} rows in the expert and {len(w2.b)} in the anti-expert")
         if config.projection == "column":
             w1, w2 = w1.transposed(), w2.transposed()
-        norm1, norm2, cosine = _rows(w1, w2, whole=config.projection == "matrix")
+        norm1, norm2, cosine = _rows(w1.double(), w2.double(), whole=config.projection == "matrix")
         zero = norm1 == 0
         if config.zero_rows == "error" and zero.any():
             raise DetoxbenchError(f"the expert has {int(zero.sum())} zero rows in '{name}': set method.zero_rows")
