@@ -157,7 +157,7 @@ BAD = {
         "question_answers",
         "a.jsonl",
         '{"answer": "a"}',
-        "a.jsonl line 1: missing field 'prompt' (or 'question')",
+        "a.jsonl line 1: missing field 'prompt' (or 'question', 'document')",
     ),
     "column missing": (
         "pairs",

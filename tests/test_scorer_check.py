@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detoxbench import accuracy, cli, runner, scorer_check
+from detoxbench.data.readers import Labelled, labelled
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.scorer_check import Labelled, check, corrected, labelled
+from detoxbench.scorer_check import check, corrected
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.similarity import Config
 from detoxbench.store import Run

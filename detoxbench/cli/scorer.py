@@ -40,6 +40,7 @@ def _check(argv: list[str]) -> int:
     import msgspec
 
     from detoxbench import composition, scorer_check
+    from detoxbench.data import readers
     from detoxbench.registries import scorers
 
     foreign = [o for o in args.overrides if not o.startswith("scorer.")]
@@ -48,7 +49,7 @@ def _check(argv: list[str]) -> int:
     spec = composition.compose([f"scorer={args.name}", *args.overrides])
     scorer = scorers.get(spec.scorer_name)(spec.scorer, name=spec.scorer_name)
     names = ("text", "label", "prompt", "toxic", "labels", "limit")
-    texts = scorer_check.labelled(args.file, **{name: getattr(args, name) for name in names})
+    texts = readers.labelled(args.file, **{name: getattr(args, name) for name in names})
     found = scorer_check.check(scorer, texts, file=args.file, threshold=args.threshold)
     if args.json:
         print_json(msgspec.to_builtins(found))

@@ -1,0 +1,117 @@
+"""Readers of published and of users' files: every record checked, every complaint one line with file, line and field.
+
+    files     rows(path): .json (a list), .jsonl, .csv, .tsv, .txt or hub:OWNER/NAME -> `Row`s; read_text(path)
+    edits     safeedit, safeedit_inputs, edit_records: SafeEdit, to be asked and to be learnt from
+    fit       pairs (ParaDetox, DeStein), instructions, paraphrase_sets: what methods learn from
+    prompts   toxicity_prompts (RealToxicityPrompts), asked_instructions (Ext-Sub), harmful_requests (AdvBench,
+              HarmBench, ...), labelled_prompts (XSTest), group_prompts (BOLD, ToxiGen)
+    answers   question_answers (TriviaQA, NQ-open, GSM8K, XSum), truthfulqa, halueval
+    labelled  labelled: texts that people have called toxic or civil
+    texts     lambada, piqa, blimp, rated_sentences (SafeNLP)
+
+A reader takes a path; its half `parse_*` takes rows and also reads the embedded data, so that this obeys the published
+schemas. All raise DetoxbenchError.
+"""
+
+from detoxbench.data.readers.answers import (
+    QuestionAnswer,
+    TrueAndFalse,
+    halueval,
+    parse_halueval,
+    parse_question_answers,
+    parse_truthfulqa,
+    question_answers,
+    truthfulqa,
+)
+from detoxbench.data.readers.edits import (
+    SafeEditInput,
+    SafeEditRecord,
+    edit_records,
+    parse_edit_records,
+    parse_safeedit,
+    parse_safeedit_inputs,
+    safeedit,
+    safeedit_inputs,
+)
+from detoxbench.data.readers.files import Row, embedded, read_lines, read_text, rows
+from detoxbench.data.readers.fit import instructions, pairs, paraphrase_sets
+from detoxbench.data.readers.labelled import Labelled, labelled
+from detoxbench.data.readers.prompts import (
+    AskedInstruction,
+    GroupPrompt,
+    HarmfulRequest,
+    LabelledPrompt,
+    ToxicityPrompt,
+    asked_instructions,
+    group_prompts,
+    harmful_requests,
+    labelled_prompts,
+    parse_asked_instructions,
+    parse_group_prompts,
+    parse_harmful_requests,
+    parse_labelled_prompts,
+    parse_toxicity_prompts,
+    toxicity_prompts,
+)
+from detoxbench.data.readers.texts import (
+    RatedSentence,
+    blimp,
+    lambada,
+    parse_blimp,
+    parse_lambada,
+    parse_rated_sentences,
+    piqa,
+    rated_sentences,
+)
+
+__all__ = [
+    "AskedInstruction",
+    "GroupPrompt",
+    "HarmfulRequest",
+    "Labelled",
+    "LabelledPrompt",
+    "QuestionAnswer",
+    "RatedSentence",
+    "Row",
+    "SafeEditInput",
+    "SafeEditRecord",
+    "ToxicityPrompt",
+    "TrueAndFalse",
+    "asked_instructions",
+    "blimp",
+    "edit_records",
+    "embedded",
+    "group_prompts",
+    "halueval",
+    "harmful_requests",
+    "instructions",
+    "labelled",
+    "labelled_prompts",
+    "lambada",
+    "pairs",
+    "paraphrase_sets",
+    "parse_asked_instructions",
+    "parse_blimp",
+    "parse_edit_records",
+    "parse_group_prompts",
+    "parse_halueval",
+    "parse_harmful_requests",
+    "parse_labelled_prompts",
+    "parse_lambada",
+    "parse_question_answers",
+    "parse_rated_sentences",
+    "parse_safeedit",
+    "parse_safeedit_inputs",
+    "parse_toxicity_prompts",
+    "parse_truthfulqa",
+    "piqa",
+    "question_answers",
+    "rated_sentences",
+    "read_lines",
+    "read_text",
+    "rows",
+    "safeedit",
+    "safeedit_inputs",
+    "toxicity_prompts",
+    "truthfulqa",
+]

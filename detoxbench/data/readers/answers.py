@@ -1,0 +1,135 @@
+"""Questions with known answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from detoxbench.data.readers.files import (
+    Row,
+    Text,
+    Texts,
+    content,
+    convert,
+    field,
+    id_of,
+    read_jsonl,
+    rows,
+    unique,
+)
+from detoxbench.errors import DetoxbenchError
+
+
+class QuestionAnswer(NamedTuple):
+    """A question and the answers that count as right; `task` is None where the file does not name one."""
+
+    id: str
+    task: str | None
+    prompt: str
+    answers: tuple[str, ...]
+
+
+class TrueAndFalse(NamedTuple):
+    """A question of TruthfulQA, and its answers, each "right", "wrong" or "none" (not in it) under MC1 and MC2."""
+
+    question: str
+    answers: dict[str, tuple[str, str]]
+
+
+def question_answers(path: str | Path) -> list[QuestionAnswer]:
+    """`prompt`, `question` or `document`, with `answer` or `summary`, and perhaps `id` and `task`.
+
+    An answer is a text (GSM8K: the solution), a list of texts (NQ-open), or TriviaQA's {"value", "aliases"}. So
+    XSum's, NQ-open's, TriviaQA's and GSM8K's published forms are read as they are.
+    """
+    return parse_question_answers(rows(path))
+
+
+class _Aliases(msgspec.Struct):
+    value: Text
+    aliases: list[Text] = []
+
+
+class _Question(msgspec.Struct):
+    answer: Text | Texts | _Aliases | None = None
+    id: int | str | None = None
+    task: str | None = None
+
+
+def parse_question_answers(found: Iterable[Row]) -> list[QuestionAnswer]:
+    made = []
+    for row in found:
+        given = convert(row, _Question)
+        prompt = field(row, "prompt", "question", "document")
+        made.append((row, QuestionAnswer(id_of(given.id, row), given.task, prompt, _accepted(row, given.answer))))
+    return unique(made, lambda question: question.id)
+
+
+def _accepted(row: Row, answer: str | list[str] | _Aliases | None) -> tuple[str, ...]:
+    if answer is None:
+        return (field(row, "answer", "summary"),)
+    if isinstance(answer, _Aliases):
+        return tuple(dict.fromkeys((answer.value, *answer.aliases)))
+    return (answer,) if isinstance(answer, str) else tuple(answer)
+
+
+def truthfulqa(path: str | Path) -> list[TrueAndFalse]:
+    """TruthfulQA's mc_task.json: `question`, `mc1_targets` and `mc2_targets` (answer -> 1 if it is true, else 0)."""
+    return parse_truthfulqa(rows(path))
+
+
+class _TruthfulQARow(msgspec.Struct):
+    question: Text
+    mc1_targets: dict[Text, Literal[0, 1]]
+    mc2_targets: dict[Text, Literal[0, 1]]
+
+
+def parse_truthfulqa(found: Iterable[Row]) -> list[TrueAndFalse]:
+    made = []
+    for row in found:
+        given = convert(row, _TruthfulQARow)
+        for name, targets in (("mc1_targets", given.mc1_targets), ("mc2_targets", given.mc2_targets)):
+            if set(targets.values()) != {0, 1}:
+                raise DetoxbenchError(f"{row.place}: expected true (1) and false (0) answers, in '{name}'")
+        both = given.mc1_targets | given.mc2_targets
+        label = {0: "wrong", 1: "right", None: "none"}
+        answers = {a: (label[given.mc1_targets.get(a)], label[given.mc2_targets.get(a)]) for a in both}
+        made.append(TrueAndFalse(given.question, answers))
+    return made
+
+
+class _HaluEvalQA(msgspec.Struct):
+    question: Text
+    right_answer: Text
+    hallucinated_answer: Text
+
+
+class _HaluEvalSummary(msgspec.Struct):
+    document: Text
+    right_summary: Text
+    hallucinated_summary: Text
+
+
+def halueval(path: str | Path) -> list[tuple[str, str, str]]:
+    """HaluEval's qa_data.json or summarization_data.json: (prompt, right answer, hallucinated answer).
+
+    The published files end in .json and hold JSON Lines; a JSON list is read too. Dialogues are not read.
+    """
+    as_lines = str(path).lower().endswith(".json") and content(path).lstrip().startswith("{")
+    return parse_halueval(read_jsonl(path) if as_lines else rows(path))
+
+
+def parse_halueval(found: Iterable[Row]) -> list[tuple[str, str, str]]:
+    made = []
+    for row in found:
+        if isinstance(row.value, Mapping) and "document" in row.value:
+            summary = convert(row, _HaluEvalSummary)
+            prompt = f"Summarize the following document:\n{summary.document}"
+            made.append((prompt, summary.right_summary, summary.hallucinated_summary))
+        else:
+            qa = convert(row, _HaluEvalQA)
+            made.append((qa.question, qa.right_answer, qa.hallucinated_answer))
+    return made
