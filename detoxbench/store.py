@@ -6,6 +6,7 @@
     RUNS/<run_id>/scores.jsonl    one `Scored` a line, in the same order
     RUNS/<run_id>/intervention/   the fitted change (absent for the base model, and where each record has its own)
     RUNS/<run_id>/fits.jsonl      where each record has its own: what each fit recorded
+    RUNS/<run_id>/verified.json   of a run that came in a pack: which one, and who computed its numbers again
     RUNS/.stages/                 stages keyed by their content: shared between runs, and where a killed run goes on
 
 A run folder appears whole (written beside, then renamed); its stages are linked into it, not copied.
@@ -27,6 +28,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.suites.base import Measure, Sample, Scored
 
 S = TypeVar("S")
+VERIFIED = "verified.json"
 
 
 class MetricRecord(msgspec.Struct, kw_only=True):
@@ -66,8 +68,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
     """The whole configuration, runtime fields too."""
     metrics: dict[str, MetricRecord]
     counts: dict[str, int]
-    """requests, samples, empty, degenerate, truncated (stopped by length), contested tokens, missing main scores,
-    prompts_in_fit_data (what the method has read of what it is asked)."""
+    """requests, samples, empty, degenerate, truncated (stopped by length), missing_scores (of the main scorer),
+    cut_texts (too long for a scorer), contested_tokens, cut_prompts (too long for the context), prompts_in_fit_data
+    (what the method has read of what it is asked)."""
     cost: dict[str, float | None]
     """fit_seconds, fit_peak_mb, changed_parameters, added_parameters, artifact_bytes, examples, added_prompt_tokens,
     forward_passes_per_token, tokens_per_second, relative_speed (to the base model, measured in the same process)."""
@@ -199,6 +202,15 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+class Verified(msgspec.Struct, kw_only=True):
+    """verified.json: the pack that a run was unpacked from after its numbers had been computed again."""
+
+    pack: str
+    sha256: str
+    detoxbench: str
+    """The version that verified it."""
+
+
 class Run:
     """A finished run's folder, read on demand."""
 
@@ -215,6 +227,11 @@ class Run:
 
     def clusters(self) -> Clusters:
         return msgspec.json.decode((self.folder / "clusters.json").read_bytes(), type=Clusters)
+
+    def verified(self) -> Verified | None:
+        """What verified it, if it came from a pack (`detoxbench verify --into`)."""
+        path = self.folder / VERIFIED
+        return msgspec.json.decode(path.read_bytes(), type=Verified) if path.is_file() else None
 
     def samples(self) -> list[Sample]:
         return read_lines(self.folder / "samples.jsonl", Sample)

@@ -1,0 +1,78 @@
+"""`detoxbench verify`: compute every aggregate of shared runs again, and reject what does not match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detoxbench.cli.common import FAILURE, OK, Parser, console, print_json
+from detoxbench.errors import DetoxbenchError
+
+if TYPE_CHECKING:
+    from detoxbench.verification import Verdict
+
+DESCRIPTION = """\
+Compute the metrics, intervals, counts and clusters of runs again from their samples and scores, and compare them, the
+run id and the requests with what is claimed. No model and no scorer is needed: that the texts are the model's and the
+scores the scorer's is not shown by it.
+"""
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(prog="detoxbench verify", description=DESCRIPTION)
+    parser.add_argument("places", nargs="+", metavar="PACK|FOLDER", help="packs, folders of packs, or folders of runs")
+    parser.add_argument("--into", metavar="RUNS_DIR", help="put verified runs of packs there, for the leaderboard")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    args = parser.parse_intermixed_args(argv)
+
+    found = [row for place in args.places for row in _checked(Path(place), args.into)]
+    if not found:
+        raise DetoxbenchError(f"nothing to verify in {', '.join(map(repr, args.places))}: no pack and no finished run")
+    if args.json:
+        print_json(found)
+    else:
+        show = console().print
+        for row in found:
+            show(f"{'verified' if row['verified'] else 'REJECTED'}  {row['place']}  {row['run'] or ''}  {row['about']}")
+            for problem in row["problems"]:
+                show(f"    {problem}")
+    return OK if all(row["verified"] for row in found) else FAILURE
+
+
+def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
+    from detoxbench.packing import SUFFIX, opened, unpack
+    from detoxbench.store import Run, runs
+    from detoxbench.verification import verify
+
+    if not place.exists():
+        raise DetoxbenchError(f"no pack or folder '{place}'")
+    packs = sorted(place.glob(f"*{SUFFIX}")) if place.is_dir() else [place]
+    for path in packs:
+        try:
+            with opened(path) as found:
+                verdicts = [verify(run) for run in found]
+                done = unpack(verdicts, found, path, into) if into else {}
+        except DetoxbenchError as error:
+            yield {"place": str(path), "run": None, "verified": False, "about": "", "problems": [str(error)]}
+            continue
+        for verdict in verdicts:
+            yield _row(str(path), verdict, done.get(verdict.run, ""))
+    if place.is_dir():
+        folders = [Run(place)] if (place / "run.json").is_file() else runs(place)
+        for run in folders:
+            yield _row(str(place), verify(run), "")
+
+
+def _row(place: str, verdict: Verdict, done: str) -> dict[str, Any]:
+    from detoxbench.verification import one_line, provenance_line
+
+    r = verdict.record
+    about = one_line(f"{r.model} {r.method} {r.suite} seed {r.seed}; {provenance_line(r)}", 300) if r else ""
+    return {
+        "place": place,
+        "run": verdict.run,
+        "verified": verdict.verified,
+        "about": f"{about}; {done}" if done else about,
+        "problems": [str(problem) for problem in verdict.problems],
+    }

@@ -1,0 +1,243 @@
+"""What a run claims against what its own samples and scores say: every aggregate is computed again.
+
+Needs no model and no scorer. It shows that a run's numbers are those of its samples and scores, that the samples are
+all of what the suite asks, and that nothing in its identity was changed since. It cannot show that the texts are the
+model's and the scores the scorer's: for that, somebody has to run it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from detoxbench import stats
+from detoxbench.config import SCHEMA_VERSION, build, digest, identity
+from detoxbench.errors import DetoxbenchError
+from detoxbench.registries import methods, scorers, suites
+from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
+from detoxbench.suites.base import Sample, Scored, Suite, sample_counts
+
+BASE = "none"
+TOLERANCE = 1e-6
+"""Relative: the last bits of sums differ between machines."""
+OF_WIDTH = 1e-3
+"""By how much of its width an interval may differ: quantiles of resamples and of t, between versions of libraries."""
+
+
+class Problem(NamedTuple):
+    """What does not match: the claimed value, and what it should be."""
+
+    what: str
+    claimed: Any
+    recomputed: Any
+
+    def __str__(self) -> str:
+        return f"{self.what}: claimed {one_line(self.claimed)}, recomputed {one_line(self.recomputed)}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A run and what is wrong with it; `verified` when nothing is. `metrics`, `counts` and `clusters` are recomputed:
+    what a run does not claim, say since its version did not have the metric, is in them, too."""
+
+    run: str
+    problems: list[Problem]
+    record: RunRecord | None = None
+    metrics: dict[str, MetricRecord] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    clusters: Clusters | None = None
+
+    @property
+    def verified(self) -> bool:
+        return not self.problems
+
+
+def verify(run: Run) -> Verdict:
+    """Check a run's folder against itself. What cannot be read or computed is a problem, too, and no exception."""
+    try:
+        record, clusters, samples, scores = run.record(), run.clusters(), run.samples(), run.scores()
+    except Exception as error:  # its files are untrusted: whatever is wrong with them is the verdict
+        return Verdict(run.folder.name, [Problem("files", "a finished run", _told(error, run.folder))])
+    problems: list[Problem] = []
+    metrics: dict[str, MetricRecord] = {}
+    counts: dict[str, int] = {}
+    made = Clusters.of([])
+    try:
+        problems += _identity(record, run.folder.name)
+        problems += _pairing(samples, scores)
+        if not problems:  # otherwise the rest means nothing
+            suite = _suite(record)
+            problems += _coverage(record, suite, samples)
+            counts = sample_counts(samples, scores, judged=suite.judged)
+            problems += _counts(record.counts, counts)
+            measures = suite.measures(samples, scores, scorers.get(record.scorer).primary)
+            metrics, made = stats.attach(measures), Clusters.of(measures)
+            problems += _metrics(record.metrics, metrics)
+            problems += _clusters(clusters, made)
+    except Exception as error:  # whatever a suite trips over in samples that it did not make
+        problems.append(Problem("metrics", "those of its samples", _told(error, run.folder)))
+    return Verdict(run.folder.name, problems, record, metrics, counts, made)
+
+
+def _told(error: Exception, folder: Path) -> str:
+    text = str(error).replace(f"{folder}/", "")
+    return text if isinstance(error, DetoxbenchError) else f"{type(error).__name__}: {text}"
+
+
+def provenance_line(record: RunRecord) -> str:
+    """Where a run says it was made."""
+    own = record.provenance
+    git = own.get("git") or {}
+    commit = f"commit {git.get('commit', '?')[:12]}{' with uncommitted changes' if git.get('dirty') else ''}"
+    packages = own.get("packages") or {}
+    told = [f"detoxbench {packages.get('detoxbench')}", f"torch {packages.get('torch')}", str(own.get("device"))]
+    return one_line(", ".join([*told, *([commit] if git else [])]), 200)
+
+
+def _identity(record: RunRecord, folder: str) -> Iterator[Problem]:
+    """The run id, and that names, seed and settings shown to people are those of the identity."""
+    own = record.identity
+    if record.schema != SCHEMA_VERSION:
+        yield Problem("schema", record.schema, f"{SCHEMA_VERSION} is what this version reads")
+        return
+    if record.run_id != digest(own):
+        yield Problem("run_id", record.run_id, digest(own))
+    if folder != record.run_id:
+        yield Problem("folder", folder, record.run_id)
+    sections = {key: own.get(key) for key in ("model", "method", "suite", "scorer", "gen")}
+    if bad := next((key for key, value in sections.items() if not isinstance(value, dict)), None):
+        yield Problem(f"identity.{bad}", own.get(bad), "a group of settings")
+        return
+    for key in ("method", "suite", "scorer"):
+        if getattr(record, key) != own[key].get("name"):
+            yield Problem(key, getattr(record, key), own[key].get("name"))
+    for key in ("seed", "schema"):
+        if getattr(record, key) != own.get(key):
+            yield Problem(key, getattr(record, key), own.get(key))
+    for section in ("model", "method", "suite", "scorer", "gen"):
+        part = own[section] if section in ("model", "gen") else own[section].get("config", {})
+        shown = record.spec[section]
+        for key, value in part.items():
+            if key in shown and shown[key] != value:
+                yield Problem(f"spec.{section}.{key}", shown[key], value)
+    base = {"name": BASE, "version": methods.get(BASE).version, "config": {}, "fit_data": digest({})}
+    expected = digest(own | {"method": base})
+    if record.base_run_id not in (None, expected):
+        yield Problem("base_run_id", record.base_run_id, expected)
+
+
+def _pairing(samples: Sequence[Sample], scores: Sequence[Scored]) -> Iterator[Problem]:
+    keys = [(s.id, s.sample) for s in samples]
+    if len(scores) != len(samples):
+        yield Problem("scores", f"{len(scores)} lines", f"{len(samples)} samples")
+    for number, (key, score) in enumerate(zip(keys, scores, strict=False), 1):
+        if key != (score.id, score.sample):
+            yield Problem(
+                f"scores line {number}", f"of {score.id}, sample {score.sample}", f"{key[0]}, sample {key[1]}"
+            )
+            break
+    if twice := [key for key, times in Counter(keys).items() if times > 1]:
+        yield Problem("samples", f"{twice[0]} twice", "once")
+
+
+def _suite(record: RunRecord) -> Suite[Any]:
+    """The suite as it was configured. Raises DetoxbenchError where this installation has another version of it."""
+    cls = suites.get(record.suite)
+    version = record.identity["suite"].get("version")
+    if version != cls.version:
+        raise DetoxbenchError(f"version {version} aggregated it, version {cls.version} is installed here")
+    known = {field.name for field in fields(cls.Config)}
+    given = {key: value for key, value in record.spec.get("suite", {}).items() if key in known}
+    config: Any = build(cls.Config, given | record.identity["suite"].get("config", {}), "suite")
+    wanted, made = record.identity["suite"].get("config"), identity(config)
+    if msgspec.to_builtins(made) != wanted:
+        raise DetoxbenchError(f"its settings {wanted} are not those of this version ({made})")
+    return cls(config, name=record.suite)
+
+
+def _coverage(record: RunRecord, suite: Suite[Any], samples: Sequence[Sample]) -> Iterator[Problem]:
+    """That the samples answer every request, as often as was asked.
+
+    The identity holds a digest of the requests. They are made again from the samples, which hold all of a request but
+    whether it was a chat; the embedded data are at hand anyway.
+    """
+    answers: dict[str, list[Sample]] = {}
+    for sample in samples:
+        answers.setdefault(sample.id, []).append(sample)
+    for id, several in answers.items():
+        n = 1 if several[0].stop == "given" else record.identity["gen"]["n"]
+        if [s.sample for s in several] != list(range(n)):
+            yield Problem(f"samples of request {id}", [s.sample for s in several], list(range(n)))
+            return
+        if len({(s.prompt, s.record, s.kind) for s in several}) > 1:
+            yield Problem(f"samples of request {id}", "several prompts, records or kinds", "one of each")
+            return
+    if record.counts.get("requests") != len(answers):
+        yield Problem("counts.requests", record.counts.get("requests"), len(answers))
+    firsts = [several[0] for several in answers.values()]
+    chats: list[Sequence[bool]] = [[False] * len(firsts), [True] * len(firsts)]
+    if getattr(suite.config, "data", None) == "embedded":
+        asked = {request.id: request.chat for request in suite.requests()}
+        chats = [[asked.get(s.id, False) for s in firsts]]
+    made = [digest([_request(s, chat) for s, chat in zip(firsts, each, strict=True)]) for each in chats]
+    claimed = record.identity["suite"].get("requests")
+    if claimed not in made:
+        yield Problem("samples", f"the requests of digest {claimed}", f"{made[0]} from {len(firsts)} requests")
+
+
+def _request(sample: Sample, chat: bool) -> dict[str, Any]:
+    """The request that a sample answers, as it stands in the digest of requests (`Cell`)."""
+    made: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "record": sample.record, "kind": sample.kind}
+    made |= {"chat": chat}
+    return made | ({"text": sample.text} if sample.stop == "given" else {})
+
+
+def _counts(claimed: Mapping[str, int], made: Mapping[str, int]) -> Iterator[Problem]:
+    for name in claimed.keys() & made.keys():
+        if claimed[name] != made[name]:
+            yield Problem(f"counts.{name}", claimed[name], made[name])
+
+
+def _metrics(claimed: Mapping[str, MetricRecord], made: Mapping[str, MetricRecord]) -> Iterator[Problem]:
+    for name in claimed.keys() - made.keys():
+        yield Problem(name, claimed[name].value, None)
+    for name, metric in made.items():
+        if name not in claimed:
+            continue
+        slack = OF_WIDTH * ((metric.high or 0.0) - (metric.low or 0.0))
+        for part in MetricRecord.__struct_fields__:
+            ours, theirs = getattr(metric, part), getattr(claimed[name], part)
+            if not _same(ours, theirs, slack if part in ("low", "high") else 0.0):
+                yield Problem(name if part == "value" else f"{name}.{part}", theirs, ours)
+
+
+def _clusters(claimed: Clusters, made: Clusters) -> Iterator[Problem]:
+    for name, binary in claimed.binary.items():
+        if binary != made.binary.get(name):
+            yield Problem(f"clusters.json: binary of {name}", binary, made.binary.get(name))
+    for part in ("total", "count"):
+        ours, theirs = getattr(made, part), getattr(claimed, part)
+        for name, a in theirs.items():
+            b = ours.get(name, {})
+            odd = next((c for c in dict.fromkeys([*a, *b]) if not _same(a.get(c), b.get(c))), None)
+            if odd is not None:
+                yield Problem(f"clusters.json: {part} of {name} in '{odd}'", a.get(odd), b.get(odd))
+
+
+def _same(a: Any, b: Any, slack: float = 0.0) -> bool:
+    if isinstance(a, float | int) and isinstance(b, float | int) and not isinstance(a, bool):
+        return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=max(slack, 1e-12))
+    return bool(a == b)
+
+
+def one_line(value: Any, limit: int = 80) -> str:
+    """In one line without control characters: packs are untrusted."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
