@@ -18,6 +18,7 @@ from detoxbench.registries import methods, scorers, suites
 from detoxbench.registry import Registry
 
 if TYPE_CHECKING:  # Hydra takes 0.1 s to import, and `detoxbench list` does without it
+    from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
 VERSION_BASE = "1.3"
@@ -95,19 +96,37 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     Raises UsageError, and UnforeseeableSweep where another sweeper is chosen.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    with _hydra(overrides):
+        parsed = _with_params(overrides)
+        (expanded,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        return expanded
+
+
+def swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, Override]]:
+    """Overrides apart: those of one value as text, and those of several (choices, ranges, intervals) by key.
+
+    A key that is given twice, as by an experiment and beside it, is what it is given last. Raises as `expand` does.
+    """
+    with _hydra(overrides):
+        last = {override.get_key_element(): override for override in _with_params(overrides)}
+        several = {key: override for key, override in last.items() if override.is_sweep_override()}
+        fixed = [str(override.input_line) for key, override in last.items() if key not in several]
+        return fixed, several
+
+
+def _with_params(overrides: Sequence[str]) -> list[Override]:
+    """The sweeper's own overrides, then those given, parsed. Needs `_hydra`."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
-    with _hydra(overrides):
-        loader = GlobalHydra.instance().config_loader()
-        sweeper = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN).hydra.sweeper
-        if not sweeper._target_.endswith(".BasicSweeper"):
-            raise UnforeseeableSweep(f"the sweeper {sweeper._target_} chooses its cells while it runs")
-        swept = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*swept, *overrides])
-        (expanded,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        return expanded
+    loader = GlobalHydra.instance().config_loader()
+    sweeper = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN).hydra.sweeper
+    if not sweeper._target_.endswith(".BasicSweeper"):
+        raise UnforeseeableSweep(f"the sweeper {sweeper._target_} chooses its cells while it runs")
+    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    return OverridesParser.create(config_loader=loader).parse_overrides([*given, *overrides])
 
 
 def run_spec(cfg: DictConfig) -> RunSpec:
@@ -223,8 +242,12 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         hint = "write key=value" if "=" not in error.override else text.splitlines()[0]
         return f"cannot read the override {error.override!r}: {hint}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, name = error.missing_cfg_file.rsplit("/", 1)
-        return _unknown_option(group, name, error.options)
+        group, _, name = error.missing_cfg_file.partition("/")
+        below = name.rpartition("/")[0]
+        beside = {f"{below}/{option}".lstrip("/") for option in error.options}
+        folders = [folder / group for folder in conf_dirs()]
+        nested = {file.relative_to(f).with_suffix("").as_posix() for f in folders for file in f.rglob("*.yaml")}
+        return _unknown_option(group, name, sorted(beside | nested))
     if match := re.search(r"An item is already at '([^']+)'", text):
         return f"the key '{match[1]}' is there already: override it without the +"
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^'=]+)", text):

@@ -47,6 +47,11 @@ class Config(LoraConfig):
         "mean over the positives of each anchor (paper) or of the whole micro-batch (released code)",
         source="Eq. 5; train_mistral.py:693",
     )
+    terms: Literal["both", "positives", "negatives"] = knob(
+        "both",
+        "ablation: positives: the numerator of Eq. 6 alone; negatives: alone what they add to its denominator",
+        source="paper's ablation, which does not say what it left out of which loss",
+    )
     distance: Literal["abs", "hinge"] = knob(
         "abs",
         "abs: as published; hinge: a negative below the centroid is left alone instead of being made likelier still",
@@ -188,6 +193,10 @@ def cp_loss(seq_nll: Tensor, group: Tensor, role: Tensor, config: Config) -> Ten
         paper    -beta log( sum_P e^-d / (sum_P e^-d + alpha sum_N e^-d + sum_R e^-d) )
     """
     d, member = _distances(seq_nll, group, role, config), _members(group)
+    if config.terms != "both":  # whatever the objective: log softmax has no halves
+        side, sign = (POSITIVE, -1) if config.terms == "positives" else (NEGATIVE, 1)
+        kept = (-d).expand(len(member), -1).masked_fill(~(member & (role == side)), -math.inf)
+        return config.beta * sign * kept.logsumexp(1).mean()
     if config.objective == "paper":
         nearness = (-d).where(role != NEGATIVE, -d + (math.log(config.alpha) if config.alpha else -math.inf))
         every = nearness.expand(len(member), -1).masked_fill(~member, -math.inf)

@@ -146,7 +146,7 @@ def test_gen_overrides_the_protocol_and_the_command_line_overrides_all() -> None
 
 
 def test_experiments_only_override() -> None:
-    (_, spec), *others = composition.cells(["experiment=destein_alpha", "seed=3"])
+    (_, spec), *others = composition.cells(["experiment=ablation/destein_alpha", "seed=3"])
     assert spec.method_name == "destein"
     assert spec.seed == 3
     assert [cell.method.alpha for _, cell in others] == [0.1, 0.2, 0.3, 0.4]
@@ -183,7 +183,9 @@ def test_one_wrong_cell_refuses_all() -> None:
         (["model=gpt3"], "any other name or folder: model=hf model.path=gpt3"),
         (["gen=gredy"], "unknown gen 'gredy' (did you mean 'greedy'?)"),
         (["tracker=wandbb"], "unknown tracker 'wandbb' (did you mean 'wandb'?)"),
-        (["experiment=destein_alfa"], "unknown experiment 'destein_alfa' (did you mean 'destein_alpha'?)"),
+        (["experiment=destein_slef"], "unknown experiment 'destein_slef' (did you mean 'destein_self'?)"),
+        (["experiment=destein_alpha"], "'destein_alpha' (did you mean 'ablation/destein_alpha'?)"),
+        (["experiment=ablation/destein"], "did you mean 'ablation/destein_"),
         (["method=destein", "method.alhpa=1"], "'method.alhpa' of method 'destein' (did you mean 'method.alpha'?)"),
         (["method=destein", "+method.alhpa=1"], "unknown key 'method.alhpa' (did you mean 'alpha'?)"),
         (["method=destein", "++method.alhpa=1"], "unknown key 'method.alhpa' (did you mean 'alpha'?)"),

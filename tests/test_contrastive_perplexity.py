@@ -566,3 +566,20 @@ def test_a_set_that_does_not_fit_is_named_in_one_line(tmp_path: Path, name: str,
     with pytest.raises(DetoxbenchError, match=message) as caught:
         readers.paraphrase_sets(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("objective", ["script", "paper"])
+def test_half_of_the_loss_pulls_or_pushes_alone(objective: Any) -> None:
+    """Positives alone: -log sum_P e^-d; negatives alone: log sum_N e^-d, mean over the anchors."""
+    scores = torch.tensor([1.0, 3.0, 2.5, 0.5, 2.0, 2.0], dtype=torch.float64)
+    group, role = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([POSITIVE, POSITIVE, NEGATIVE] * 2)
+    level = scores.exp() if objective == "paper" else scores
+    expected = {"positives": 0.0, "negatives": 0.0}
+    for a in (0, 3):
+        centre = (level[a] + level[a + 1]) / 2
+        near = (-(level[a : a + 3] - centre).abs()).exp()
+        expected["positives"] -= float(near[:2].sum().log()) / 2
+        expected["negatives"] += float(near[2].log()) / 2
+    for terms in ("positives", "negatives"):
+        found = cp.cp_loss(scores, group, role, cp.Config(objective=objective, terms=terms))
+        assert float(found) == pytest.approx(expected[terms], rel=1e-12)

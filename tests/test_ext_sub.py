@@ -450,9 +450,10 @@ def test_the_lora_loop_learns_its_data() -> None:
 
 
 def test_every_experiment_composes() -> None:
-    names = ["ext_sub_controls", "ext_sub_alpha", "paper/ext_sub_llama_7b"]
+    names = ["ablation/ext_sub_controls", "ablation/ext_sub_alpha", "paper/ext_sub_llama_7b"]
     found = {name: cells([f"experiment={name}"]) for name in names}
-    assert {spec.method.operation for _, spec in found["ext_sub_controls"]} >= {"ext_sub", "subtract", "expert_scale"}
+    operations = {spec.method.operation for _, spec in found["ablation/ext_sub_controls"]}
+    assert operations >= {"ext_sub", "subtract", "expert_scale"}
     (paper,) = (spec.method for _, spec in found["paper/ext_sub_llama_7b"])
     assert paper == Config()  # the recipe is the method's default
 
