@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from detoxbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from detoxbench.lm import LanguageModel
     from detoxbench.method import EditRecord
 
 C = TypeVar("C")
@@ -23,7 +24,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     `id` is unique in the suite and keys the sampling noise; `record` is the cluster that intervals resample (a prompt
     or a benchmark record); `kind` says which question of the record it is. `chat` prompts go through the model's chat
     template, others are continued as running text. One with a `text` (not empty) is not answered: the model reads the
-    text after the prompt, and its sample holds how likely it found it.
+    text after the prompt, and its sample holds how likely it found it. Where the suite has an `observer`, requests only
+    say where to look, and a text may be empty.
     """
 
     id: str
@@ -52,6 +54,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a given text: its negative log-likelihood after the prompt, summed over its tokens, in nats."""
     greedy: bool | None = None
     """Of a given text: every token was the most probable one, so greedy generation begins with this text."""
+    values: dict[str, list[float]] | None = None
+    """Of a suite with an `observer`: what was measured inside the model, by name (one number, or one a layer)."""
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +86,33 @@ class Measure:
     """Shown in the leaderboard unless all metrics are asked for."""
 
 
+class Seen(NamedTuple):
+    """What an `Observer` saw at one request: `state` in a form of its own, and how much of the request was read."""
+
+    state: Any
+    tokens: int
+    """Tokens of the request's text that were read."""
+    cut: int
+    """Tokens that its prompt lost to fit the model's context."""
+
+
+class Observer(ABC):
+    """Measures inside a model. It is made on the unmodified model, where it learns what is compared with; then it looks
+    at every request in the unmodified model and under the intervention, which the runner puts on and takes off."""
+
+    @abstractmethod
+    def __init__(self, lm: LanguageModel, config: Any, requests: Sequence[Request]) -> None:
+        """`config` is the suite's, `requests` are all of its requests, whichever are left to look at."""
+
+    @abstractmethod
+    def look(self, request: Request) -> Seen:
+        """What there is to see in the model as it is now. It may depend on no other request."""
+
+    @abstractmethod
+    def values(self, request: Request, before: Any, after: Any) -> dict[str, list[float]]:
+        """`Sample.values`, from the states seen without and with the intervention (under method none, equal ones)."""
+
+
 class Suite(ABC, Generic[C]):
     """Subclass it in one file and name it in the entry-point group `detoxbench.suites`. Imports no torch."""
 
@@ -97,8 +128,12 @@ class Suite(ABC, Generic[C]):
     """The headline metrics by name, then the others."""
     cost: ClassVar[str] = ""
     """What one run asks for: answers, and models beside the one that answers."""
+    protocol: ClassVar[str] = ""
+    """How it asks, in words, where its file's gen does not say it all."""
     judged: ClassVar[bool] = True
-    """False: its texts are given, so no scorer is asked, and all scores are None without being missing."""
+    """False: no scorer is asked, as its metrics need none, and all scores are None without being missing."""
+    observer: ClassVar[type[Observer] | None] = None
+    """What measures inside the model, instead of asking it."""
 
     def __init__(self, config: C | None = None, *, name: str | None = None) -> None:
         self.config: C = self.Config() if config is None else config
@@ -136,3 +171,15 @@ def by_cluster(pairs: Sequence[tuple[str, float | None]]) -> tuple[dict[str, flo
         total[cluster] = total.get(cluster, 0.0) + value
         count[cluster] = count.get(cluster, 0.0) + 1
     return total, count, missing
+
+
+def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, judged: bool) -> dict[str, int]:
+    """What can be counted from samples and scores alone: part of a run's `counts`."""
+    return {
+        "samples": len(samples),
+        "empty": sum(s.stop != "given" and not s.text.strip() for s in samples),
+        "degenerate": sum(any((c or {}).get("degenerate", 0) > 0.5 for c in s.scores.values()) for s in scores),
+        "truncated": sum(s.stop == "length" for s in samples),
+        "missing_scores": sum(s.scores["main"] is None for s in scores) if judged else 0,
+        "cut_texts": sum(any((c or {}).get("truncated", 0) > 0 for c in s.scores.values()) for s in scores),
+    }
