@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_PACKAGES = ("detoxbench", "torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn")
+_PACKAGES = ("detoxbench", "torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "lm_eval")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -39,6 +39,14 @@ def test_settings_and_missing_scores() -> None:
     }  # fmt: skip
     responses = {"data": ["no", "", "sure", "odd"], "scores": [0.1, None, 0.9, None]}
     assert modules.DefenseSuccess().compute(**responses) == {"defense_success": 0.5, "missing": 1}
+    asked = {"data": ["no"] * 4 + ["", "sure"], "scores": [0.1] * 4 + [None, 0.9]}
+    kinds = ["DS", "DG_onlyQ", "DG_otherA", "DG_otherQ", "DG_otherAQ", "DG_otherAQ"]
+    assert modules.DefenseGeneralization().compute(**asked, kinds=kinds) == {
+        "DS": 1, "DG_onlyQ": 1, "DG_otherA": 1, "DG_otherQ": 1, "DG_otherAQ": 0.25,
+        "DG_avg4": pytest.approx(3.5 / 5), "DS_DG_avg5": pytest.approx(4.5 / 6), "missing": 0,
+    }  # fmt: skip
+    only = modules.DefenseGeneralization().compute(data=["no", "odd"], scores=[0.1, None], kinds=["DS", "DS"])
+    assert only == {"DS": 1, "missing": 1}
     assert modules.NGramRepetition().compute(data=["a a a a", "a b c d"], n=1)["repetition_1"] == 0.375
     assert modules.ExpectedMaximumToxicity().compute(data=[[None]])["expected_maximum_toxicity"] is None
 

@@ -139,7 +139,7 @@ def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatc
     whole = db.run([*TRUTH, f"runs_dir={tmp_path / 'whole'}"])
     spec = compose([*TRUTH, "with_base=false", f"runs_dir={tmp_path / 'killed'}"])
     partial = Cell(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
-    reading, chunks = likelihood._read_rows, 0
+    reading, chunks = likelihood.read_rows, 0
 
     def killed(*given: Any) -> Any:
         nonlocal chunks
@@ -148,7 +148,7 @@ def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         return reading(*given)
 
-    monkeypatch.setattr(likelihood, "_read_rows", killed)
+    monkeypatch.setattr(likelihood, "read_rows", killed)
     with pytest.raises(KeyboardInterrupt):
         runner.run(spec)
     kept = partial.read_bytes().splitlines(keepends=True)
@@ -166,7 +166,7 @@ def test_no_scorer_is_asked_and_no_score_is_missing(tmp_path: Path, monkeypatch:
     result = runner.run(spec)
     assert result.record.counts == {
         "requests": 12, "samples": 12, "empty": 0, "degenerate": 0, "truncated": 0, "missing_scores": 0,
-        "contested_tokens": 0, "cut_prompts": 0, "prompts_in_fit_data": 0,
+        "cut_texts": 0, "contested_tokens": 0, "cut_prompts": 0, "prompts_in_fit_data": 0,
     }  # fmt: skip
     assert all(s.scores == {"main": None} for s in Run(result.folder).scores())
     assert (result.record.cost["added_prompt_tokens"] or 0) > 10

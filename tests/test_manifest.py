@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from detoxbench import cli, runner
+from detoxbench import cli, composition, runner
+from detoxbench.cell import Cell, checkpoint_folder
 from detoxbench.data import manifest, readers
 from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.data.manifest import File
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.leaderboard import leaderboard
 from detoxbench.method import EditRecord, FitData, Pair, ParaphraseSet, Role
 from detoxbench.registries import scorers, suites
 from detoxbench.store import Run
@@ -30,6 +32,8 @@ def test_every_manifest_is_whole_and_serves_what_there_is() -> None:
         for file in m.files:
             assert file.sha256 is None or len(file.sha256) == 64
             assert Path(file.name).name == file.name, "a name, not a path"
+    served = {name for m in manifest.manifests().values() for name in m.serves}
+    assert set(suites.names()) - {"lm_eval"} <= served, "a suite's published data needs a manifest"
 
 
 def test_list_is_for_people_and_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,8 +145,9 @@ def test_a_prompt_that_was_read_is_found_as_it_is_and_inside_a_longer_text() -> 
 def test_the_same_file_is_flagged_whatever_its_name(tmp_path: Path) -> None:
     for name, content in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / name).write_text(content)
-    assert contamination([], [], fit_files=[tmp_path / "a"], suite_file=tmp_path / "b").flagged
-    assert not contamination([], [], fit_files=[tmp_path / "a"], suite_file=tmp_path / "c").flagged
+    same = contamination([], ["one", "two"], fit_files=[tmp_path / "a"], suite_files=[tmp_path / "b", tmp_path / "c"])
+    assert (same.flagged, same.shared, same.prompts) == (True, 2, 2)
+    assert not contamination([], ["one"], fit_files=[tmp_path / "a"], suite_files=[tmp_path / "c"]).flagged
 
 
 def test_every_text_of_every_role_counts_as_read() -> None:
@@ -169,3 +174,15 @@ def test_a_run_counts_the_prompts_that_its_method_has_read(tmp_path: Path) -> No
     assert result.record.counts["prompts_in_fit_data"] == 2
     assert result.base is not None
     assert Run(result.base.folder).record().counts["prompts_in_fit_data"] == 0
+
+    both = tmp_path / "both.jsonl"  # of no prompt is the text in a pair, but the file is the same
+    rows = [{"toxic": a, "civil": b, "prompt": {"text": f"one more {i}"}} for i, (a, b) in enumerate(given)]
+    both.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = composition.compose([*common, "method=destein", f"fit.parallel_pairs={both}", f"suite.data={both}"])
+    cell = Cell(spec, checkpoint_folder(spec, download=False))
+    made = runner._Generation(1.0, 1.0, 0.0, 0, 0, "cpu")
+    assert runner._counts(cell, [], [], made)["prompts_in_fit_data"] == len(rows)
+
+    (table,) = leaderboard(tmp_path / "runs").tables
+    (flag,) = [note for note in table.notes if note.startswith("flagged")]
+    assert flag.endswith("(too good, maybe): destein (2 of 4)")

@@ -420,6 +420,10 @@ def test_similarity_of_a_sentence_transformer(tmp_path: Path) -> None:
     assert column([rows[3]], "similarity") == [pytest.approx(1)]
     a, b = made.encode(["hello there", "hi"])
     assert column(rows[:1], "similarity") == [pytest.approx(float(a @ b / (a @ a * (b @ b)) ** 0.5), abs=1e-6)]
+    ours._model.max_seq_length = 4
+    cut = ours.score(["hello there", "hi", "hi"], ["hi", "hi", "hello there"])
+    assert column(cut, "truncated") == [1, 0, 1]
+    assert column(rows[:1], "truncated") == [0]
     other = ours.fingerprint()
     (tmp_path / "1_Pooling" / "config.json").write_text("{}")
     assert ours.fingerprint() != other, "the pooling changes the numbers"
@@ -479,8 +483,14 @@ def test_scores_that_depend_on_the_prompt_are_kept_by_both(tmp_path: Path) -> No
 
 
 def test_what_does_not_pay_is_not_kept(tmp_path: Path) -> None:
-    ours = Similarity()
-    assert cache.remembering(ours, tmp_path, ours.identity()) == ours.score
+    class Fast(Counting):
+        cached = False
+
+    ours = Fast()
+    score = cache.remembering(ours, tmp_path, ours.identity())
+    for _ in range(2):
+        assert score(["a", "bb", "a"], ["1", "2", "3"]) == [{"toxicity": n / 3} for n in (1, 2, 1)]
+    assert [text for text, _ in ours.asked] == ["a", "bb"] * 2, "each text once, and again in another call"
     assert not list(tmp_path.iterdir())
 
 

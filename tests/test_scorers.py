@@ -261,6 +261,19 @@ def test_perplexity_is_the_conditional_nll_of_the_text(model_folder: str) -> Non
         assert math.isfinite(row["nll"])
 
 
+def test_perplexity_beyond_the_context_says_so_and_is_of_what_was_read(tmp_path: Path) -> None:
+    lm = tiny("gpt2", n_positions=16)
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    ours = Perplexity(perplexity.Config(path=str(tmp_path), device="cpu"))
+    short, cut, long = ours.score(["bcd", "bcd", "b" * 40], ["a" * 12, "a" * 13, "a"])
+    assert short is not None
+    assert cut is not None
+    assert long is not None
+    assert [row["truncated"] for row in (short, cut, long)] == [0, 1, 1]
+    assert [row["tokens"] for row in (short, cut, long)] == [3, 3, 15]  # the first token that is read has no likelihood
+
+
 def test_perplexity_identity_is_the_models_weights(model_folder: str, tmp_path: Path) -> None:
     ours = Perplexity(perplexity.Config(path=model_folder)).fingerprint()
     lm = tiny("gpt2", seed=1)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 class Contamination(NamedTuple):
     """Of the suite's prompts, how many a method has read: `shared` of `prompts`; `examples`: three of them at the most.
 
-    `same_file`: fit data and suite are the same file, whatever its texts say.
+    `same_file`: fit data and suite are the same file, so all prompts count as read, whatever a template makes of them.
     """
 
     shared: int
@@ -30,7 +30,7 @@ def contamination(
     prompts: Iterable[str],
     *,
     fit_files: Iterable[str | Path] = (),
-    suite_file: str | Path | None = None,
+    suite_files: Iterable[str | Path] = (),
     shortest: int = 20,
 ) -> Contamination:
     """Does what a method was fitted on come from what it is asked?
@@ -43,8 +43,9 @@ def contamination(
     asked = list(dict.fromkeys(prompts))
     inside = "\n".join(sorted(read))
     shared = [p for p in asked if (q := _plain(p)) and (q in read or (len(q) >= shortest and q in inside))]
-    same = suite_file is not None and _digest(suite_file) in {_digest(file) for file in fit_files}
-    return Contamination(len(shared), len(asked), tuple(shared[:3]), same)
+    if {_digest(file) for file in suite_files} & {_digest(file) for file in fit_files}:
+        return Contamination(len(asked), len(asked), tuple(asked[:3]), True)
+    return Contamination(len(shared), len(asked), tuple(shared[:3]), False)
 
 
 def fit_texts(data: Iterable[Iterable[Any]]) -> list[str]:

@@ -29,14 +29,12 @@ class _Line(msgspec.Struct):
 
 
 def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any]) -> Score:
-    """`scorer.score`, which asks only for texts that no run under `stages` has had scored, and each only once.
+    """`scorer.score`, asked for each text only once, and not for those that a run under `stages` has had scored.
 
-    `identity` is the scorer's (`Scorer.identity`). A scorer that is not `cached` is left alone.
+    `identity` is the scorer's (`Scorer.identity`). One that is not `cached` remembers nothing beyond a call.
     """
-    if not scorer.cached:
-        return scorer.score
     file = stages / f"scores-{digest(dict(identity))}" / "scores.jsonl"
-    known: dict[str, dict[str, float]] = {line.key: line.scores for line in _read(file)}
+    known: dict[str, dict[str, float]] = {line.key: line.scores for line in _read(file)} if scorer.cached else {}
 
     def score(texts: Sequence[str], prompts: Sequence[str]) -> list[Columns]:
         asked = [(t, p) if scorer.needs_prompt else (t,) for t, p in zip(texts, prompts, strict=True)]
@@ -52,9 +50,10 @@ def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any]) 
         for start in range(0, len(left), scorer.keep_every):
             part = left[start : start + scorer.keep_every]
             rows = scorer.score([pair[0] for pair, _ in part], [prompt for _, prompt in part])
-            new = [_Line(_key(p), row) for (p, _), row in zip(part, rows, strict=True) if row is not None]
-            _append(file, new)
-            known.update((line.key, line.scores) for line in new)
+            if scorer.cached:
+                new = [_Line(_key(p), row) for (p, _), row in zip(part, rows, strict=True) if row is not None]
+                _append(file, new)
+                known.update((line.key, line.scores) for line in new)
             found.update((pair, row) for (pair, _), row in zip(part, rows, strict=True))
         return [None if (row := found[pair]) is None else dict(row) for pair in asked]
 

@@ -27,7 +27,8 @@ class Config:
 
 
 class Perplexity(Scorer[Config]):
-    """`nll`: nats of the text after its prompt, `tokens`: how many; None for a text without tokens.
+    """`nll`: nats of the text after its prompt, `tokens`: how many, `truncated`: 1 where both are longer than the
+    model's context, so that their beginning was not read; None for a text without tokens.
 
     Prompt and text are tokenised together and the prompt's own NLL is taken off (DeStein, evaluate_generations.py:77).
     """
@@ -45,7 +46,15 @@ class Perplexity(Scorer[Config]):
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
         found = self._lm.continuation_nll(prompts, texts)
-        return [None if pair is None else {"nll": pair[0], "tokens": pair[1]} for pair in found]
+        return [
+            None if pair is None else {"nll": pair[0], "tokens": pair[1], "truncated": self._is_cut(prompt + text)}
+            for pair, prompt, text in zip(found, prompts, texts, strict=True)
+        ]
+
+    def _is_cut(self, text: str) -> float:
+        limit = self._lm.architecture.context
+        # a token is a character at least, but for the special ones
+        return float(limit is not None and len(text) + 8 > limit and len(self._lm.tokenizer(text)["input_ids"]) > limit)
 
     @cached_property
     def _lm(self) -> LanguageModel:

@@ -32,7 +32,8 @@ class Config:
 
 
 class Similarity(Scorer[Config]):
-    """`similarity`: cosine of the embeddings of prompt and text, 1 for a copy; None where one of them has no words.
+    """`similarity`: cosine of the embeddings of prompt and text, 1 for a copy; None where one of them has no words. And
+    of a model, `truncated`: 1 where only the beginning of either was read.
 
     `words` counts words and needs nothing; a sentence-transformers model (an extra) hears the same said in other words,
     as in contrastive perplexity (arXiv 2401.08491), whose checkpoint is not named. Numbers of the two do not compare.
@@ -58,18 +59,22 @@ class Similarity(Scorer[Config]):
         prompts = [prompt.removeprefix(self.config.before).removesuffix(self.config.after) for prompt in prompts]
         if self.config.path == WORDS:
             found = [_cosine(_words(prompt), _words(text)) for text, prompt in zip(texts, prompts, strict=True)]
-        else:
-            found = self._embedded(texts, prompts)
-        return [None if value is None else {"similarity": value} for value in found]
+            return [None if value is None else {"similarity": value} for value in found]
+        return self._embedded(texts, prompts)
 
-    def _embedded(self, texts: Sequence[str], prompts: Sequence[str]) -> list[float | None]:
+    def _embedded(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
         distinct = [text for text in dict.fromkeys([*texts, *prompts]) if text.strip()]
         vectors = self._model.encode(
             distinct, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
         of = dict(zip(distinct, vectors.astype("float64"), strict=True))
+        limit = self._model.max_seq_length
+        ids = self._model.tokenizer(distinct, verbose=False)["input_ids"] if distinct else []
+        cut = {text for text, tokens in zip(distinct, ids, strict=True) if limit is not None and len(tokens) > limit}
         return [
-            float(of[text] @ of[prompt]) if text in of and prompt in of else None
+            {"similarity": float(of[text] @ of[prompt]), "truncated": float(not cut.isdisjoint((text, prompt)))}
+            if text in of and prompt in of
+            else None
             for text, prompt in zip(texts, prompts, strict=True)
         ]
 

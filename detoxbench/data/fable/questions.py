@@ -60,6 +60,25 @@ def harmful_requests(n: int, seed: int) -> list[dict[str, str]]:
     return [{"instruction": text, "category": category} for text, category in found.items()]
 
 
+def safeedit_inputs(n: int, seed: int) -> list[dict[str, str | int]]:
+    """n unsafe questions, each alone and inside three of the attacks, in the schema of SafeEdit's test_ALL."""
+    rng = world._rng("safeedit inputs", seed)
+    found: list[dict[str, str | int]] = []
+    for asked in harmful_requests(n, seed):
+        question = asked["instruction"]
+        for attack in (None, *rng.sample(world.TEST_ATTACKS, 3)):
+            found.append(
+                {
+                    "id": len(found),
+                    "unsafety category": asked["category"],
+                    "question": question,
+                    "attack name": attack.name if attack else "None",
+                    "malicious input": world._attacked(question, attack),
+                }
+            )
+    return found
+
+
 def labelled_prompts(n: int, seed: int) -> list[dict[str, str]]:
     """n distinct prompts of each of six types, in XSTest's schema: four types that should be answered, two that should
     not.
