@@ -1,16 +1,18 @@
-"""What goes on inside a model: activations recorded at named modules, and linear probes on their heads."""
+"""What goes on inside a model: activations recorded at named modules, what lower layers give kept while upper ones are
+computed again and again, and linear probes on heads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
 from detoxbench.progress import track
+from detoxbench.routing import replace_forward
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from detoxbench.lm import LanguageModel
 
@@ -37,6 +39,74 @@ def recorded(lm: LanguageModel, sites: Sequence[str], *, inputs: bool = False) -
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Rereading:
+    """A batch of texts that is read again and again while only the parameters of some modules change.
+
+    What modules give that are done before the first of those begins is kept from the first pass and not computed again.
+    The head sees the wanted positions alone. Texts are filled up on the right, where causal attention never looks.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, texts: Sequence[tuple[Sequence[int], range]], changing: Collection[str]
+    ) -> None:
+        """`texts` are token ids, each with the positions whose logits are wanted; `changing` are paths of modules."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        self._lm = lm
+        fill = texts[0][0][-1]  # any token serves; transformers warns of its pad token
+        self._ids = pad_sequence([torch.tensor(ids) for ids, _ in texts], True, fill).to(lm.device)
+        self._counts = [len(wanted) for _, wanted in texts]
+        self._rows = torch.arange(len(texts)).repeat_interleave(torch.tensor(self._counts)).to(lm.device)
+        self._positions = torch.tensor([p for _, wanted in texts for p in wanted], device=lm.device)
+        self._changing = [lm.architecture.module(path) for path in changing]
+        parts = [path.split(".") for path in changing]
+        around = {".".join(names[:n]) for names in parts for n in range(len(names) + 1)}
+        # The largest modules that hold none of them: the layers below, and the parts of their own layer.
+        self._others = [m for n, m in lm.model.named_modules() if n not in around and n.rpartition(".")[0] in around]
+        self._kept: dict[nn.Module, Any] | None = None
+
+    def logits(self) -> list[Tensor]:
+        """For each text fp32 logits [wanted positions, vocabulary].
+
+        Raises DetoxbenchError for a model whose logits are not what its head makes of each position.
+        """
+        import torch
+
+        model, found = self._lm.model, dict[Any, list[Any]]()
+        with ExitStack() as undo:
+            head = model.get_output_embeddings()
+            pick = head.register_forward_pre_hook(lambda _, args: (args[0][self._rows, self._positions][None],))
+            undo.callback(pick.remove)
+            if self._kept is None:
+                self._watch(found, undo)
+            for module, output in (self._kept or {}).items():
+                replace_forward(module, lambda *_, output=output, **__: output, undo)
+            logits = model(input_ids=self._ids, use_cache=False).logits
+        if logits.shape[:2] != (1, len(self._rows)):
+            raise DetoxbenchError(f"{type(model).__name__} does not make its logits by its head, position by position")
+        if self._kept is None:  # a module that is called more than once (a shared one) is left alone
+            self._kept = {m: made[0] for m, made in found.items() if len(made) == 1 and made[0] is not None}
+        return list(torch.split(logits[0].float(), self._counts))
+
+    def _watch(self, found: dict[Any, list[Any]], undo: ExitStack) -> None:
+        """Have `found` hold what each module gives, None where a changing one has begun before."""
+        begun: list[bool] = []
+
+        def watched(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **given: Any) -> Any:
+                output = forward(*args, **given)
+                found.setdefault(module, []).append(None if begun else output)
+                return output
+
+            return call
+
+        for module in self._changing:
+            undo.callback(module.register_forward_pre_hook(lambda *_: begun.append(True)).remove)
+        for module in self._others:
+            replace_forward(module, watched(module, module.forward), undo)
 
 
 def last_token_means(

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from detoxbench import checkpoint
 from detoxbench.config import SCHEMA_VERSION, RunSpec, digest, identity
 from detoxbench.data.fit import fit_data
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.lm import find
 from detoxbench.method import FitData, Method, Role, Scope
 from detoxbench.registries import methods, scorers, suites
@@ -77,6 +77,11 @@ class Cell:
         self.records: dict[str, FitData] = {}
         """Under PER_RECORD, what is fitted on for each of the suite's records, in their order."""
         if self.per_record:
+            if self.suite.observer is not None:
+                raise UsageError(
+                    f"suite '{self.suite.name}' looks inside one model, so nothing can be fitted for each of its "
+                    "records: set method.protocol=once"
+                )
             records = self.suite.edit_records()
             if missing := {r.record for r in self.requests} - records.keys():
                 raise DetoxbenchError(f"suite '{self.suite.name}' has no edit record for record '{min(missing)}'")
@@ -108,7 +113,10 @@ class Cell:
             "seed": spec.seed,
         }
         fit_key = digest([self.identity[key] for key in ("schema", "model", "method", "seed")])
-        generation_key = digest([fit_key, asked, self.identity["gen"]])
+        made_of = [fit_key, asked, self.identity["gen"]]
+        if self.suite.observer is not None:  # answers depend on what is asked alone, looks on who looks
+            made_of.append(self.identity["suite"])
+        generation_key = digest(made_of)
         run_id = digest(self.identity)
         self.folder = Path(spec.runs_dir) / run_id
         self._stages = Path(spec.runs_dir) / ".stages"
@@ -126,7 +134,9 @@ class Cell:
         judges = ", ".join(scorer.name for scorer in self.scorers.values())
         given = sum(r.text is not None for r in self.requests)
         work = [f"{given} texts to read"] if given else []
-        if given < count:
+        if self.suite.observer is not None:
+            work = [f"{count} looks inside the model, without and with the method"]
+        elif given < count:
             work.append(f"{count - given} prompts x {spec.gen.n}, up to {spec.gen.max_new_tokens} new tokens each")
         texts = given + (count - given) * spec.gen.n
         fitted = f", a fit for each of {len(self.records)} records" if self.per_record else ""
@@ -140,7 +150,7 @@ class Cell:
             self._planned(
                 "score",
                 self.score_folder / "scores.jsonl",
-                f"{texts} texts by {judges}" if self.suite.judged else "no scorer: the texts are given",
+                f"{texts} texts by {judges}" if self.suite.judged else "no scorer is asked",
             ),
         ]
         return stages[1:] if self.per_record or self.method.name == BASE else stages

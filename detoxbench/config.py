@@ -79,6 +79,9 @@ class GenSpec:
         ge=0,
     )
     batch_tokens: int = runtime(16384, "tokens (prompt and new) held in one batch", ge=1)
+    edits_mb: int = runtime(
+        2048, "megabytes of changes in force at once where each record has its own (on a model, as many again)", ge=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +102,15 @@ class FitSpec:
 class TrackerSpec:
     """Where runs are reported to, beside the runs folder."""
 
-    name: Literal["none", "wandb"] = runtime("none", "none or wandb")
-    mode: Literal["offline", "online"] = runtime("offline", "offline writes files for a later `wandb sync`")
+    name: Literal["none", "wandb", "trackio"] = runtime("none", "none, wandb or trackio")
+    mode: Literal["offline", "online"] = runtime(
+        "offline", "offline: written below runs_dir, to be sent later; online: sent as well"
+    )
     project: str = runtime("detoxbench", "project at the tracker")
-    entity: str | None = runtime(None, "account or team at the tracker")
-    group: str = runtime("leaderboard", "group under which the runs of one leaderboard stand")
+    entity: str | None = runtime(None, "account or team at W&B")
+    group: str | None = runtime(None, "group of the run; null: one group for each leaderboard table")
+    samples: int = runtime(200, "rows of the table of samples, evenly spread over the run", ge=0)
+    artifact_mb: float = runtime(100.0, "send the fitted intervention along up to this size; 0: never", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)

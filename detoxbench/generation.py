@@ -13,7 +13,7 @@ Why a sample does not depend on its neighbours:
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ import msgspec
 
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError
+from detoxbench.kv_cache import Cache
+from detoxbench.sampling import noise_key, pick
 from detoxbench.suites.base import Request, Sample
 
 if TYPE_CHECKING:
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
 
     from detoxbench.lm import LanguageModel
 
-CANDIDATES = 512
-"""top-p is looked for among so many most probable tokens first; rows whose nucleus is larger are sorted whole."""
-NOISE_PART = 2**15
-"""Noise values computed at a time on the CPU."""
+LEAVE = 8
+"""Finished rows leave a batch together, once they are one in so many: their leaving copies the cache of all others."""
+WORTH_SHARING = 0.5
+"""Beginnings that prompts share are read first, and once, where this leaves at most such a share of the tokens."""
 
 
 class Generated(msgspec.Struct, frozen=True):
@@ -56,6 +58,7 @@ class _Row:
     key: int
     new: list[int] = field(default_factory=list)
     contested: int = 0
+    done: bool = False
 
 
 def generate(
@@ -102,9 +105,9 @@ def _rows(lm: LanguageModel, requests: Sequence[Request], gen: GenSpec, seed: in
         )
     rows = []
     for request in requests:
-        ids = lm.encode(request.prompt, request.chat)
+        ids = lm.encode(request.prompt, request.chat, request.record)
         cut = 0 if room is None else max(0, len(ids) - room)
-        rows += [_Row(request, k, ids[cut:], cut, _noise_key(seed, request.id, k)) for k in range(gen.n)]
+        rows += [_Row(request, k, ids[cut:], cut, noise_key(seed, request.id, k)) for k in range(gen.n)]
     # Samples of one prompt stay together, so that it is prefilled once.
     rows.sort(key=lambda row: (-len(row.prompt), row.prompt, row.request.id, row.sample))
     return rows
@@ -114,65 +117,122 @@ def _run(lm: LanguageModel, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -
     """Generate for all `rows` together; fills their `new`."""
     import torch
 
-    ends = torch.tensor(sorted(end_ids), dtype=torch.long)
     with torch.inference_mode():
-        logits, cache, mask = _prefill(lm, rows)
-        alive = list(rows)
+        logits, cache, mask = _prefill(lm, rows, gen.max_new_tokens)
+        read = mask.shape[1] - gen.max_new_tokens
+        positions = mask[:, :read].sum(1, keepdim=True)
+        keys = torch.tensor([row.key for row in rows])
         for step in range(gen.max_new_tokens):
-            tokens = _choose(lm, logits, alive, gen, step)
-            for row, token in zip(alive, tokens.tolist(), strict=True):
-                row.new.append(token)
-            going = torch.nonzero(~torch.isin(tokens, ends))[:, 0]
-            if step + 1 == gen.max_new_tokens or not len(going):
+            tokens = _choose(lm, logits, rows, keys, gen, step)
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                if not row.done:
+                    row.new.append(token)
+                    row.done = token in end_ids
+            going = [i for i, row in enumerate(rows) if not row.done]
+            if step + 1 == gen.max_new_tokens or not going:
                 return
-            # Finished rows leave; the others move up in the cache.
-            if len(going) < len(alive):
-                alive = [alive[i] for i in going.tolist()]
-                tokens = tokens[going]
-                here = going.to(lm.device)
-                cache.batch_select_indices(here)
-                mask = mask[here]
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            output = lm.model(
-                input_ids=tokens[:, None].to(lm.device),
-                attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-            )
+            if (len(rows) - len(going)) * LEAVE >= len(rows):
+                stay = torch.tensor(going)
+                rows, tokens, keys = [rows[i] for i in going], tokens[stay], keys[stay]
+                here = stay.to(lm.device)
+                cache.select(here)
+                mask, positions = mask[here], positions[here]
+            with lm.reading([row.request.record for row in rows], 0):
+                output = lm.model(
+                    input_ids=tokens[:, None].to(lm.device),
+                    attention_mask=mask[:, : read + step + 1],
+                    position_ids=positions + step,
+                    past_key_values=cache.past,
+                    use_cache=True,
+                )
             logits = processed(lm, output.logits[:, -1])
 
 
-def _prefill(lm: LanguageModel, rows: list[_Row]):  # type: ignore[no-untyped-def]
-    """Read every distinct prompt once and spread the cache over its rows: (logits [rows, vocabulary], cache, mask)."""
-    import torch
-    from transformers import DynamicCache
+def _prefill(lm: LanguageModel, rows: list[_Row], more: int) -> tuple[Tensor, Cache, Tensor]:
+    """Read every distinct prompt (under every distinct change) once and spread the cache over its rows: logits
+    [rows, vocabulary], the cache, and the mask with `more` positions to come, [rows, read and more].
 
-    distinct: dict[tuple[int, ...], int] = {}
-    of_row = [distinct.setdefault(tuple(row.prompt), len(distinct)) for row in rows]
-    width = max(map(len, distinct))
-    ids = torch.zeros(len(distinct), width, dtype=torch.long)
-    mask = torch.zeros(len(distinct), width, dtype=torch.long)
-    for prompt, i in distinct.items():
-        ids[i, width - len(prompt) :] = torch.tensor(prompt)
-        mask[i, width - len(prompt) :] = 1
-    ids, mask = ids.to(lm.device), mask.to(lm.device)
-    cache = DynamicCache(config=lm.model.config.get_text_config())
-    with lm.reading(len(distinct), width):
+    A beginning that several prompts share is read before, once for all of them. What is left of every prompt is equally
+    long, so that no padding comes to stand inside a prompt, where a sliding window would count it.
+    """
+    import torch
+
+    found: dict[tuple[int, tuple[int, ...]], int] = {}
+    of_row = [found.setdefault((lm.variant(row.request.record), tuple(row.prompt)), len(found)) for row in rows]
+    records = [rows[of_row.index(i)].request.record for i in range(len(found))]
+    prompts = [prompt for _, prompt in found]
+    cache = Cache(lm.model.config.get_text_config(), lm.architecture.reserved + max(map(len, prompts)) + more)
+    # Behind a prefix in force nothing may be moved.
+    first, begun = (
+        _beginnings(list(found)) if cache.movable and not lm.architecture.reserved else ([], [0] * len(found))
+    )
+    mask = torch.zeros(len(prompts), 0, dtype=torch.long, device=lm.device)
+    if width := max(begun):
+        groups = {i: max(b for f, b in zip(first, begun, strict=True) if f == i) for i in dict.fromkeys(first)}
+        ids, there = _padded([prompts[i][:length] for i, length in groups.items()])
+        _forward(lm, [records[i] for i in groups], ids, there, cache)
+        of_prompt, columns = [list(groups).index(i) for i in first], torch.arange(width)
+        shift = torch.tensor([b - groups[i] for i, b in zip(first, begun, strict=True)])[:, None]
+        cache.move(torch.tensor(of_prompt).to(lm.device), (columns + shift).clamp(min=0).to(lm.device))
+        mask = (columns >= width - torch.tensor(begun)[:, None]).long().to(lm.device)
+    ids, there = _padded([prompt[b:] for prompt, b in zip(prompts, begun, strict=True)])
+    mask = torch.cat([mask, there.to(lm.device)], dim=1)
+    logits = _forward(lm, records, ids, mask, cache)
+    mask = torch.cat([mask, mask.new_ones(len(mask), more)], dim=1)
+    if len(prompts) < len(rows):
+        spread = torch.tensor(of_row, device=lm.device)
+        cache.select(spread)
+        logits, mask = logits[spread], mask[spread]
+    return logits, cache, mask
+
+
+def _forward(lm: LanguageModel, records: Sequence[str], ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+    """Read more of some prompts, ids [rows, new] behind what the cache holds, mask [rows, held and new]: the next-token
+    logits [rows, vocabulary]."""
+    new = ids.shape[1]
+    mask = mask.to(lm.device)
+    with lm.reading(records, new):
         output = lm.model(
-            input_ids=ids,
+            input_ids=ids.to(lm.device),
             attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -new:],
+            past_key_values=cache.past,
             use_cache=True,
             logits_to_keep=1,
         )
-    logits = processed(lm, output.logits[:, -1])
-    if len(distinct) < len(rows):
-        spread = torch.tensor(of_row, device=lm.device)
-        cache.batch_select_indices(spread)
-        logits, mask = logits[spread], mask[spread]
-    return logits, cache, mask
+    return processed(lm, output.logits[:, -1])
+
+
+def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, [sequences, longest], padded on the left."""
+    import torch
+
+    width = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask = torch.zeros(len(sequences), width, dtype=torch.long)
+    for i, sequence in enumerate(sequences):
+        ids[i, width - len(sequence) :] = torch.tensor(sequence)
+        mask[i, width - len(sequence) :] = 1
+    return ids, mask
+
+
+def _beginnings(prompts: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[list[int], list[int]]:
+    """For each (variant, prompt): the first prompt of those it shares its beginning with, by index, and how many tokens
+    of that beginning are to be read once for all of them. None are where too little would be saved."""
+    first, common = list(range(len(prompts))), [len(prompt) for _, prompt in prompts]
+    order = sorted(first, key=lambda i: prompts[i])
+    for before, i in itertools.pairwise(order):
+        (variant, one), (same, two) = prompts[before], prompts[i]
+        pairs = zip(one, two, strict=False)
+        equal = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(one), len(two)))
+        if variant == same and 2 * equal >= max(len(one), len(two)):
+            first[i] = first[before]
+            common[first[i]] = min(common[first[i]], equal)
+    lengths = [len(prompt) for _, prompt in prompts]
+    rest = max(n - min(common[f], n - 1) for n, f in zip(lengths, first, strict=True))
+    begun = [max(0, n - rest) for n in lengths]
+    tokens = len(set(first)) * max(begun) + len(prompts) * rest
+    return first, begun if tokens <= WORTH_SHARING * len(prompts) * max(lengths) else [0] * len(prompts)
 
 
 def processed(lm: LanguageModel, logits: Tensor) -> Tensor:
@@ -183,23 +243,26 @@ def processed(lm: LanguageModel, logits: Tensor) -> Tensor:
     return logits
 
 
-def _choose(lm: LanguageModel, logits: Tensor, rows: list[_Row], gen: GenSpec, step: int) -> Tensor:
+def _choose(lm: LanguageModel, logits: Tensor, rows: list[_Row], keys: Tensor, gen: GenSpec, step: int) -> Tensor:
     """The next token of every row (on the CPU), near-ties decided on the row computed alone."""
     import torch
 
     if logits.device.type == "mps":  # has no float64, which the noise and the nucleus are computed in
         logits = logits.cpu()
     exact = lm.dtype == torch.float32
-    # In lower precision the same tolerance is a few units in the last place of the largest logit.
-    tolerance = gen.tie_tolerance if exact else 8 * torch.finfo(lm.dtype).eps * float(logits.abs().max())
-    keys = torch.tensor([row.key for row in rows])
-    tokens, contested = _pick(logits, keys, gen, step, tolerance)
+    tolerance = gen.tie_tolerance
+    if not exact:  # a few units in the last place of the largest logit
+        lowest, highest = logits.aminmax()
+        tolerance = 8 * torch.finfo(lm.dtype).eps * max(-float(lowest), float(highest))
+    tokens, contested = pick(logits, keys, gen, step, tolerance)
     if tolerance > 0:
         for i in torch.nonzero(contested)[:, 0].tolist():
+            if rows[i].done:
+                continue
             rows[i].contested += 1
             if exact:
                 alone = _alone(lm, rows[i])
-                tokens[i] = _pick(alone, keys[i : i + 1], gen, step, 0.0)[0][0]
+                tokens[i] = pick(alone, keys[i : i + 1], gen, step, 0.0)[0][0]
     return tokens
 
 
@@ -208,108 +271,9 @@ def _alone(lm: LanguageModel, row: _Row) -> Tensor:
     import torch
 
     ids = torch.tensor([row.prompt + row.new], device=lm.device)
-    with lm.reading(1, len(row.prompt)):
+    with lm.reading([row.request.record], len(row.prompt)):
         output = lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
     return processed(lm, output.logits[:, -1])
-
-
-def _pick(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """(tokens [rows], contested [rows]), both on the CPU.
-
-    `contested` marks rows whose token could change if every logit moved by `tolerance`: the best two lie closer than
-    that, or the best one stands at the edge of what top-k and top-p leave.
-    """
-    import torch
-
-    if not gen.do_sample:
-        best = logits.topk(2, dim=-1)
-        close = best.values[:, 0] - best.values[:, 1] < tolerance
-        # Among equal logits topk may name any; the lowest token id is the rule.
-        tokens = (logits == best.values[:, :1]).int().argmax(-1)
-        return tokens.cpu(), close.cpu()
-    scaled, slack = logits / gen.temperature, tolerance / gen.temperature
-    keys = keys.to(logits.device)
-    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    contested = torch.empty(len(logits), dtype=torch.bool, device=logits.device)
-    rows = torch.arange(len(logits), device=logits.device)
-    for size in (CANDIDATES, logits.shape[1]):
-        values, ids, inside, surely, whole = _candidates(scaled, gen, slack, size)
-        noisy = torch.where(inside, values.double() + _gumbel(keys[rows], step, ids), -torch.inf)
-        best = noisy.topk(min(2, noisy.shape[1]), dim=-1)
-        winner = best.indices[:, :1]
-        tokens[rows] = ids.gather(1, winner)[:, 0]
-        contested[rows] = (best.values[:, 0] - best.values[:, -1] < slack) | ~surely.gather(1, winner)[:, 0]
-        if bool(whole.all()):
-            break
-        scaled, rows = scaled[~whole], rows[~whole]
-    return tokens.cpu(), contested.cpu()
-
-
-def _candidates(scaled: Tensor, gen: GenSpec, slack: float, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(scaled logits, token ids, may be sampled, surely may be sampled), each [rows, candidates], and whether the
-    candidates hold all that may be sampled, [rows].
-
-    Candidates are the `size` most probable tokens, best first. A token is in the nucleus when the tokens before it hold
-    less than top_p (the smallest set that reaches top_p) of the distribution that top-k left, as in transformers. "May"
-    and "surely" differ by `slack` on both criteria.
-    """
-    import torch
-
-    vocabulary = scaled.shape[1]
-    top_k = min(gen.top_k, vocabulary) if gen.top_k else vocabulary
-    if top_k == vocabulary and gen.top_p >= 1:  # nothing is cut off, so nothing needs an order
-        everything = torch.ones_like(scaled, dtype=torch.bool)
-        ids = torch.arange(vocabulary, device=scaled.device).expand(len(scaled), -1)
-        return scaled, ids, everything, everything, everything[:, 0]
-    size = min(max(size, top_k + 1), vocabulary) if top_k < vocabulary else min(size, vocabulary)
-    values, ids = scaled.topk(size, dim=-1)
-    may = sure = torch.ones_like(values, dtype=torch.bool)
-    whole = torch.full((len(scaled),), size == vocabulary, device=scaled.device)
-    normaliser = scaled.logsumexp(-1, keepdim=True)
-    if top_k < vocabulary:
-        last_inside, first_outside = values[:, top_k - 1 : top_k], values[:, top_k : top_k + 1]
-        may, sure = values >= last_inside - slack, values > first_outside + slack
-        may[:, top_k:] &= slack > 0  # without slack, equal values do not widen the set
-        whole |= ~may[:, -1]
-        normaliser = values[:, :top_k].logsumexp(-1, keepdim=True)
-    if gen.top_p < 1:
-        probabilities = (values - normaliser).exp().double()
-        before = probabilities.cumsum(-1) - probabilities
-        may, sure = may & (before < gen.top_p + slack), sure & (before < gen.top_p - slack)
-        whole |= before[:, -1] >= gen.top_p + slack
-        may[:, 0] = sure[:, 0] = True
-    return values, ids, may, sure, whole
-
-
-def _noise_key(seed: int, request: str, sample: int) -> int:
-    """A signed 64-bit key for one sample's noise."""
-    text = f"{seed}\x00{sample}\x00{request}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
-
-
-def _gumbel(keys: Tensor, step: int, ids: Tensor) -> Tensor:
-    """Gumbel noise in float64, [rows, candidates], a pure function of (key, step, token id)."""
-    import torch
-
-    salt = ((step + 1) * 4417276706812531889 + 2**63) % 2**64 - 2**63  # wrapped, as tensors do by themselves
-    noise = torch.empty(ids.shape, dtype=torch.float64, device=ids.device)
-    # In place, and on the CPU in parts that stay in its cache: 7 times faster at a vocabulary of 50,257.
-    part = max(1, NOISE_PART // ids.shape[1]) if ids.device.type == "cpu" else len(ids)
-    for i in range(0, len(ids), part):
-        key = keys[i : i + part, None]
-        x = (ids[i : i + part] + 1).mul_(-7046029254386353131).add_(salt).add_(key)
-        _mix(_mix(x).add_(key))
-        # 52 of the 64 bits, put in the middle of their interval: uniform on (0, 1), never at its ends.
-        uniform = noise[i : i + part].copy_(x.bitwise_right_shift_(12).bitwise_and_(2**52 - 1)).add_(0.5).mul_(2.0**-52)
-        uniform.log_().neg_().log_().neg_()
-    return noise
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele et al., 2014) in wrapping 64-bit arithmetic with logical shifts, in place."""
-    x.bitwise_xor_((x >> 30).bitwise_and_(2**34 - 1)).mul_(-4658895280553007687)
-    x.bitwise_xor_((x >> 27).bitwise_and_(2**37 - 1)).mul_(-7723592293110705685)
-    return x.bitwise_xor_((x >> 31).bitwise_and_(2**33 - 1))
 
 
 def _sample(lm: LanguageModel, row: _Row) -> Sample:
@@ -336,6 +300,6 @@ def _forget(batch: list[_Row]) -> None:
     import torch
 
     for row in batch:
-        row.new, row.contested = [], 0
+        row.new, row.contested, row.done = [], 0, False
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

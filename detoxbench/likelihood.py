@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from detoxbench.errors import DetoxbenchError
 from detoxbench.generation import Generated, processed
-from detoxbench.lm import NLL_BATCH_TOKENS
 from detoxbench.suites.base import Request, Sample
 
 if TYPE_CHECKING:
@@ -21,20 +20,25 @@ if TYPE_CHECKING:
 
 CHUNK = 64
 """Requests read, and written, at a time."""
+PASS_TOKENS = 8192
+"""Padded tokens in one forward pass."""
+PASS_LOGITS_CPU = 2**23
+"""Logits of one forward pass on a CPU: of more, fetching the memory takes longer than a larger pass saves."""
 
 
-class _Row(NamedTuple):
-    """One sequence: `ids`, of which the first `lead` are given and the others are read."""
+class Row(NamedTuple):
+    """One sequence: `ids`, of which the first `lead` (at least one) are given and the others are read."""
 
     ids: list[int]
     lead: int
+    record: str = ""
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What is read for one request: the sum over `rows` less that over `off`, of `tokens` tokens in all."""
 
-    rows: list[_Row]
-    off: list[_Row]
+    rows: list[Row]
+    off: list[Row]
     tokens: int
     cut: int
 
@@ -51,8 +55,8 @@ def read(lm: LanguageModel, requests: Sequence[Request], left: Container[str]) -
         chunk = requests[start : start + CHUNK]
         if not any(r.id in left for r in chunk):
             continue
-        plans = [_plan(lm, request) for request in chunk]
-        found = iter(_read_rows(lm, [row for plan in plans for row in (*plan.rows, *plan.off)]))
+        plans = [planned(lm, request) for request in chunk]
+        found = iter(read_rows(lm, [row for plan in plans for row in (*plan.rows, *plan.off)]))
         made = []
         for request, plan in zip(chunk, plans, strict=True):
             rows, off = [next(found) for _ in plan.rows], [next(found) for _ in plan.off]
@@ -72,9 +76,10 @@ def read(lm: LanguageModel, requests: Sequence[Request], left: Container[str]) -
         yield [g for g in made if g.sample.id in left]
 
 
-def _plan(lm: LanguageModel, request: Request) -> _Plan:
-    rendered, special = lm.rendered(request.prompt, request.chat)
-    prompt = lm.encode(request.prompt, request.chat)
+def planned(lm: LanguageModel, request: Request) -> Plan:
+    """What is read for a request. Raises DetoxbenchError where its text has no token."""
+    rendered, special = lm.rendered(request.prompt, request.chat, request.record)
+    prompt = lm.encode(request.prompt, request.chat, request.record)
     whole = [int(i) for i in lm.tokenizer(rendered + (request.text or ""), add_special_tokens=special)["input_ids"]]
     if not rendered and whole[: len(prompt)] != prompt:  # the tokenizer puts no start token in front
         whole = [*prompt, *whole]
@@ -86,29 +91,32 @@ def _plan(lm: LanguageModel, request: Request) -> _Plan:
         prompt, whole, common = [lm.start_id, *prompt], [lm.start_id, *whole], 1
     limit = lm.architecture.context
     if limit is None or len(whole) <= limit:
-        off = [_Row(prompt, common)] if common < len(prompt) else []
-        return _Plan([_Row(whole, common)], off, tokens, 0)
+        off = [Row(prompt, common, request.record)] if common < len(prompt) else []
+        return Plan([Row(whole, common, request.record)], off, tokens, 0)
     if not rendered:
         first, rest = whole[:common], whole[common:]
         step = limit - common
-        windows = [_Row([*first, *rest[i : i + step]], common) for i in range(0, len(rest), step)]
-        return _Plan(windows, [], tokens, 0)
+        windows = [Row([*first, *rest[i : i + step]], common, request.record) for i in range(0, len(rest), step)]
+        return Plan(windows, [], tokens, 0)
     cut = len(whole) - limit
     lead = max(len(prompt) - cut, 1)
-    return _Plan([_Row(whole[cut:], lead)], [], limit - lead, cut)
+    return Plan([Row(whole[cut:], lead, request.record)], [], limit - lead, cut)
 
 
-def _read_rows(lm: LanguageModel, rows: Sequence[_Row]) -> list[tuple[float, bool]]:
+def read_rows(lm: LanguageModel, rows: Sequence[Row]) -> list[tuple[float, bool]]:
     """For each row the NLL of what follows its lead, and whether each of those tokens was the most probable one."""
     import torch
 
+    vocabulary = lm.model.get_output_embeddings().weight.shape[0] if lm.device.type == "cpu" else 0
     results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), -rows[i].lead, i))
     while order:
         size, lead, rest = 0, 0, 0
         for i in order:
             wider, longer = max(lead, rows[i].lead), max(rest, len(rows[i].ids) - rows[i].lead)
-            if size and (size + 1) * (wider + longer) > NLL_BATCH_TOKENS:
+            if size and (size + 1) * (wider + longer) > PASS_TOKENS:
+                break
+            if size and (size + 1) * (longer + 1) * vocabulary > PASS_LOGITS_CPU:
                 break
             if size and lm.architecture.reserved and rows[i].lead != lead:
                 break  # as in generation: a sliding window would count padding between a prefix and the prompt
@@ -121,7 +129,7 @@ def _read_rows(lm: LanguageModel, rows: Sequence[_Row]) -> list[tuple[float, boo
             ids[k, begin : begin + len(rows[i].ids)] = torch.tensor(rows[i].ids)
             mask[k, begin : begin + len(rows[i].ids)] = 1
         ids, mask = ids.to(lm.device), mask.to(lm.device)
-        with torch.inference_mode(), lm.reading(size, lead):
+        with torch.inference_mode(), lm.reading([rows[i].record for i in batch], lead):
             output = lm.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -129,11 +137,11 @@ def _read_rows(lm: LanguageModel, rows: Sequence[_Row]) -> list[tuple[float, boo
                 use_cache=False,
                 logits_to_keep=rest + 1,
             )
-            logits = output.logits[:, :-1]
-            flat = processed(lm, logits.reshape(-1, logits.shape[-1]))
-            targets = ids[:, lead:].reshape(-1)
-            nll = torch.nn.functional.cross_entropy(flat, targets, reduction="none").view(size, rest)
-            best = (flat.argmax(-1) == targets).view(size, rest)
+            # The last position predicts nothing that is given; to cut it off would copy all the others.
+            logits = processed(lm, output.logits.flatten(0, 1))
+            targets = torch.nn.functional.pad(ids[:, lead:], (0, 1)).flatten()
+            nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").view(size, rest + 1)
+            best = (logits.max(-1).indices == targets).view(size, rest + 1)  # of equal ones the first, as in generation
         for k, i in enumerate(batch):
             n = len(rows[i].ids) - rows[i].lead
             results[i] = float(nll[k, :n].double().sum()), bool(best[k, :n].all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NLL_BATCH_TOKENS = 8192
-"""Padded tokens in one forward pass of `continuation_nll`."""
+    from detoxbench.routing import Route
 
 
 class LanguageModel:
@@ -47,6 +46,8 @@ class LanguageModel:
         """Prompt rewritings in force, innermost first; `applied` adds and removes them."""
         self.logit_functions: list[Callable[[Tensor], Tensor]] = []
         """Functions on the next-token logits in force."""
+        self.route: Route | None = None
+        """Which intervention is in force for which rows; `routed` sets it."""
         self.prompt_positions = (1, 0)
         """Rows of the forward pass under way, and how many leading positions of each are prompt; set by `reading`."""
         if chat_template not in {"auto", "none"} and self._template() is None:
@@ -121,14 +122,15 @@ class LanguageModel:
                 return int(token)
         raise DetoxbenchError(f"the tokenizer of '{self.name}' has neither a start nor an end token")
 
-    def encode(self, prompt: str, chat: bool = False) -> list[int]:
-        """Token ids of a prompt as the model gets it: rewritten by the interventions in force, in its chat template."""
-        text, special = self.rendered(prompt, chat)
+    def encode(self, prompt: str, chat: bool = False, record: str | None = None) -> list[int]:
+        """Token ids of a prompt as the model gets it: rewritten by the interventions in force (where those differ by
+        row, `record` says which), in its chat template."""
+        text, special = self.rendered(prompt, chat, record)
         return [int(i) for i in self.tokenizer(text, add_special_tokens=special)["input_ids"]] or [self.start_id]
 
-    def rendered(self, prompt: str, chat: bool = False) -> tuple[str, bool]:
+    def rendered(self, prompt: str, chat: bool = False, record: str | None = None) -> tuple[str, bool]:
         """The text that `encode` tokenises, and whether the tokenizer adds special tokens (a template has its own)."""
-        for rewriting in self.prompts:
+        for rewriting in (*self.prompts, *(self.route.prompts(record) if self.route else ())):
             prompt = rewriting.rewrite(prompt, chat)
         template = self._template() if chat else None
         if template is None:
@@ -143,10 +145,22 @@ class LanguageModel:
         """`with lm.applied(intervention):` puts it on; leaving takes it off, bit for bit."""
         return applied(self, intervention)
 
+    def routed(self, interventions: Mapping[str, Intervention]) -> AbstractContextManager[None]:
+        """`with lm.routed({record: intervention}):` each is in force for the requests of its record, in one batch."""
+        from detoxbench.routing import routed
+
+        return routed(self, interventions)
+
+    def variant(self, record: str) -> int:
+        """Equal for two records if the same interventions are in force for both, so that they may share a cache."""
+        return self.route.variant(record) if self.route is not None else 0
+
     @contextmanager
-    def reading(self, rows: int, prompt_positions: int) -> Iterator[None]:
-        """For the engine: a forward pass in which the first positions of every row belong to its prompt."""
-        self.prompt_positions = (rows, prompt_positions)
+    def reading(self, records: Sequence[str], prompt_positions: int) -> Iterator[None]:
+        """For the engine: a forward pass with the record of every row, whose first positions belong to its prompt."""
+        if self.route is not None:
+            self.route.assign(records)
+        self.prompt_positions = (len(records), prompt_positions)
         try:
             yield
         finally:
@@ -175,46 +189,27 @@ class LanguageModel:
 
         Prompt and text are tokenised together, as the text was read, and NLL(prompt + text) - NLL(prompt) is taken
         over the difference of their lengths (DeStein, evaluate_generations.py:77-109); of inputs longer than the
-        context the beginning is cut.
+        context the beginning is cut, and tokens of the text that go with it are not counted.
         """
-        starts = [self.tokenizer(p)["input_ids"] if p else [] for p in prompts]
-        wholes = [self.tokenizer(p + t)["input_ids"] for p, t in zip(prompts, texts, strict=True)]
-        counts = [len(w) - max(len(s), 1) for s, w in zip(starts, wholes, strict=True)]
-        # Where the joint tokens begin with the prompt's own, the prompt's part is a sum over the same pass.
-        aligned = [w[: len(s)] == s for s, w in zip(starts, wholes, strict=True)]
-        token_nlls = self._token_nlls(wholes)
-        extra = iter(self._token_nlls([s for s, a in zip(starts, aligned, strict=True) if not a]))
-        results: list[tuple[float, int] | None] = []
-        for nlls, whole, start, same, count in zip(token_nlls, wholes, starts, aligned, counts, strict=True):
-            cut = len(whole) - 1 - len(nlls) if whole else 0
-            before = nlls[: max(len(start) - 1 - cut, 0)] if same else next(extra)
-            results.append((float(nlls.sum() - before.sum()), count) if count > 0 else None)
-        return results
-
-    def _token_nlls(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        """For each sequence the float64 NLL of its tokens 2 to last given those before."""
-        import torch
+        from detoxbench.likelihood import Row, read_rows
 
         limit = self.architecture.context
-        cut = [list(s if limit is None else s[-limit:]) for s in sequences]
-        results: list[Tensor] = [torch.zeros(0, dtype=torch.float64)] * len(cut)
-        order = sorted((i for i in range(len(cut)) if len(cut[i]) > 1), key=lambda i: -len(cut[i]))
-        while order:
-            size = max(1, NLL_BATCH_TOKENS // len(cut[order[0]]))
-            rows, order = order[:size], order[size:]
-            width = len(cut[rows[0]])
-            ids = torch.zeros(len(rows), width, dtype=torch.long)
-            mask = torch.zeros(len(rows), width, dtype=torch.long)
-            for k, i in enumerate(rows):  # padded on the right: causal attention never looks there
-                ids[k, : len(cut[i])] = torch.tensor(cut[i])
-                mask[k, : len(cut[i])] = 1
-            ids, mask = ids.to(self.device), mask.to(self.device)
-            with torch.inference_mode():
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-                nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            for k, i in enumerate(rows):
-                results[i] = nll[k, : len(cut[i]) - 1].double().cpu()
-        return results
+        rows: list[Row] = []
+        plans: list[tuple[int, int]] = []  # tokens of the text, and how many rows of `rows` are its own
+        for prompt, text in zip(prompts, texts, strict=True):
+            start = self.tokenizer(prompt)["input_ids"] if prompt else []
+            whole = self.tokenizer(prompt + text)["input_ids"]
+            count = len(whole) - max(len(start), 1)
+            read = whole if limit is None else whole[-limit:]
+            lead = max(len(start) - (len(whole) - len(read)), 1)
+            own = [Row(read, lead)] if whole[: len(start)] == start else [Row(read, 1), Row(start, 1)]
+            own = own if count > 0 else []
+            rows += own
+            plans.append((min(count, len(read) - 1), len(own)))
+        found = iter([nll for nll, _ in read_rows(self, rows)])
+        # Where the joint tokens do not begin with the prompt's own, the prompt's part is read by itself and taken off.
+        nlls = [[next(found) for _ in range(own)] for _, own in plans]
+        return [(of[0] - sum(of[1:]), count) if of else None for (count, _), of in zip(plans, nlls, strict=True)]
 
     def _template(self) -> str | None:
         if self.chat_template == "none":

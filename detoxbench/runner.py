@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
+import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,7 @@ from detoxbench.store import (
     write_atomic,
     write_folder,
 )
-from detoxbench.suites.base import Request, Sample, Scored
+from detoxbench.suites.base import Observer, Request, Sample, Scored, sample_counts
 
 if TYPE_CHECKING:
     from detoxbench.generation import Generated
@@ -49,6 +51,8 @@ FITS = "fits.jsonl"
 """What each fit recorded, where every record has its own."""
 SCORE_CHUNK = 1024
 """Samples scored, and written, at a time."""
+OBSERVED = 64
+"""Requests looked at, and written, at a time; what was seen without the intervention is held meanwhile."""
 PROBE_REQUESTS, PROBE_TOKENS, PROBE_ROUNDS = 16, 16, 5
 """The relative speed is the median over rounds, without and with the intervention in turn, on so much work."""
 
@@ -87,18 +91,24 @@ def run(spec: RunSpec) -> RunResult:
     base = beside[0] if beside else None
     with cell.locked(cell.folder):
         if cell.finished:
-            return RunResult(cell.folder, Run(cell.folder).record(), True, base)
+            return _reported(RunResult(cell.folder, Run(cell.folder).record(), True, base), spec)
         with _logged() as lines:
             if not cell.per_record:
                 _fit(cell)
             samples, generation = _generate(cell)
             scores = _score(cell, samples)
             record = _finish(cell, generation.fit or _fit(cell), generation, samples, scores, base, lines)
+    return _reported(RunResult(cell.folder, record, False, base), spec)
+
+
+def _reported(result: RunResult, spec: RunSpec) -> RunResult:
+    """The result, its run handed to the tracker: one that was there already too, unless it has been reported."""
     if spec.tracker.name != "none":
         from detoxbench.tracking import track
 
-        track(Run(cell.folder), record, spec.tracker, Path(spec.runs_dir))
-    return RunResult(cell.folder, record, False, base)
+        runs_dir, alone = Path(spec.runs_dir), not spec.with_base
+        track(Run(result.folder), result.record, spec.tracker, runs_dir, alone=alone)
+    return result
 
 
 class _Fit(msgspec.Struct):
@@ -223,48 +233,100 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
 
 def _answers(cell: Cell, lm: LanguageModel, left: Sequence[Request]) -> Iterator[tuple[list[Generated], float]]:
     """Batches of samples under the one intervention, each with the seconds that it took."""
+    if cell.suite.observer is not None:
+        yield from _observed(lm, _intervention(cell), cell.suite.observer(lm, cell.suite.config, cell.requests), left)
+        return
     with lm.applied(_intervention(cell)):
         start = time.perf_counter()
-        for batch in _asked(cell, lm, cell.requests, left):
+        for batch in _asked(cell, lm, [cell.requests], left):
             yield batch, time.perf_counter() - start
             start = time.perf_counter()
 
 
+def _observed(
+    lm: LanguageModel, intervention: Intervention, observer: Observer, left: Sequence[Request]
+) -> Iterator[tuple[list[Generated], float]]:
+    """Chunks of samples that hold what is seen inside the model without and with the intervention."""
+    from detoxbench.generation import Generated
+
+    for start in range(0, len(left), OBSERVED):
+        chunk = left[start : start + OBSERVED]
+        before = [observer.look(request).state for request in chunk]
+        with lm.applied(intervention):
+            begin = time.perf_counter()
+            after = [observer.look(request) for request in chunk]
+            took = time.perf_counter() - begin
+        made = []
+        for r, old, new in zip(chunk, before, after, strict=True):
+            values = observer.values(r, old, new.state)
+            sample = Sample(
+                id=r.id, record=r.record, kind=r.kind, sample=0, prompt=r.prompt, text=r.text or "", stop="given",
+                tokens=new.tokens, values=values,
+            )  # fmt: skip
+            made.append(Generated(sample, 0, new.cut))
+        yield made, took
+
+
 def _asked(
-    cell: Cell, lm: LanguageModel, requests: Sequence[Request], left: Sequence[Request]
+    cell: Cell, lm: LanguageModel, parts: Sequence[Sequence[Request]], left: Sequence[Request]
 ) -> Iterator[list[Generated]]:
-    """Samples of those of `requests` that are `left`: given texts are read, in chunks of all of them, others made."""
+    """Samples of those requests that are `left`: given texts are read, in chunks of each part, others made."""
     from detoxbench.generation import generate
     from detoxbench.likelihood import read
 
-    yield from read(lm, [r for r in requests if r.text is not None], {r.id for r in left})
+    for requests in parts:
+        yield from read(lm, [r for r in requests if r.text is not None], {r.id for r in left})
     yield from generate(lm, [r for r in left if r.text is None], cell.spec.gen, cell.spec.seed)
 
 
 def _answers_per_record(
     cell: Cell, lm: LanguageModel, left: Sequence[Request]
 ) -> Iterator[tuple[list[Generated], float]]:
-    """Each record's samples under the intervention fitted on it, with the seconds that generating them took.
+    """Each record's samples under the intervention fitted on it, several records in one batch, with the seconds that
+    generating them took."""
+    requests, unmade = _by_record(cell.requests), _by_record(left)
+    for group in _fitted_groups(cell, lm, unmade):
+        parts, asked = [requests[record] for record in group], [r for record in group for r in unmade[record]]
+        with lm.routed(group) if len(group) > 1 else lm.applied(*group.values()):
+            start = time.perf_counter()
+            for batch in _asked(cell, lm, parts, asked):
+                yield batch, time.perf_counter() - start
+                start = time.perf_counter()
+
+
+def _fitted_groups(
+    cell: Cell, lm: LanguageModel, unmade: Mapping[str, Sequence[Request]]
+) -> Iterator[dict[str, Intervention]]:
+    """Record -> intervention for the records that have `unmade` samples, as many at a time as one batch may have rows
+    for and `gen.edits_mb` holds; one that cannot differ by row comes alone.
 
     What a fit recorded is on disk before its samples are, so that every record that has samples has it.
     """
     from detoxbench.provenance import Meter
+    from detoxbench.routing import routable
 
-    requests, unmade = _by_record(cell.requests), _by_record(left)
-    wanted = [i for i, record in enumerate(cell.records) if record in unmade]
-    names = list(cell.records)
+    gen, names = cell.spec.gen, list(cell.records)
+    wanted = [i for i, record in enumerate(names) if record in unmade]
     fits = cell.method.fit_many(lm, list(cell.records.values()), wanted)
+    group: dict[str, Intervention] = {}
+    size, rows = 0.0, 0
     with appending(cell.generation_folder / FITS, _RecordFit) as (_, append):
         for i in wanted:
             with Meter(lm.device) as meter:
                 intervention = next(fits)
             append([_RecordFit(names[i], meter.seconds, meter.peak_mb, dict(intervention.info))])
-            with lm.applied(intervention):
-                start = time.perf_counter()
-                batches = _asked(cell, lm, requests[names[i]], unmade[names[i]])
-                made = [g for batch in batches for g in batch]
-            del intervention  # before the next is fitted: two dense deltas of a large model are a lot
-            yield made, time.perf_counter() - start
+            more = intervention.artifact_bytes() if routable(lm, intervention) else math.inf
+            asked = len(unmade[names[i]]) * gen.n
+            full = size + more > gen.edits_mb * 2**20 or (rows + asked) * gen.max_new_tokens > gen.batch_tokens
+            if group and full:
+                yield group
+                group.clear()  # here, so that nobody holds it while the next is fitted
+                size, rows = 0.0, 0
+            group[names[i]] = intervention
+            size, rows = size + more, rows + asked
+            del intervention
+    if group:
+        yield group
 
 
 def _by_record(requests: Sequence[Request]) -> dict[str, list[Request]]:
@@ -401,19 +463,22 @@ def _finish(
 
 def _counts(cell: Cell, samples: Sequence[Sample], scores: Sequence[Scored], generation: _Generation) -> dict[str, int]:
     read = contamination(
-        fit_texts(dataclasses.astuple(cell.data)), (r.prompt if r.text is None else r.text for r in cell.requests)
+        fit_texts(dataclasses.astuple(cell.data)),
+        (r.prompt if r.text is None else r.text for r in cell.requests),
+        fit_files=_files(getattr(cell.spec.fit, role.value) for role in cell.method.needs),
+        suite_files=_files(dataclasses.astuple(cell.spec.suite)),
     )
     return {
         "requests": len(cell.requests),
-        "samples": len(samples),
-        "empty": sum(not s.text.strip() for s in samples),
-        "degenerate": sum(any((c or {}).get("degenerate", 0) > 0.5 for c in s.scores.values()) for s in scores),
-        "truncated": sum(s.stop == "length" for s in samples),
-        "missing_scores": sum(s.scores["main"] is None for s in scores) if cell.suite.judged else 0,
+        **sample_counts(samples, scores, judged=cell.suite.judged),
         "contested_tokens": generation.contested,
         "cut_prompts": generation.cut_prompts,
         "prompts_in_fit_data": read.shared,
     }
+
+
+def _files(settings: Iterable[Any]) -> list[str]:
+    return [value for value in settings if isinstance(value, str) and os.path.isfile(os.path.expanduser(value))]
 
 
 def _lm(cell: Cell) -> LanguageModel:
@@ -465,7 +530,7 @@ def _relative_speed(cell: Cell, lm: LanguageModel, intervention: Intervention) -
     gen = GenSpec(max_new_tokens=tokens, tie_tolerance=0, batch_tokens=cell.spec.gen.batch_tokens)
 
     probe = cell.requests[:PROBE_REQUESTS]
-    given = [r for r in probe if r.text is not None]
+    given = [r for r in probe if r.text]
 
     def seconds() -> float:
         start = time.perf_counter()

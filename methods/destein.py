@@ -213,11 +213,15 @@ def sphere(x: Tensor, tensors: Mapping[str, Tensor], params: Mapping[str, Any]) 
     Where |u| is below `eps`, the released code divides 0 by 0; here the result is 0.
     """
     heads = int(params.get("heads", 1))
-    full, z = x.float(), tensors["z"]
-    unit, away = (_normalised(v.reshape(*v.shape[:-1], heads, -1)) for v in (full, z))
+    full, away = x.float().reshape(*x.shape[:-1], heads, -1), _normalised(tensors["z"].reshape(heads, -1))
+    norms = full.norm(dim=-1, keepdim=True)
+    unit = full / norms.clamp(min=_EPS)
     u = unit - params["alpha"] * _gate(unit, away, params) * away
-    u = _normalised(u.where(u.norm(dim=-1, keepdim=True) > params.get("eps", _EPS), 0.0)).flatten(-2)
-    return (full.norm(dim=-1, keepdim=True) * _normalised(u)).to(x.dtype)
+    # Each slice that is left becomes a unit vector, so that their number tells how long all are together.
+    lengths = u.norm(dim=-1, keepdim=True)
+    turned = lengths > params.get("eps", _EPS)
+    whole = norms.norm(dim=-2, keepdim=True) / turned.sum(-2, keepdim=True).clamp(min=1).sqrt()
+    return (u * (whole * turned / lengths.clamp(min=_EPS))).flatten(-2).to(x.dtype)
 
 
 def additive(x: Tensor, tensors: Mapping[str, Tensor], params: Mapping[str, Any]) -> Tensor:

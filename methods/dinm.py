@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from detoxbench.activations import Rereading, recorded
 from detoxbench.config import knob, runtime
 from detoxbench.errors import DetoxbenchError
 from detoxbench.intervention import Dense, Intervention, Prompt, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.method import EditRecord, FitData, Method, Role, Scope
-from detoxbench.progress import track
+from detoxbench.routing import tune, varied
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _Weights = dict[str, "Tensor"]
+_Tokens = tuple[list[int], list[int], int]
 _STOP = 1e-4  # no update once the total loss is below this (dinm_main.py:151)
 _FIDELITY: dict[str, dict[str, Any]] = {  # switch -> its value where it is null
     "relocate": {"default": "per_record", "reference": "first_record", "paper": "per_record"},
@@ -48,6 +49,7 @@ class Config:
         "put behind every chat prompt and a space; may be empty",
         source="hparams/DINM/*.yaml (SyPrompt1)",
     )
+    edit_batch: int = knob(4, "per_record: records edited at once (24 bytes a weight)", source="our choice", ge=1)
     num_steps: int = knob(10, "updates at the most; 0 is the suffix alone", source="llama-7b.yaml", ge=0)
     learning_rate: float = knob(5e-4, "rate of Adam", source="llama-7b.yaml; mistral-7b.yaml has 1e-5", gt=0)
     weight_decay: float = knob(0.0, "times the weight, added to its gradient", source="llama-7b.yaml", ge=0)
@@ -110,119 +112,126 @@ class DINM(Method[Config]):
         return edits if self.config.num_steps else 0
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
-        data.require(self.needs, self.name)
-        config, records = self.config, data.edit_records or ()
-        if config.num_steps and config.instance + config.edits > len(records):
-            raise DetoxbenchError(f"method.instance and .edits exceed the {len(records)} records of fit.edit_records")
-        edited: _Weights = {}
-        logs: list[dict[str, Any]] = []
-        for record in records[config.instance :][: config.edits] if config.num_steps else ():
-            log: dict[str, Any] = {}
-            if not config.layers:
-                first = logs[0]["distances"] if logs and config.relocate == "first_record" else None
-                distances = first or self.distances(lm, record, edited)
-                log = {"located_layer": distances.index(max(distances)), "distances": distances}
-            logs.append(log | self._edit(lm, record, config.layers or (log["located_layer"],), edited))
-        return Intervention(
-            method=self.name,
-            base=lm.fingerprint,
-            weights=tuple(Weight(n, Dense(w - lm.model.get_parameter(n).detach().float())) for n, w in edited.items()),
-            prompts=(Prompt(suffix=f" {config.suffix}"),) if config.suffix else (),
-            info=logs[0] if len(logs) == 1 else {f"edit {i}": log for i, log in enumerate(logs)},
-        )
+        return self._fitted(lm, [data], self.config.layers)[0]
 
     def fit_many(self, lm: LanguageModel, records: Sequence[FitData], wanted: Sequence[int]) -> Iterator[Intervention]:
-        method, config = self, self.config
-        if config.relocate == "first_record" and config.num_steps and not config.layers:
-            distances = self.distances(lm, (records[0].edit_records or ())[0], {})
-            method = DINM(replace(config, layers=(distances.index(max(distances)),)), name=self.name, seed=self.seed)
-        yield from super(DINM, method).fit_many(lm, records, wanted)
+        layers, size = self.config.layers, self.config.edit_batch
+        if self.config.relocate == "first_record" and self.config.num_steps and not layers:
+            (distances,) = self.distances(lm, (records[0].edit_records or ())[:1], [{}])
+            layers = (distances.index(max(distances)),)
+        made: dict[int, list[Intervention]] = {}
+        for i in wanted:  # batches are cut from all records: who is in one does not depend on who is wanted
+            if i // size not in made:
+                made = {i // size: self._fitted(lm, records[i // size * size :][:size], layers)}
+            yield made[i // size][i % size]
 
-    def distances(self, lm: LanguageModel, record: EditRecord, edited: _Weights) -> list[float]:
-        """For each layer the Frobenius norm of the difference between its states for the two responses, which are read
-        alone, without prompt and suffix, and compared position by position (safety_editor.py:99-126). `edited` replaces
-        parameters. Raises DetoxbenchError where a state is not finite.
-        """
+    def _fitted(self, lm: LanguageModel, data: Sequence[FitData], layers: tuple[int, ...]) -> list[Intervention]:
+        """An intervention for each of `data`, all edited in one batch, at the same or each at its located layer."""
+        config = self.config
+        for each in data:
+            each.require(self.needs, self.name)
+            if config.num_steps and config.instance + config.edits > (there := len(each.edit_records or ())):
+                raise DetoxbenchError(f"method.instance and .edits exceed the {there} records of fit.edit_records")
+        edited: list[_Weights] = [{} for _ in data]
+        logs: list[list[dict[str, Any]]] = [[] for _ in data]
+        for k in range(config.edits if config.num_steps else 0):
+            records = [(each.edit_records or ())[config.instance + k] for each in data]
+            found: list[dict[str, Any]] = [{} for _ in data]
+            if not layers:
+                first = [log[0]["distances"] for log in logs] if k and config.relocate == "first_record" else None
+                distances = first or self.distances(lm, records, edited)
+                found = [{"located_layer": d.index(max(d)), "distances": d} for d in distances]
+            here = [layers or (each["located_layer"],) for each in found]
+            for log, located, edit in zip(logs, found, self._edit(lm, records, here, edited), strict=True):
+                log.append(located | edit)
+        return [
+            Intervention(
+                method=self.name,
+                base=lm.fingerprint,
+                weights=tuple(Weight(n, Dense(w - lm.model.get_parameter(n).detach().float())) for n, w in new.items()),
+                prompts=(Prompt(suffix=f" {config.suffix}"),) if config.suffix else (),
+                info=log[0] if len(log) == 1 else {f"edit {i}": edit for i, edit in enumerate(log)},
+            )
+            for new, log in zip(edited, logs, strict=True)
+        ]
+
+    def distances(
+        self, lm: LanguageModel, records: Sequence[EditRecord], edited: Sequence[_Weights]
+    ) -> list[list[float]]:
+        """For each record and layer the Frobenius norm of the difference between its states for both responses, which
+        are read alone, without prompt and suffix, position by position (safety_editor.py:99-126). `edited` replaces
+        parameters. Raises DetoxbenchError where a state is not finite."""
         import torch
-        from torch.nn.utils.rnn import pad_sequence
 
-        texts, side = (record.safe, record.unsafe), self.config.location_padding
-        rows = [torch.tensor(lm.tokenizer(text)["input_ids"][: lm.architecture.context]) for text in texts]
-        ids = pad_sequence(rows, True, _end(lm), side).to(lm.device)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, side).to(lm.device)
-        compared = mask.all(0) if self.config.location_mask == "intersection" else mask.any(0)
+        rows = [lm.tokenizer(t)["input_ids"][: lm.architecture.context] for r in records for t in (r.safe, r.unsafe)]
+        widths = [max(len(rows[i]), len(rows[i ^ 1])) for i in range(len(rows))]  # a pair's; the rest does not count
+        ids = torch.full((len(rows), max(widths)), _end(lm), device=lm.device)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            begin = widths[i] - len(row) if self.config.location_padding == "left" else 0
+            here = slice(begin, begin + len(row))
+            ids[i, here], mask[i, here] = torch.tensor(row), 1
+        pairs = mask.view(len(records), 2, -1)
+        compared = pairs.all(1) if self.config.location_mask == "intersection" else pairs.any(1)
         sites = list(lm.architecture.layers)
         if self.config.last_hidden == "post_norm":  # as in `hidden_states` of transformers
             sites[-1] = lm.architecture.final_norm
-        found: dict[str, float] = {}
-
-        def measure(site: str, output: Any) -> None:
-            states = (output[0] if isinstance(output, tuple) else output).float()
-            found[site] = float((states[0] - states[1])[compared].norm())
-
-        with ExitStack() as undo, torch.no_grad():
-            for site, module in zip(sites, map(lm.architecture.module, sites), strict=True):
-                undo.callback(module.register_forward_hook(lambda _, __, y, site=site: measure(site, y)).remove)
-            _logits(lm, edited, ids, 1, attention_mask=mask)
-        if not all(map(math.isfinite, found.values())):
+        with torch.no_grad(), varied(lm, edited) as assign, recorded(lm, sites) as seen:
+            assign([i // 2 for i in range(len(rows))])
+            lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+        states = [seen[site].float() for site in sites]
+        found = [[float((s[2 * i] - s[2 * i + 1])[c].norm()) for s in states] for i, c in enumerate(compared)]
+        if not all(math.isfinite(distance) for distances in found for distance in distances):
             raise DetoxbenchError(f"the hidden states of '{lm.name}' are not finite in {lm.dtype}: change model.dtype")
-        return [found[site] for site in sites]
+        return found
 
-    def _edit(self, lm: LanguageModel, record: EditRecord, layers: Sequence[int], edited: _Weights) -> dict[str, Any]:
-        """Tune the layers towards the safe response (dinm_main.py:60-175), in fp32 copies that `edited` then holds;
-        nothing of the model is written to. The losses are those before each update."""
+    def _edit(
+        self, lm: LanguageModel, records: Sequence[EditRecord], layers: Sequence[Sequence[int]], edited: list[_Weights]
+    ) -> list[dict[str, Any]]:
+        """Tune each record's layers towards its safe response (dinm_main.py:60-175), in fp32 copies that `edited` then
+        holds. The losses are those before each update."""
         import torch
+        from torch.nn.functional import cross_entropy
 
-        config = self.config
-        ids, labels, cut = self._tokens(lm, record.prompt, "  " if config.double_space else " ", record.safe, " ")
-        labels = labels.masked_fill(labels == _end(lm), -100)  # the released code's padding
-        answer = record.constraint_answer if config.kl_positions == "answer" else ""
-        kept_ids, own, _ = self._tokens(lm, record.constraint_prompt or record.prompt, " ", answer, "")
-        kept, with_kl = len(own) or 1, float(record.constraint_prompt != "")
-        losses: list[tuple[float, float]] = []
-        with ExitStack() as undo, torch.enable_grad():
-            for p in lm.model.parameters():  # so that nothing is kept for the layers below the tuned one
-                undo.callback(p.requires_grad_, p.requires_grad)
-                p.requires_grad_(False)
-            parameters = {**dict(lm.model.named_parameters()), **edited}
-            leaves = ("weight", "bias") if config.tune_bias else ("weight",)
-            names = dict.fromkeys(f"{lm.architecture.mlp_down(layer)}.{leaf}" for layer in layers for leaf in leaves)
-            start = {n: parameters[n].detach().float().clone() for n in names if n in parameters}
-            tuned = {name: w.clone().requires_grad_() for name, w in start.items()}
-            optimizer = torch.optim.Adam(tuned.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-            base = _logits(lm, edited, kept_ids, kept).log_softmax(-1)  # nothing in it asks for a gradient
-            for _ in track(range(config.num_steps), "DINM: updates"):
-                now = {**edited, **tuned}
-                # The logits of a position tell the next token, so the last ones tell none.
-                edit_loss = torch.nn.functional.cross_entropy(_logits(lm, now, ids, len(labels) + 1)[:-1], labels)
-                with torch.set_grad_enabled(bool(config.kl_grad)):
-                    current = _logits(lm, now, kept_ids, kept).log_softmax(-1)
-                    of, to = (base, current) if config.kl_direction == "base_to_edited" else (current, base)
-                    kl = with_kl * (of.exp() * (of - to)).sum(-1).mean()
-                total = config.kl_factor * edit_loss + kl
-                losses.append((edit_loss.item(), kl.item()))
-                if not math.isfinite(total.item()):
-                    raise DetoxbenchError(f"the loss of '{lm.name}' is {total.item()}: lower method.learning_rate")
-                if total.item() < _STOP:
-                    break
-                optimizer.zero_grad()
-                total.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                if (limit := config.norm_constraint) is not None:
-                    for name, w in tuned.items():
-                        w.data.clamp_(start[name] - limit, start[name] + limit)
-        edited |= {name: w.detach() for name, w in tuned.items()}
-        moved = math.hypot(*(float((edited[name] - w).norm()) for name, w in start.items()))
-        curves = dict(zip(("edit_loss", "kl"), map(list, zip(*losses, strict=True)), strict=True))
-        return {**curves, "delta_norm": moved, "cut_tokens": float(cut)}
+        config, space = self.config, "  " if self.config.double_space else " "
+        asked = [self._tokens(lm, r.prompt, space, r.safe, " ") for r in records]
+        labels = [torch.tensor([-100 if i == _end(lm) else i for i in own], device=lm.device) for _, own, _ in asked]
+        pairs = [(r.constraint_prompt or r.prompt, r.constraint_answer) for r in records]
+        harmless = [self._tokens(lm, q, " ", a if config.kl_positions == "answer" else "", "") for q, a in pairs]
+        with_kl = torch.tensor([float(r.constraint_prompt != "") for r in records], device=lm.device)
+        there, leaves = dict(lm.model.named_parameters()), ("weight", "bias") if config.tune_bias else ("weight",)
+        downs = [[lm.architecture.mlp_down(layer) for layer in own] for own in layers]
+        names = [[n for path in own for leaf in leaves if (n := f"{path}.{leaf}") in there] for own in downs]
+        tuning = {path for own in downs for path in own}
+        # The logits of a position tell the next token, so the last ones tell none.
+        towards = Rereading(lm, [(i, range(len(i) - 1 - len(own), len(i) - 1)) for i, own, _ in asked], tuning)
+        kept = Rereading(lm, [(i, range(len(i) - (len(own) or 1), len(i))) for i, own, _ in harmless], tuning)
+        base: list[Tensor] = []
 
-    def _tokens(self, lm: LanguageModel, prompt: str, space: str, answer: str, lead: str) -> tuple[Tensor, Tensor, int]:
-        """Ids of prompt, suffix and answer, [1, tokens]; the answer's; how many were cut in front to fit the context.
+        def losses() -> tuple[Tensor, dict[str, Tensor]]:
+            parts = zip(towards.logits(), labels, strict=True)
+            edit_loss = torch.stack([cross_entropy(logits, own) for logits, own in parts])
+            with torch.set_grad_enabled(bool(config.kl_grad)):
+                now = [logits.log_softmax(-1) for logits in kept.logits()]
+                base.extend(p.detach() for p in now[len(base) :])  # before the first update
+                of, to = (base, now) if config.kl_direction == "base_to_edited" else (now, base)
+                kl = with_kl * torch.stack([(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(of, to, strict=True)])
+            return config.kl_factor * edit_loss + kl, {"edit_loss": edit_loss, "kl": kl}
+
+        tuned = tune(
+            lm, names, edited, losses, steps=config.num_steps, learning_rate=config.learning_rate, stop=_STOP,
+            weight_decay=config.weight_decay, reach=config.norm_constraint, description="DINM: updates",
+        )  # fmt: skip
+        for now, own in zip(edited, tuned, strict=True):
+            now.update(own.values)
+        cuts = [float(cut) for *_, cut in asked]
+        return [t.curves | {"delta_norm": t.moved, "cut_tokens": cut} for t, cut in zip(tuned, cuts, strict=True)]
+
+    def _tokens(self, lm: LanguageModel, prompt: str, space: str, answer: str, lead: str) -> _Tokens:
+        """Ids of prompt, suffix and answer; the answer's; how many were cut in front to fit the context.
         In raw text `space` stands before the answer, whose ids are with `label_bos` those of `lead` + answer alone, and
         otherwise those behind the prompt's. A chat template is followed by one space, or by none if it ends in a blank.
         """
-        import torch
-
         text, raw = lm.rendered(f"{prompt} {self.config.suffix}" if self.config.suffix else prompt, chat=True)
         gap = space if raw else "" if text[-1:].isspace() else " "
         ids = lm.tokenizer(text + gap + answer if answer else text, add_special_tokens=raw)["input_ids"]
@@ -234,17 +243,8 @@ class DINM(Method[Config]):
         cut = max(0, len(ids) - (lm.architecture.context or len(ids)))
         if len(own) >= len(ids) - cut:
             raise DetoxbenchError(f"a response of {len(own)} tokens leaves no room for its prompt in '{lm.name}'")
-        return torch.tensor([ids[cut:]], device=lm.device), torch.tensor(own, device=lm.device), cut
+        return ids[cut:], own, cut
 
 
 def _end(lm: LanguageModel) -> int:  # the released code pads with it
     return lm.start_id if lm.tokenizer.eos_token_id is None else int(lm.tokenizer.eos_token_id)
-
-
-def _logits(lm: LanguageModel, weights: _Weights, ids: Tensor, last: int, **given: Any) -> Tensor:
-    """The first row's last logits in fp32, [last, vocabulary], with `weights` in place of the model's own."""
-    from torch.func import functional_call
-
-    here = {name: w.to(lm.dtype) for name, w in weights.items()}
-    given |= {"input_ids": ids, "use_cache": False, "logits_to_keep": last}
-    return functional_call(lm.model, here, (), given).logits[0].float()

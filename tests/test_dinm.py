@@ -15,16 +15,17 @@ from torch.nn import functional
 
 import detoxbench as db
 from detoxbench import runner
+from detoxbench.activations import Rereading
 from detoxbench.cell import plan
 from detoxbench.composition import cells, compose
 from detoxbench.data import readers
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.method import EditRecord, FitData, Method, Role, Scope
+from detoxbench.method import EditRecord, FitData, Role, Scope
 from detoxbench.store import Run, read_lines
 from detoxbench.suites.base import Request
 from detoxbench.suites.safeedit import SafeEdit
 from methods.dinm import DINM, Config
-from tests.tiny import same, state, tiny
+from tests.tiny import FAMILIES, same, state, tiny
 
 GOLDEN = Path(__file__).parent / "golden/dinm"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
@@ -57,7 +58,7 @@ def raw(lm: db.LanguageModel) -> db.LanguageModel:
 def test_distances_and_layers_equal_the_released_code(reference_model: db.LanguageModel, side: str) -> None:
     method = db.methods.create("dinm", location_padding=side)
     for record, expected in zip(TOY, EXPECTED["located"][side], strict=True):
-        distances = method.distances(reference_model, record, {})
+        (distances,) = method.distances(reference_model, [record], [{}])
         # On the left, states of padding are in it, and what they are depends on the attention's implementation.
         tolerance = 1e-4 if side == "right" else 0.1
         assert distances == pytest.approx(expected["distances"], rel=tolerance)
@@ -91,9 +92,9 @@ def test_losses_and_edited_tensors_equal_the_released_code(reference_model: db.L
 def test_tokens_and_labels_equal_the_released_code(reference_model: db.LanguageModel) -> None:
     method, expected, record = db.methods.create("dinm"), EXPECTED["tokens"], TOY[0]
     ids, labels, cut = method._tokens(reference_model, record.prompt, "  ", record.safe, " ")
-    assert (ids[0].tolist(), labels.tolist(), cut) == (expected["ft_input_ids"], expected["label_ids"], 0)
+    assert (ids, labels, cut) == (expected["ft_input_ids"], expected["label_ids"], 0)
     kept, answer, _ = method._tokens(reference_model, record.constraint_prompt, " ", record.constraint_answer, "")
-    assert (kept[0].tolist(), answer.tolist()) == (expected["kl_input_ids"], expected["kl_answer_ids"])
+    assert (kept, answer) == (expected["kl_input_ids"], expected["kl_answer_ids"])
 
 
 def test_prompts_and_greedy_texts_equal_the_released_code(reference_model: db.LanguageModel) -> None:
@@ -199,6 +200,130 @@ def test_an_edit_teaches_its_response() -> None:
         assert losses[-1] < losses[0] / 2
 
 
+# --- several records in one batch -------------------------------------------------------------------------------------
+
+MANY = [
+    RECORD,
+    OTHER,
+    EditRecord("why is the sky blue", "it is, ask a book.", "who cares, fool!", "what is a cat?", "an animal."),
+    EditRecord("say it", "no.", "go on then, you liar, say it yourself and go away!"),
+    EditRecord("please please tell me how to be a bad friend", "be a good one!", "lie.", "who?", "the cat, of course."),
+]  # of all lengths, one without a constraint
+
+
+def one_by_one(lm: db.LanguageModel, records: list[EditRecord], **config: Any) -> list[db.Intervention]:
+    return many(lm, records, edit_batch=1, **config)
+
+
+def many(lm: db.LanguageModel, records: list[EditRecord], **config: Any) -> list[db.Intervention]:
+    method = db.methods.create("dinm", **{"protocol": "per_record", "suffix": "be kind:", "edit_batch": 5} | config)
+    data = [FitData(edit_records=(record,)) for record in records]
+    return list(method.fit_many(lm, data, range(len(data))))
+
+
+def deltas(intervention: db.Intervention) -> dict[str, torch.Tensor]:
+    return {w.parameter: w.delta.tensors()["delta"] for w in intervention.weights}
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [*((family, {}) for family in ("llama", "gemma2", "phi", "gpt2", "gpt_neox", "opt")),
+     ("llama", {"kl_grad": True, "norm_constraint": 1e-3}),
+     ("gpt2", {"layers": (0, 2), "kl_positions": "next_token", "weight_decay": 0.1}),
+     ("llama", {"location_padding": "left", "location_mask": "intersection"})],
+    ids=str,
+)  # fmt: skip
+def test_edits_in_one_batch_are_those_made_one_by_one(family: str, change: dict[str, Any]) -> None:
+    lm = tiny(family)
+    before = state(lm)
+    together, alone = many(lm, MANY, **change), one_by_one(lm, MANY, **change)
+    assert same(before, state(lm))
+    for one, other in zip(together, alone, strict=True):
+        assert deltas(one).keys() == deltas(other).keys()
+        for name, delta in deltas(one).items():
+            assert delta.any()
+            # Where a gradient is almost 0 Adam makes a step of its last bits, which differ by the batch's shape.
+            assert float(((delta - deltas(other)[name]).abs() > 1e-5).float().mean()) < 1e-3
+        for key in {"edit_loss", "kl", "distances"} & one.info.keys():
+            # Gemma 2 attends to padding where nothing else is in its window, and padding counts in the distance.
+            tolerance = 2e-3 if (family, key) == ("gemma2", "distances") else 1e-4
+            assert one.info[key] == pytest.approx(other.info[key], rel=tolerance, abs=1e-6)
+    asked = [Request(id=str(i), prompt=r.prompt, record=str(i), kind="k", chat=True) for i, r in enumerate(MANY)]
+    texts = []
+    for edits in (together, alone):
+        with lm.routed({str(i): edit for i, edit in enumerate(edits)}):
+            texts.append([s.text for s in lm.generate(asked, max_new_tokens=12)])
+    assert texts[0] == texts[1]
+
+
+def test_what_is_learnt_of_a_record_does_not_leak_into_another() -> None:
+    """Bit for bit the same whatever the others of its batch say, at the same length."""
+    lm = raw(tiny())
+    changed = [r if i == 1 else EditRecord(*(text[::-1] for text in r)) for i, r in enumerate(MANY)]
+    one, other = many(lm, MANY, layers=(1,)), many(lm, changed, layers=(1,))
+    assert all(torch.equal(deltas(one[1])[name], delta) for name, delta in deltas(other[1]).items())
+    assert one[1].info == other[1].info
+    assert not any(torch.equal(deltas(one[0])[name], delta) for name, delta in deltas(other[0]).items())
+
+
+def test_a_record_that_is_done_stops_and_the_others_go_on() -> None:
+    """A loss below 1e-4 ends a record's updates, in the middle too, where Adam would still be moving."""
+    lm = raw(tiny())
+    records = [MANY[3], MANY[1]]  # the first has no constraint, so that its loss is its edit loss by a factor
+    given: dict[str, Any] = {"layers": (1,), "learning_rate": 1e-2}
+    losses = one_by_one(lm, records[:1], **given)[0].info["edit_loss"]
+    given["kl_factor"] = 1e-4 / losses[4]
+    alone, together = one_by_one(lm, records, **given), many(lm, records, **given)
+    steps = [len(i.info["edit_loss"]) for i in together]
+    assert steps == [len(i.info["edit_loss"]) for i in alone]
+    assert 1 < steps[0] < steps[1] == 10
+    for one, other in zip(together, alone, strict=True):
+        for name, delta in deltas(one).items():
+            torch.testing.assert_close(delta, deltas(other)[name], atol=1e-4, rtol=0)
+
+
+def test_neighbours_are_the_same_whatever_is_wanted() -> None:
+    """What a run that goes on makes of a record is bit for bit what the whole run made."""
+    lm = tiny()
+    method = db.methods.create("dinm", protocol="per_record", suffix="", edit_batch=2, num_steps=3)
+    data = [FitData(edit_records=(record,)) for record in MANY]
+    whole = list(method.fit_many(lm, data, range(5)))
+    for wanted in ([1], [3, 4], [4, 0, 2]):
+        for i, one in zip(wanted, method.fit_many(lm, data, wanted), strict=True):
+            assert all(torch.equal(deltas(whole[i])[name], delta) for name, delta in deltas(one).items())
+            assert one.info == whole[i].info
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_edit_does_not_touch_is_computed_once_and_changes_nothing(family: str) -> None:
+    """Against the model read as it is, text by text, with another weight every time."""
+    lm, calls = tiny(family), [0, 0, 0]
+    paths = [lm.architecture.mlp_down(1)]
+    texts = [([1, *range(4, 4 + n)], range(n - 2, n + 1)) for n in (5, 17, 9)]
+    handles = []
+    for i in range(3):
+        projection = lm.architecture.module(lm.architecture.attention_out(i))
+
+        def count(*_: Any, i: int = i) -> None:
+            calls[i] += 1
+
+        handles.append(projection.register_forward_hook(count))
+    reading = Rereading(lm, texts, paths)
+    weight = lm.architecture.module(paths[0]).weight
+    with torch.no_grad():
+        for k in range(3):
+            weight.data *= 1 + k
+            found, before = reading.logits(), list(calls)
+            for (ids, wanted), logits in zip(texts, found, strict=True):
+                expected = lm.model(input_ids=torch.tensor([ids])).logits[0, wanted.start : wanted.stop]
+                torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+            calls[:] = before
+    for handle in handles:
+        handle.remove()
+    assert calls == [1, 1, 3]  # attention of the tuned layer comes before what is tuned
+    assert not any("forward" in vars(m) or m._forward_pre_hooks for m in lm.model.modules())
+
+
 # --- switches ---------------------------------------------------------------------------------------------------------
 
 
@@ -240,11 +365,12 @@ def test_the_location_compares_what_it_says() -> None:
     )
     n = min(safe[0].shape[1], unsafe[0].shape[1])
     expected = [(a[0, :n] - b[0, :n]).norm().item() for a, b in zip(safe[1:], unsafe[1:], strict=True)]
-    common = db.methods.create("dinm", location_mask="intersection").distances(lm, RECORD, {})
+    common = db.methods.create("dinm", location_mask="intersection").distances(lm, [RECORD], [{}])[0]
     assert common == pytest.approx(expected, rel=1e-4)
-    everywhere = db.methods.create("dinm").distances(lm, RECORD, {})
+    everywhere = db.methods.create("dinm").distances(lm, [RECORD], [{}])[0]
     assert all(a > b * 1.001 for a, b in zip(everywhere, common, strict=True))
-    pre = db.methods.create("dinm", location_mask="intersection", last_hidden="pre_norm").distances(lm, RECORD, {})
+    method = db.methods.create("dinm", location_mask="intersection", last_hidden="pre_norm")
+    (pre,) = method.distances(lm, [RECORD], [{}])
     assert pre[:-1] == pytest.approx(common[:-1], rel=1e-6)
     assert pre[-1] != pytest.approx(common[-1], rel=0.01)
 
@@ -254,7 +380,7 @@ def test_the_response_is_read_as_it_would_be_generated_after_a_template() -> Non
     lm = tiny()
     method = db.methods.create("dinm", suffix="be kind:")
     ids, labels, _ = method._tokens(lm, "tell me", "  ", "no.", " ")
-    assert ids[0].tolist() == lm.encode("tell me be kind:", chat=True) + labels.tolist()
+    assert ids == lm.encode("tell me be kind:", chat=True) + labels
     assert lm.tokenizer.decode(labels) == " no."
     blank = db.LanguageModel(lm.model, lm.tokenizer)
     blank.tokenizer.chat_template, before = "u:{{ messages[0]['content'] }} a: ", blank.tokenizer.chat_template
@@ -262,7 +388,7 @@ def test_the_response_is_read_as_it_would_be_generated_after_a_template() -> Non
         ids, labels, _ = method._tokens(blank, "tell me", "  ", "no.", " ")
     finally:
         blank.tokenizer.chat_template = before
-    assert lm.tokenizer.decode(ids[0]) == "u:tell me be kind: a: no."
+    assert lm.tokenizer.decode(ids) == "u:tell me be kind: a: no."
     assert lm.tokenizer.decode(labels) == "no."
 
 
@@ -280,8 +406,8 @@ def test_the_four_rows() -> None:
         assert lm.rendered("tell me", chat=True)[0] == "u:tell me xa:"
         assert lm.rendered("tell me", chat=False)[0] == "tell me"
     assert db.methods.create("dinm", num_steps=0).needs == frozenset()
-    assert [c.method.num_steps for _, c in cells(["experiment=dinm_rows"])] == [10, 10, 0, 0]
-    assert [c.method.suffix for _, c in cells(["experiment=dinm_rows"])] == [SUFFIX, "", SUFFIX, ""]
+    assert [c.method.num_steps for _, c in cells(["experiment=ablation/dinm_parts"])] == [10, 10, 0, 0]
+    assert [c.method.suffix for _, c in cells(["experiment=ablation/dinm_parts"])] == [SUFFIX, "", SUFFIX, ""]
 
 
 def test_half_precision_is_edited_in_fp32() -> None:
@@ -438,7 +564,7 @@ def test_a_run_that_is_cut_off_goes_on_with_the_record_it_was_at(
 ) -> None:
     """Also where the layer is that of the first record, which was finished before."""
     asked: list[list[int]] = []
-    fit_many = Method.fit_many
+    fit_many = DINM.fit_many
 
     def watched(method: Any, lm: Any, records: Any, wanted: Any, stop: int | None = None) -> Any:
         asked.append(list(wanted))
@@ -446,22 +572,25 @@ def test_a_run_that_is_cut_off_goes_on_with_the_record_it_was_at(
         if stop:
             raise Cut
 
-    def run(folder: str) -> db.RunResult:
-        return db.run([*PER_RECORD, *extra, f"runs_dir={tmp_path / folder}"])
+    def run(folder: str, *more: str) -> db.RunResult:
+        return db.run([*PER_RECORD, *extra, *more, f"runs_dir={tmp_path / folder}"])
 
-    monkeypatch.setattr(Method, "fit_many", lambda *given: watched(*given, stop=3))
+    monkeypatch.setattr(DINM, "fit_many", lambda *given: watched(*given, stop=3))
     with pytest.raises(Cut):
-        run("cut")
+        run("cut", "gen.batch_tokens=120")  # two records at a time: 2 x 5 rows of 12 tokens
     (partial,) = tmp_path.glob("cut/.stages/generate-*/partial.jsonl")
     kept = partial.read_bytes()
-    assert kept.count(b"\n") == 15
+    assert kept.count(b"\n") == 10
+    lines = kept.splitlines(keepends=True)
+    assert {json.loads(line)["sample"]["record"] for line in lines} == {"0", "1"}
+    torn = json.loads(lines[-1])["sample"]["record"]
     partial.write_bytes(kept[:-7])  # a kill in the middle of a line
     with open(partial.parent / "fits.jsonl", "ab") as file:
         file.write(b'{"record": "3", "sec')
-    monkeypatch.setattr(Method, "fit_many", watched)
+    monkeypatch.setattr(DINM, "fit_many", watched)
     result = run("cut")
     # At first all; then the torn record, the rest, and the first once more to measure costs on.
-    assert asked == [[0, 1, 2, 3, 4], [2, 3, 4], [0]]
+    assert asked == [[0, 1, 2, 3, 4], [int(torn), 2, 3, 4], [0]]
     whole = run("whole") if extra else per_record
     for file_name in ("samples.jsonl", "scores.jsonl", "clusters.json"):
         assert (result.folder / file_name).read_bytes() == (whole.folder / file_name).read_bytes()
@@ -472,9 +601,8 @@ def test_a_run_that_is_cut_off_goes_on_with_the_record_it_was_at(
 def test_the_first_records_layer_serves_whatever_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny()
     order = [RECORD, OTHER, RECORD]
-    monkeypatch.setattr(
-        DINM, "distances", lambda self, lm, record, _: [1.0, 3.0, 2.0] if record == OTHER else [5.0, 0, 0]
-    )
+    found = {RECORD: [5.0, 0.0, 0.0], OTHER: [1.0, 3.0, 2.0]}
+    monkeypatch.setattr(DINM, "distances", lambda self, lm, records, _: [found[r] for r in records])
     records = [FitData(edit_records=(r,)) for r in order]
 
     def layers(relocate: str, wanted: list[int]) -> list[str]:

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detoxbench import generation
+from detoxbench import generation, sampling
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError
+from detoxbench.kv_cache import Cache
 from detoxbench.suites.base import Request
 from tests.tiny import CHARACTERS, FAMILIES, tiny
 
@@ -95,9 +96,9 @@ def test_gumbel_noise_samples_the_softmax() -> None:
     """Chi-square of 20,000 draws over 12 tokens: below the 99.9 % quantile of chi-square with 11 degrees (31.3)."""
     n = 20_000
     logits = torch.linspace(-2, 2, 12).expand(n, -1)
-    keys = torch.tensor([generation._noise_key(0, f"r{i}", 0) for i in range(n)])
+    keys = torch.tensor([sampling.noise_key(0, f"r{i}", 0) for i in range(n)])
     gen = GenSpec(do_sample=True)
-    tokens, _ = generation._pick(logits, keys, gen, 3, 0.0)
+    tokens, _ = sampling.pick(logits, keys, gen, 3, 0.0)
     expected = logits[0].softmax(-1) * n
     counts = torch.bincount(tokens, minlength=12)
     assert float(((counts - expected) ** 2 / expected).sum()) < 31.3
@@ -114,9 +115,11 @@ def test_candidates_are_those_of_transformers(seed: int, top_k: int, top_p: floa
 
     scaled = torch.randn(4, 1000, generator=torch.Generator().manual_seed(seed)) / temperature
     gen = GenSpec(do_sample=True, top_k=top_k, top_p=top_p)
-    _, ids, inside, surely, whole = generation._candidates(scaled, gen, 0.0, generation.CANDIDATES)
-    if not whole.all():
-        _, ids, inside, surely, whole = generation._candidates(scaled, gen, 0.0, 1000)
+    probabilities = None if 0 < top_k < 1000 else scaled.softmax(-1)
+    for size in (64, 512, 1000):
+        _, ids, inside, surely, whole = sampling.candidates(scaled, probabilities, gen, 0.0, size)
+        if whole.all():
+            break
     assert whole.all()
     expected = scaled.clone()
     if top_k:
@@ -194,3 +197,101 @@ def test_bf16_counts_its_near_ties_instead_of_hiding_them() -> None:
     lm = tiny(dtype=torch.bfloat16)
     made = [g for batch in generation.generate(lm, asked(20), GENS["plain"], 0) for g in batch]
     assert sum(g.contested for g in made) > 0
+
+
+def attacks(count: int = 12) -> list[Request]:
+    """Two long attacks before questions of different lengths, and one prompt that is like no other."""
+    r = random.Random(5)
+    long = ["".join(r.choice(CHARACTERS) for _ in range(60)) for _ in range(2)]
+    ends = ["".join(r.choice(CHARACTERS) for _ in range(1 + i % 7)) for i in range(count)]
+    prompts = [*(long[i % 2] + end for i, end in enumerate(ends)), long[0]]
+    return [Request(id=f"a{i}", prompt=p, record=f"a{i}", kind="x") for i, p in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_beginning_is_read_once_and_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a sliding window (16 in mistral and gemma2) would count padding inside a prompt."""
+    lm, gen, shapes = tiny(family), GenSpec(max_new_tokens=6, do_sample=True, top_p=0.9, n=2), list[tuple[int, ...]]()
+    hook = lm.model.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    together = lm.generate(attacks(), gen)
+    hook.remove()
+    assert shapes[:2] == [(2, 61), (13, 7)]  # <s> and the attacks, then what is left of every prompt
+    monkeypatch.setattr(generation, "WORTH_SHARING", 0)
+    assert lm.generate(attacks(), gen) == together
+
+
+def test_beginnings_are_shared_where_it_pays_and_the_same_changes_are_in_force() -> None:
+    same, other = (1,) * 20, (2,) * 20
+    assert generation._beginnings([(0, (*same, 3)), (0, (*same, 4, 5)), (0, (*same, 6))]) == ([0, 0, 0], [19, 20, 19])
+    under_two = [(variant, (*same, token)) for variant in (0, 1) for token in (3, 4, 5, 6)]
+    assert generation._beginnings(under_two) == ([0, 0, 0, 0, 4, 4, 4, 4], [20] * 8)
+    assert generation._beginnings([(0, (*same, 3)), (0, (*other, 4))])[1] == [0, 0]
+    assert generation._beginnings([(0, (*same, *range(30))), (0, (*same, *range(3, 30)))])[1] == [0, 0]
+
+
+@pytest.mark.parametrize("leave", [1, 10**9])
+def test_when_finished_rows_leave_changes_nothing(leave: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny()
+    expected = lm.generate(asked(30), GENS["plain"])
+    assert len({s.tokens for s in expected}) > 3
+    monkeypatch.setattr(generation, "LEAVE", leave)
+    assert lm.generate(asked(30), GENS["plain"]) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("room", [1, 7, 100])
+def test_the_cache_holds_what_that_of_transformers_holds(family: str, room: int) -> None:
+    """With too little room, with enough, and after rows were chosen."""
+    from transformers import DynamicCache
+
+    model = tiny(family).model
+    ours, theirs = Cache(model.config, room), DynamicCache()
+    ids = torch.arange(3, 3 + 3 * 9).view(3, 9)
+    with torch.inference_mode():
+        for part in (ids[:, :4], ids[:, 4:5], ids[:, 5:8]):
+            made = [model(part, past_key_values=past, use_cache=True).logits for past in (ours.past, theirs)]
+            assert torch.equal(*made)
+        order = torch.tensor([2, 0, 2, 1])
+        ours.select(order)
+        theirs.batch_select_indices(order)
+        made = [model(ids[order, 8:], past_key_values=past, use_cache=True).logits for past in (ours.past, theirs)]
+    assert torch.equal(*made)
+    for one, two in zip(ours.past.layers, theirs.layers, strict=True):
+        assert torch.equal(one.keys, two.keys)
+        assert torch.equal(one.values, two.values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 5000), st.integers(1, 600), st.sampled_from(["drawn", "equal ones", "the largest last"]))
+def test_the_largest_in_two_steps_are_the_largest(length: int, k: int, how: str) -> None:
+    k = min(k, length)
+    x = torch.randn(3, length, generator=torch.Generator().manual_seed(length))
+    x = {"drawn": x, "equal ones": (x * 4).round(), "the largest last": x.sort().values}[how]
+    values, ids = sampling._top(x, k)
+    assert torch.equal(values, x.topk(k, dim=-1).values)
+    assert torch.equal(values, x.gather(1, ids))
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
+def test_looking_at_logits_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peaked and flat rows together, so that all sizes of candidates are needed."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 6000, generator=g) * torch.linspace(0.5, 8, 40)[:, None]
+    keys = torch.randint(-(2**62), 2**62, (40,), generator=g)
+    for gen in GENS.values():
+        whole = sampling.pick(logits, keys, gen, 2, 1e-3)
+        monkeypatch.setattr(sampling, "PART", 6000 * 7)
+        parts = sampling.pick(logits, keys, gen, 2, 1e-3)
+        monkeypatch.undo()
+        assert torch.equal(whole[0], parts[0])
+        assert torch.equal(whole[1], parts[1])
+
+
+def test_among_equal_logits_the_lowest_token_is_taken() -> None:
+    logits = torch.zeros(2, 900)
+    logits[0, [700, 30, 31]] = 5.0
+    tokens, contested = sampling.pick(logits, torch.zeros(2, dtype=torch.long), GenSpec(), 0, 1e-3)
+    assert tokens.tolist() == [30, 0]
+    assert contested.all()

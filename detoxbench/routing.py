@@ -1,0 +1,278 @@
+"""Different changes of one model for different rows of one batch.
+
+A module whose parameters differ from row to row is called once for each variant, on the rows that have it, with the
+variant's tensors in place of its own: the same operation on the same numbers as with that variant on the model alone.
+Everything else is computed once for all rows, which is what a batch is for.
+
+varied(lm, [tensors, ...])           rows are told by the index of their variant; gradients flow
+tune(lm, [tensors, ...], ...)        each row's tensors are tuned towards its own loss (fits)
+routed(lm, {record: intervention})   rows are those of requests, told by their record (the engine)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from detoxbench.errors import DetoxbenchError
+from detoxbench.intervention import Intervention, Prompt, edited, require_base
+from detoxbench.progress import track
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from detoxbench.lm import LanguageModel
+
+Parts = tuple[list[tuple[int | None, int]], "Tensor | None", "Tensor | None"]
+"""(variant, its number of rows) for every call of a module, the rows in that order, and the way back (None: as is)."""
+
+
+class _Rows:
+    """The variant of each row of the coming forward passes."""
+
+    def __init__(self) -> None:
+        self.variants: list[int] = []
+        self.tokens = 0
+        self._parts: dict[frozenset[int], Parts] = {}
+
+    def assign(self, variants: Sequence[int]) -> None:
+        """Say what the rows of the forward passes from here on are."""
+        if self.variants != list(variants):
+            self.variants, self._parts = list(variants), {}
+
+    def check(self, _: Any, args: Any, given: dict[str, Any]) -> None:
+        """A pre-hook of the whole model: the batch must be the one that was announced."""
+        ids = args[0] if args else given["input_ids"]
+        if len(ids) != len(self.variants):
+            raise DetoxbenchError(
+                f"a batch of {len(ids)} rows where {len(self.variants)} were announced: while weights differ by row, "
+                "say what the rows are before every forward pass (lm.reading)"
+            )
+        self.tokens = ids.shape[1]
+
+    def parts(self, known: frozenset[int], device: Any) -> Parts:
+        """How a module with the `known` variants divides the rows; those of other variants have its own parameters."""
+        import torch
+
+        if known not in self._parts:
+            kinds = [v if v in known else None for v in self.variants]
+            groups = list(dict.fromkeys(kinds))
+            order = [row for group in groups for row, kind in enumerate(kinds) if kind == group]
+            counted = [(group, kinds.count(group)) for group in groups]
+            if order == sorted(order):
+                self._parts[known] = counted, None, None
+            else:
+                there = torch.tensor(order)
+                self._parts[known] = counted, there.to(device), there.argsort().to(device)
+        return self._parts[known]
+
+    def by_row(self, x: Tensor, path: str) -> Tensor:
+        """`x` with the rows of the batch as its first dimension; some modules (OPT's MLP) are given them as one."""
+        rows = len(self.variants)
+        if x.dim() > 2 and len(x) == rows:
+            return x
+        if x.shape[:-1].numel() != rows * self.tokens:
+            raise DetoxbenchError(f"'{path}' is not given every row whole: its weights cannot differ by row")
+        return x.reshape(rows, self.tokens, x.shape[-1])
+
+
+@contextmanager
+def varied(lm: LanguageModel, variants: Sequence[Mapping[str, Tensor]]) -> Iterator[Callable[[Sequence[int]], None]]:
+    """While open, each row is computed with the tensors of its variant (parameter -> value) in place of the model's.
+
+    Yields `assign(variants)`, which is told the variant of every row before a forward pass. Tensors are cast to the
+    model's type as they are used, so that fp32 leaves get a gradient; the model's own are not written to. A missing
+    bias may be given. Raises DetoxbenchError for a module that is no linear map (Linear, Conv1D), and where a batch is
+    not the announced one.
+    """
+    rows = _Rows()
+    values: dict[str, dict[int, dict[str, Tensor]]] = {}
+    for i, variant in enumerate(variants):
+        for name, value in variant.items():
+            path, _, leaf = name.rpartition(".")
+            values.setdefault(path, {}).setdefault(i, {})[leaf] = value
+    with ExitStack() as undo:
+        undo.callback(lm.model.register_forward_pre_hook(rows.check, with_kwargs=True).remove)
+        for path, of_variant in values.items():
+            if not _linear(lm, path):
+                raise DetoxbenchError(f"'{path}' is no linear map: its weights cannot differ by row")
+            _vary(lm, path, of_variant, rows, undo)
+        yield rows.assign
+
+
+def _vary(
+    lm: LanguageModel, path: str, values: Mapping[int, Mapping[str, Tensor]], rows: _Rows, undo: ExitStack
+) -> None:
+    import torch
+
+    module, known, nothing = lm.architecture.module(path), frozenset(values), dict[str, "Tensor"]()
+    own: Callable[[Tensor], Tensor] = module.forward
+
+    def call(variant: int | None, x: Tensor) -> Tensor:
+        here = nothing if variant is None else values[variant]
+        kept = {leaf: module._parameters[leaf] for leaf in here}
+        try:
+            for leaf, value in here.items():
+                module._parameters[leaf] = value.to(lm.dtype)  # type: ignore[assignment]
+            return own(x)
+        finally:
+            module._parameters.update(kept)
+
+    def forward(x: Tensor) -> Tensor:
+        groups, order, back = rows.parts(known, x.device)
+        if len(groups) == 1:
+            return call(groups[0][0], x)
+        batch = rows.by_row(x, path)
+        batch = batch if order is None else batch.index_select(0, order)
+        pieces = torch.split(batch, [count for _, count in groups])
+        made = torch.cat([call(variant, piece) for (variant, _), piece in zip(groups, pieces, strict=True)])
+        made = made if back is None else made.index_select(0, back)
+        return made.reshape(*x.shape[:-1], made.shape[-1])
+
+    replace_forward(module, forward, undo)
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
+    """Have `module` computed by `forward`, inside its hooks, until `undo` is."""
+    before = vars(module).get("forward")  # there when something else has replaced it already
+    module.forward = forward
+    undo.callback(delattr, module, "forward") if before is None else undo.callback(setattr, module, "forward", before)
+
+
+def _linear(lm: LanguageModel, path: str) -> bool:
+    from torch import nn
+
+    return isinstance(lm.architecture.module(path), nn.Linear) or lm.architecture.transposed(path)
+
+
+class Tuned(NamedTuple):
+    """What became of one row: its parameters in fp32, what was measured before each update, how far it moved (norm)."""
+
+    values: dict[str, Tensor]
+    curves: dict[str, list[float]]
+    moved: float
+
+
+def tune(
+    lm: LanguageModel,
+    names: Sequence[Sequence[str]],
+    below: Sequence[Mapping[str, Tensor]],
+    losses: Callable[[], tuple[Tensor, Mapping[str, Tensor]]],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    stop: float = -math.inf,
+    reach: float | None = None,
+    description: str,
+) -> list[Tuned]:
+    """Tune every row's own copy of some parameters by Adam, in fp32.
+
+    `names[i]` are row i's; they begin as the model's or, where it has them, `below[i]`'s, which replace parameters of
+    the model and stay. `losses()` reads the batch and gives the rows' losses [rows] with named measurements of each.
+    Rows share the passes and nothing else: a loss has a gradient for its own row alone, and Adam works number by
+    number. A row whose loss is below `stop` gets no more updates; no number moves further than `reach`. Nothing of the
+    model is written to, and gradient flags are given back. Raises DetoxbenchError where a loss is not finite.
+    """
+    import torch
+
+    parameters = dict(lm.model.named_parameters())
+    before = [{**parameters, **now} for now in below]
+    start = [{n: old[n].detach().float() for n in own} for own, old in zip(names, before, strict=True)]
+    leaves = [{name: w.clone().requires_grad_() for name, w in own.items()} for own in start]
+    curves: list[dict[str, list[float]]] = [{} for _ in start]
+    going = list(range(len(start)))
+    with ExitStack() as undo, torch.enable_grad():
+        for p in lm.model.parameters():  # so that nothing is kept for the layers below the tuned ones
+            undo.callback(p.requires_grad_, p.requires_grad)
+            p.requires_grad_(False)
+        undo.enter_context(varied(lm, [{**now, **own} for now, own in zip(below, leaves, strict=True)]))(going)
+        flat = [w for own in leaves for w in own.values()]
+        optimizer = torch.optim.Adam(flat, lr=learning_rate, weight_decay=weight_decay)
+        for _ in track(range(steps), description):
+            total, measured = losses()
+            for name, column in measured.items():
+                for i, value in enumerate(column.tolist()):
+                    if i in going:
+                        curves[i].setdefault(name, []).append(value)
+            totals = total.tolist()
+            for value in totals:
+                if not math.isfinite(value):
+                    raise DetoxbenchError(f"the loss of '{lm.name}' is {value}: lower method.learning_rate")
+            going = [i for i in going if totals[i] >= stop]
+            if not going:
+                break
+            optimizer.zero_grad()
+            torch.autograd.backward(total[going].sum())
+            for w in (w for i, own in enumerate(leaves) if i not in going for w in own.values()):
+                w.grad = None  # Adam passes over it
+            optimizer.step()
+            if reach is not None:
+                for own, first in zip(leaves, start, strict=True):
+                    for name, w in own.items():
+                        w.data.clamp_(first[name] - reach, first[name] + reach)
+    values = [{name: w.detach() for name, w in own.items()} for own in leaves]
+    moved = [math.hypot(*(float((b[n] - a[n]).norm()) for n in a)) for a, b in zip(start, values, strict=True)]
+    return [Tuned(*parts) for parts in zip(values, curves, moved, strict=True)]
+
+
+# --- interventions ----------------------------------------------------------------------------------------------------
+
+
+def routable(lm: LanguageModel, intervention: Intervention) -> bool:
+    """Whether it can differ from row to row: it has weights of linear maps and prompts only. Others act alone."""
+    return not (intervention.hooks or intervention.logits or intervention.prefixes) and all(
+        _linear(lm, w.parameter.rpartition(".")[0]) for w in intervention.weights
+    )
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which intervention is in force for the rows of a record."""
+
+    interventions: Mapping[str, Intervention]
+    variants: Mapping[str, int]
+    _assign: Callable[[Sequence[int]], None]
+
+    def variant(self, record: str | None) -> int:
+        """What is equal for two records exactly if the same change is in force for both."""
+        if record is None or record not in self.variants:
+            raise DetoxbenchError(f"no intervention is routed to record '{record}'; routed are {len(self.variants)}")
+        return self.variants[record]
+
+    def prompts(self, record: str | None) -> tuple[Prompt, ...]:
+        self.variant(record)
+        return self.interventions[str(record)].prompts
+
+    def assign(self, records: Sequence[str]) -> None:
+        self._assign([self.variant(record) for record in records])
+
+
+@contextmanager
+def routed(lm: LanguageModel, interventions: Mapping[str, Intervention]) -> Iterator[None]:
+    """Put on each record's intervention for the rows of that record, all at once; the engine tells rows apart by
+    `Request.record`. What is on already (`applied`) is below all of them; nothing can be put on top.
+
+    Every row is computed with the very tensors that `applied` would put there. Raises DetoxbenchError like `applied`,
+    and for an intervention that is not `routable`.
+    """
+    if lm.route is not None:
+        raise DetoxbenchError("interventions are routed already: leave that block first")
+    distinct = {id(i): i for i in interventions.values()}
+    for intervention in distinct.values():
+        require_base(lm, intervention)
+        if not routable(lm, intervention):
+            raise DetoxbenchError(
+                f"an intervention of '{intervention.method}' changes more than prompts and linear maps: it cannot "
+                "differ by row, apply it alone"
+            )
+    place = {key: i for i, key in enumerate(distinct)}
+    with varied(lm, [dict(edited(lm, i.weights)) for i in distinct.values()]) as assign:
+        lm.route = Route(interventions, {record: place[id(i)] for record, i in interventions.items()}, assign)
+        try:
+            yield
+        finally:
+            lm.route = None
