@@ -1,10 +1,11 @@
 # Each target does its own set-up: Python 3.10 to 3.13, pip and make are enough. PYTHON=python3.12 chooses another one.
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_DEVICE ?= cpu
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow lint bench
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## the main job: every method on the embedded model, and a leaderboard
@@ -17,6 +18,10 @@ test: $(READY)  ## the test suite, offline
 test-slow: export HF_HUB_OFFLINE = 1
 test-slow: $(READY)  ## tests that train models or run for minutes
 	$(BIN)/python -m pytest -q -m slow
+
+bench: export HF_HUB_OFFLINE = 1
+bench: $(READY)  ## speed and memory beside plain loops; BENCH_DEVICE=cuda does the GPU sizes
+	$(BIN)/python -m benchmarks --device $(BENCH_DEVICE) --json build/bench-$(BENCH_DEVICE).json
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,7 @@
+"""Speed and memory, ours beside a plain loop that does the same work: `python -m benchmarks`, or `make bench`.
+
+Every module here but `harness` and `models` has `rows(device)`, which yields one `Row` a comparison; DEVICES names the
+devices that it has something for, by default the CPU alone.
+"""
+
+import detoxbench as detoxbench  # before torch: it makes OpenMP wait passively

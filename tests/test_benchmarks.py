@@ -1,0 +1,114 @@
+"""The benchmark harness: what is compared is checked, ratios point the right way, the exit code tells."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import harness
+from benchmarks.harness import Row, compare, measured, memory_row
+
+
+class Clock:
+    """Time that only `spend` moves on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(harness.time, "perf_counter", lambda: self.now)
+
+    def spend(self, seconds: float, result: str = "") -> str:
+        self.now += seconds
+        return result
+
+
+def test_the_ratio_is_the_median_of_interleaved_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = Clock(monkeypatch), []
+    costs = iter([9, 1, 2, 1, 9, 9, 9])
+
+    def ours() -> str:
+        calls.append("ours")
+        return clock.spend(next(costs, 1))
+
+    def theirs() -> str:
+        calls.append("theirs")
+        return clock.spend(6)
+
+    faster = compare("a", ours, theirs, target=3)
+    assert calls == ["ours", "theirs"] * 5  # to warm up, three times on the clock, and once for the memory
+    assert (faster.low, faster.reached, faster.high) == (3, 6, 6)
+    assert (faster.seconds, faster.against_seconds) == (1, 6)
+    assert faster.holds
+    slower = compare("a", lambda: clock.spend(6), lambda: clock.spend(2), target=2.9, unit="x the time")
+    assert slower.reached == 3
+    assert not slower.holds
+
+
+def test_sides_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same(a: str, b: str) -> None:
+        assert a == b
+
+    with pytest.raises(AssertionError):
+        compare("a", lambda: "x", lambda: "y", target=1, check=same)
+    assert compare("a", lambda: "x", lambda: "x", target=None, check=same).holds
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_peak_memory_is_what_a_side_holds_at_a_time() -> None:
+    def held(mb: int) -> bytearray:
+        return bytearray(b"x" * (mb << 20))
+
+    row = compare("a", lambda: [held(8) for _ in range(4)][:0], lambda: held(64), target=None, repeats=1)
+    assert row.peak_mb == pytest.approx(40, abs=9)  # four, and while copying one of them twice
+    assert row.against_peak_mb == pytest.approx(128, abs=9)
+    assert not memory_row(row, target=0.1).holds
+    assert memory_row(row, target=0.5).holds
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, types.SimpleNamespace]:
+    def good(device: str) -> Iterator[Row]:
+        yield measured("good", [1.0, 3.0, 2.0], "s", target=2.0)
+
+    def bad(device: str) -> Iterator[Row]:
+        yield measured("bad", [3.0], "s", target=2.0)
+
+    def broken(device: str) -> Iterator[Row]:
+        yield measured("before", [1.0], "s")
+        raise ValueError("tokens differ")
+
+    there = {"good": good, "bad": bad, "broken": broken}
+    found = {name: types.SimpleNamespace(rows=rows) for name, rows in there.items()}
+    found["good"].DEVICES = ("cpu", "cuda")
+    monkeypatch.setattr(command, "names", lambda: sorted(found))
+    monkeypatch.setattr(command, "import_module", lambda name: found[name.removeprefix("benchmarks.")])
+    return found
+
+
+def test_the_exit_code_says_whether_all_targets_are_reached(
+    modules: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["good", "--json", str(tmp_path / "new" / "out.json")]) == 0
+    written = json.loads((tmp_path / "new" / "out.json").read_text())
+    assert written["rows"][0]["reached"] == 2.0
+    assert {"date", "cpu", "cpus", "packages", "git"} <= set(written["machine"])
+    assert "<= 2 s" in capsys.readouterr().out
+    assert command.main(["bad"]) == 1
+    assert "NO" in capsys.readouterr().out
+    assert command.main(["broken", "good"]) == 1
+    shown = capsys.readouterr()
+    assert "benchmark 'broken' failed: ValueError: tokens differ" in shown.err
+    assert "before" in shown.out
+    assert "good" in shown.out
+
+
+def test_a_benchmark_that_is_not_there_is_named(modules: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["goood"]) == 2
+    assert "no benchmark 'goood' for cpu; there are: bad, broken, good" in capsys.readouterr().err
+    assert command.main(["bad", "--device", "cuda"]) == 2
+    assert "there are: good" in capsys.readouterr().err
