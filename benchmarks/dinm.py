@@ -44,7 +44,7 @@ def rows(device: str) -> Iterator[Row]:
         dtype="float32" if small else "bfloat16",
     )
     with tempfile.TemporaryDirectory() as folder:
-        yield from _rows(lm, Path(folder), records=16, tokens=80, device=device)
+        yield from _rows(lm, Path(folder), records=16, tokens=32, device=device)
 
 
 def _rows(lm: LanguageModel, folder: Path, *, records: int, tokens: int, device: str) -> Iterator[Row]:

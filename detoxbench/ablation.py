@@ -13,10 +13,22 @@ import msgspec
 import numpy as np
 
 from detoxbench import stats
-from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
-from detoxbench.leaderboard import BASE, EMBEDDED, Cell, Column, Difference, differing, flat, tested
+from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.leaderboard import (
+    BASE,
+    EMBEDDED,
+    Cell,
+    Column,
+    ColumnPanel,
+    Difference,
+    clusters_of,
+    differing,
+    embedded,
+    flat,
+    tested,
+)
 from detoxbench.registries import methods
-from detoxbench.store import Run, RunRecord, runs
+from detoxbench.store import Run, RunRecord, readable
 
 if TYPE_CHECKING:
     from detoxbench.stats import Array, Panel
@@ -125,12 +137,13 @@ def ablation(
     for entry in sorted(chosen, key=lambda e: e.record.seed):
         groups.setdefault(json.dumps([entry.known[knob] for knob in over]), []).append(entry)
     ordered = sorted(groups.values(), key=lambda es: [_order(es[0].known[knob]) for knob in over])
+    _check_single(over, ordered)
     base = _base(every, ordered)
     record = chosen[0].record
     columns = _columns(record, metrics, all_metrics)
     default = _defaults(over, record)
     index = _against(against, over, ordered, base, default)
-    points, base_point, trends, interactions = _measured(over, ordered, base, columns, index)
+    points, base_point, trends, interactions = _measured(over, ordered, base, columns, index, notes)
     return Ablation(
         knobs=list(over),
         names={key: getattr(record, key) for key in ("model", "method", "suite", "scorer")},
@@ -158,12 +171,7 @@ class _Entry:
 
 
 def _entries(folder: Path, notes: list[str]) -> Iterator[_Entry]:
-    for run in runs(folder):
-        try:
-            record = run.record()
-        except (DetoxbenchError, OSError) as error:
-            notes.append(f"left out, unreadable: {error}")
-            continue
+    for run, record in readable(folder, notes):
         own: dict[str, Any] = {"seed": record.seed}
         for section in ("method", "suite", "scorer"):
             part = dict(record.identity[section])
@@ -217,6 +225,20 @@ def _base(every: Sequence[_Entry], ordered: Sequence[Sequence[_Entry]]) -> list[
         if entry.record.method == BASE and own in shared:
             found.append(entry)
     return found
+
+
+def _check_single(over: Sequence[str], ordered: Sequence[Sequence[_Entry]]) -> None:
+    """Raises UsageError where a setting of the knobs has two runs of one seed: what varies along is varied there."""
+    for entries in ordered:
+        by_seed: dict[int, list[_Entry]] = {}
+        for entry in entries:
+            by_seed.setdefault(entry.record.seed, []).append(entry)
+        for seed, same in by_seed.items():
+            if len(same) > 1:
+                keys = differing([e.identity for e in same])[:4]
+                setting = " ".join(f"{knob}={written(same[0].known[knob])}" for knob in over)
+                told = "; ".join(_varies(key, same) for key in keys)
+                raise UsageError(f"{len(same)} runs of {setting} seed={seed}: {told}: choose by {_choice(keys, same)}")
 
 
 def _of_method(key: str) -> bool:
@@ -277,38 +299,28 @@ def _measured(
     base: Sequence[_Entry],
     columns: Sequence[Column],
     against: int | None,
+    notes: list[str],
 ) -> tuple[list[Point], Point | None, dict[str, dict[str, Difference]], dict[str, Difference]]:
     """Points, base, trends and interactions."""
     rows = [*ordered, list(base)] if base else list(ordered)
-    seeds = sorted({e.record.seed for es in rows for e in es})
-    clusters = {e.record.run_id: e.run.clusters() for es in rows for e in es}
+    members = [[e.record for e in es] for es in rows]
+    clusters = clusters_of(((e.run, e.record) for es in rows for e in es), notes)
     values = [tuple(es[0].known[knob] for knob in over) for es in ordered]
     contrasts = _contrasts(over, values)
     asked: list[tuple[Column, stats.Difference, list[int]]] = []
     cells: list[dict[str, Cell]] = [{} for _ in rows]
     for column in columns:
-        name, share = column.name, column.unit == "share"
-        by_seed = [{e.record.seed: clusters[e.record.run_id] for e in es} for es in rows]
-        sums = [
-            [(c.total[name], c.count[name]) if (c := found.get(s)) and name in c.total else None for s in seeds]
-            for found in by_seed
-        ]
-        binary = all(c.binary.get(name, True) for found in by_seed for c in found.values())
-        panel = stats.panel(sums)
-        missing = [sum(e.record.metrics[name].missing for e in es if name in e.record.metrics) for es in rows]
-        for r, (value, interval) in enumerate(stats.over_seeds(panel, binary=binary, share=share)):
-            n = int((panel.counts[r] > 0).any(0).sum())
-            cells[r][name] = Cell(value, interval.low, interval.high, interval.method, n, missing[r])
-        found: list[stats.Difference] = [stats.Difference(None, None, None, None, 0, "none")] * len(ordered)
-        if against is not None:
-            points = stats.Panel(panel.totals[: len(ordered)], panel.counts[: len(ordered)])
-            found = stats.paired_differences(points, panel.row(against), binary=binary, share=share)
-        for r, d in enumerate(found):
-            nothing = stats.Difference(None, None, None, None, 0, "none: itself")
-            asked.append((column, nothing if r == against else d, [e.record.seed for e in rows[r]]))
+        panel = ColumnPanel.of(members, column, clusters)
+        for r, cell in enumerate(panel.cells(members)):
+            cells[r][column.name] = cell
+        if against is None:
+            asked += [(column, NOTHING, []) for _ in ordered]
+        else:
+            found = panel.differences(list(range(len(ordered))), against)
+            asked += [(column, NOTHING if r == against else d, seeds) for r, (d, seeds) in enumerate(found)]
         for what, weights in contrasts.items():
             meant = replace(column, better="neither") if what == INTERACTION else column
-            asked.append((meant, _contrast(panel, weights), seeds))
+            asked.append((meant, _contrast(panel.sums, weights), panel.seeds))
 
     differences = iter(tested(asked))
     trends: dict[str, dict[str, Difference]] = {}
@@ -323,15 +335,14 @@ def _measured(
             elif change is not None:
                 trends.setdefault(column.name, {})[what] = change
     made = [
-        Point(
-            values[r] if r < len(values) else (), [e.record.seed for e in es], [e.record.run_id for e in es], cells[r]
-        )
-        for r, es in enumerate(rows)
+        Point(values[r] if r < len(values) else (), [x.seed for x in records], [x.run_id for x in records], cells[r])
+        for r, records in enumerate(members)
     ]
     return made[: len(ordered)], made[-1] if base else None, trends, interactions
 
 
 INTERACTION = "interaction"
+NOTHING = stats.Difference(None, None, None, None, 0, "none")
 
 
 def _contrasts(over: Sequence[str], values: Sequence[tuple[Any, ...]]) -> dict[str, Array]:
@@ -387,7 +398,7 @@ def _notes(
     trends: Mapping[str, Any],
 ) -> list[str]:
     notes = []
-    if entries[0].record.spec.get("model", {}).get("path") == "fable":
+    if embedded(entries[0].record):
         notes.append(EMBEDDED)
     if along:
         notes.append(f"{', '.join(along)}: varies along, so what is seen may be owed to it")

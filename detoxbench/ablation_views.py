@@ -9,15 +9,15 @@ import numpy as np
 
 from detoxbench.ablation import INTERACTION, Ablation, Point, written
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.leaderboard import LEVEL, Cell, Column, Difference, short
-from detoxbench.rendering import ARROWS, MARKS, bounded, clean, delta
+from detoxbench.leaderboard import LEVEL, Column, Difference, short
+from detoxbench.rendering import MARKS, clean, delta, heading_of, value_of
 
 
 def text(found: Ablation, width: int = 120) -> str:
     """For a terminal: for each metric the values with intervals, differences to what is compared with, and a curve."""
     lines = [found.title, ""]
     for column in found.columns:
-        lines.append(f"{column.name}{ARROWS[column.better]}{' %' if column.unit == 'share' else ''}")
+        lines.append(heading_of(column))
         lines += _curve(found, column, width) if len(found.knobs) == 1 else _grid(found, column)
         changes = {f"trend over {knob}": d for knob, d in found.trends.get(column.name, {}).items()}
         if column.name in found.interactions:
@@ -44,7 +44,7 @@ def _curve(found: Ablation, column: Column, width: int) -> list[str]:
     rows += [(_label(point.values), point) for point in found.points]
     cells = [point.cells[column.name] for _, point in rows]
     texts = [
-        (name, _shown(cell, column), delta(cell.difference, column.unit, cell.value))
+        (name, value_of(cell, column), delta(cell.difference, column.unit, cell.value))
         for (name, _), cell in zip(rows, cells, strict=True)
     ]
     widths = [max(len(t[i]) for t in texts) for i in range(3)]
@@ -67,22 +67,18 @@ def _curve(found: Ablation, column: Column, width: int) -> list[str]:
     return lines
 
 
-def _shown(cell: Cell, column: Column) -> str:
-    return "–" if cell.value is None else bounded(cell.value, cell.low, cell.high, column.unit, cell.value)
-
-
 def _grid(found: Ablation, column: Column) -> list[str]:
     def cell(point: Point | None) -> str:
         if point is None:
             return "–"
         d = point.cells[column.name].difference
-        return f"{_shown(point.cells[column.name], column)}{f' {MARKS[d.verdict]}' if d else ''}"
+        return f"{value_of(point.cells[column.name], column)}{f' {MARKS[d.verdict]}' if d else ''}"
 
     first, second = found.levels(0), found.levels(1)
     head = [f"{found.knobs[0]} \\ {found.knobs[1]}", *(_label([v]) for v in second)]
     table = [head, *([_label([a]), *(cell(found.at(a, b)) for b in second)] for a in first)]
     if found.base:
-        table.append(["base", _shown(found.base.cells[column.name], column), *[""] * (len(second) - 1)])
+        table.append(["base", value_of(found.base.cells[column.name], column), *[""] * (len(second) - 1)])
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     return ["  " + "  ".join(f"{t:{'>' if i else '<'}{widths[i]}}" for i, t in enumerate(row)) for row in table]
 

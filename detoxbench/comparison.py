@@ -11,9 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from detoxbench import stats
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
-from detoxbench.leaderboard import Column, Difference, differing, flat, shared_identity, short, tested
+from detoxbench.leaderboard import Column, Difference, between, differing, flat, shared_identity, short, tested
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, runs
 from detoxbench.suites.base import Sample, Scored
 
@@ -189,14 +188,8 @@ def _metrics(a: Run, b: Run, first: RunRecord, second: RunRecord, all_metrics: b
     names = [n for n, m in first.metrics.items() if n in second.metrics and (all_metrics or m.headline)]
     ours, theirs = _clusters(a), _clusters(b)
     columns = [Column(n, first.metrics[n].better, first.metrics[n].unit) for n in names]
-    found = []
-    for column in columns:
-        n = column.name
-        sums = [(c.total[n], c.count[n]) if n in c.total else None for c in (theirs, ours)]
-        rows = stats.panel([[run] for run in sums])
-        binary = bool(ours.binary.get(n) and theirs.binary.get(n))
-        (d,) = stats.paired_differences(rows.row(0), rows.row(1), binary=binary, share=column.unit == "share")
-        found.append((column, d, [first.seed] if first.seed == second.seed else []))
+    seeds = [first.seed] if first.seed == second.seed else []
+    found = [(column, between(theirs, ours, column), seeds) for column in columns]
     return [
         Compared(c.name, c.better, c.unit, first.metrics[c.name], second.metrics[c.name], difference)
         for c, difference in zip(columns, tested(found), strict=True)

@@ -6,7 +6,7 @@ import fnmatch
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from detoxbench import stats
-from detoxbench.config import SCHEMA_VERSION, digest
-from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
-from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, runs
+from detoxbench.config import digest
+from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, readable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -215,7 +215,8 @@ def leaderboard(
     notes: list[str] = []
     wanted = {"model": model, "suite": suite, "method": method, "scorer": scorer}
     groups: dict[bytes, list[_Entry]] = {}
-    for entry in _chosen(list(_entries(Path(folder), notes)), wanted):
+    every = [_Entry(run, record, shared_identity(record)) for run, record in readable(Path(folder), notes)]
+    for entry in _chosen(every, wanted):
         groups.setdefault(_canonical(entry.shared), []).append(entry)
     first = by is not None and columns is None and not all_metrics
     ask = _Ask(columns, all_metrics, first, against, pairwise, ranks or pareto is not None, pareto)
@@ -270,29 +271,6 @@ def shared_identity(record: RunRecord) -> dict[str, Any]:
     return {k: v for k, v in record.identity.items() if k not in ("method", "seed")}
 
 
-def _entries(folder: Path, notes: list[str]) -> Iterator[_Entry]:
-    seen: set[str] = set()
-    for run in runs(folder):
-        try:
-            record = run.record()
-        except (DetoxbenchError, OSError) as error:
-            notes.append(f"left out, unreadable: {error}")
-            continue
-        lacking = [k for k in ("model", "method", "suite", "scorer", "gen") if k not in record.identity]
-        if record.schema > SCHEMA_VERSION:
-            notes.append(
-                f"left out, written by a newer detoxbench: {run.folder.name} has schema {record.schema}, "
-                f"this version reads up to {SCHEMA_VERSION}"
-            )
-        elif lacking:
-            notes.append(f"left out, incomplete identity: {run.folder.name} has no '{lacking[0]}'")
-        elif record.run_id in seen:
-            notes.append(f"left out, a copy: {run.folder.name} is run {record.run_id} again")
-        else:
-            seen.add(record.run_id)
-            yield _Entry(run, record, shared_identity(record))
-
-
 def _chosen(entries: list[_Entry], wanted: Mapping[str, Sequence[str]]) -> list[_Entry]:
     """The entries whose names match. Raises UsageError for a pattern that matches no run."""
     for key, patterns in wanted.items():
@@ -308,8 +286,20 @@ def _chosen(entries: list[_Entry], wanted: Mapping[str, Sequence[str]]) -> list[
     return entries
 
 
-def _embedded(entry: _Entry) -> bool:
-    return "fable" in (entry.record.model, entry.record.spec.get("model", {}).get("path"))
+def embedded(record: RunRecord) -> bool:
+    """Whether the model was the toy world's, of which `EMBEDDED` is to be said."""
+    return "fable" in (record.model, record.spec.get("model", {}).get("path"))
+
+
+def clusters_of(several: Iterable[tuple[Run, RunRecord]], notes: list[str]) -> dict[str, Clusters]:
+    """The clusters of runs by run id; what cannot be read is told in `notes`."""
+    found: dict[str, Clusters] = {}
+    for run, record in several:
+        try:
+            found[record.run_id] = run.clusters()
+        except (OSError, msgspec.DecodeError) as error:
+            notes.append(f"no difference and no interval over seeds with {run.folder.name}: clusters.json: {error}")
+    return found
 
 
 def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
@@ -320,35 +310,27 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
         by_method.setdefault(_canonical(entry.record.identity["method"]), []).append(entry)
     groups = list(by_method.values())
     labels, order = row_labels([entries[0].record.identity["method"] for entries in groups])
-    members = [groups[i] for i in order]
+    members = [[entry.record for entry in groups[i]] for i in order]
 
     columns = _columns(group, ask)
     # One run alone is told by its run.json; only several need the clusters.
-    clusters: dict[str, Clusters] = {}
-    for entry in group if len(group) > 1 else []:
-        try:
-            clusters[entry.record.run_id] = entry.run.clusters()
-        except (OSError, msgspec.DecodeError) as error:
-            notes.append(
-                f"no difference and no interval over seeds with {entry.run.folder.name}: clusters.json: {error}"
-            )
-    seeds = sorted({entry.record.seed for entry in group})
-    panels = [_Panel.of(members, seeds, column, clusters) for column in columns]
+    clusters = clusters_of(((entry.run, entry.record) for entry in group) if len(group) > 1 else (), notes)
+    panels = [ColumnPanel.of(members, column, clusters) for column in columns]
     reference = _reference(members, labels, ask.against)
-    cells = [_cells(members, panel) for panel in panels]
+    cells = [panel.cells(members) for panel in panels]
     if reference is not None:
         cells = _compared(panels, cells, reference)
     rows = [
         Row(
             label=label,
-            method=entries[0].record.identity["method"],
-            seeds=[e.record.seed for e in entries],
-            run_ids=[e.record.run_id for e in entries],
+            method=records[0].identity["method"],
+            seeds=[r.seed for r in records],
+            run_ids=[r.run_id for r in records],
             cells={panel.column.name: cells[k][i] for k, panel in enumerate(panels)},
-            cost=mean_by_key([e.record.cost for e in entries]),
-            counts=sum_by_key([e.record.counts for e in entries]),
+            cost=mean_by_key([r.cost for r in records]),
+            counts=sum_by_key([r.counts for r in records]),
         )
-        for i, (label, entries) in enumerate(zip(labels, members, strict=True))
+        for i, (label, records) in enumerate(zip(labels, members, strict=True))
     ]
     first = group[0]
     table = Table(
@@ -362,7 +344,7 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
         ],
         rows=rows,
         notes=[
-            *remarks.of_table(columns, rows, ask.against, reference, embedded=any(map(_embedded, group))),
+            *remarks.of_table(columns, rows, ask.against, reference, embedded=any(embedded(e.record) for e in group)),
             *remarks.verified(rows, {e.record.run_id: told.pack for e in group if (told := e.run.verified())}),
         ],
         against=None if reference is None else labels[reference],
@@ -434,12 +416,12 @@ def row_labels(identities: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     return [label for _, label, _ in found], [i for _, _, i in found]
 
 
-def _reference(members: list[list[_Entry]], labels: list[str], against: str | None) -> int | None:
+def _reference(members: list[list[RunRecord]], labels: list[str], against: str | None) -> int | None:
     """The row that differences are to, if there is just one such row."""
     if against in labels:
         return labels.index(against)
     name = BASE if against is None else against
-    fits = [i for i, entries in enumerate(members) if entries[0].record.identity["method"]["name"] == name]
+    fits = [i for i, records in enumerate(members) if records[0].identity["method"]["name"] == name]
     return fits[0] if len(fits) == 1 else None
 
 
@@ -447,7 +429,7 @@ def _reference(members: list[list[_Entry]], labels: list[str], against: str | No
 
 
 @dataclass(frozen=True)
-class _Panel:
+class ColumnPanel:
     """A column's sums over all rows and seeds of a table."""
 
     column: Column
@@ -458,20 +440,22 @@ class _Panel:
     binary: bool
 
     @staticmethod
-    def of(members: list[list[_Entry]], seeds: list[int], column: Column, clusters: Mapping[str, Clusters]) -> _Panel:
+    def of(members: Sequence[Sequence[RunRecord]], column: Column, clusters: Mapping[str, Clusters]) -> ColumnPanel:
+        """`members`: the runs of each row, one a seed; `clusters` by run id."""
+        seeds = sorted({record.seed for records in members for record in records})
         name, place = column.name, {seed: k for k, seed in enumerate(seeds)}
         rows: list[list[stats.Sums | None]] = []
         whole, binary = [], True
-        for entries in members:
+        for records in members:
             row: list[stats.Sums | None] = [None] * len(seeds)
-            for entry in entries:
-                found = clusters.get(entry.record.run_id)
+            for record in records:
+                found = clusters.get(record.run_id)
                 if found is not None and name in found.total:
-                    row[place[entry.record.seed]] = found.total[name], found.count[name]
+                    row[place[record.seed]] = found.total[name], found.count[name]
                     binary = binary and found.binary[name]
             rows.append(row)
-            whole.append(sum(run is not None for run in row) == len(entries))
-        return _Panel(column, seeds, stats.panel(rows), whole, binary)
+            whole.append(sum(run is not None for run in row) == len(records))
+        return ColumnPanel(column, seeds, stats.panel(rows), whole, binary)
 
     def differences(self, rows: list[int], other: int) -> list[tuple[stats.Difference, list[int]]]:
         """`rows` minus the row `other`, each with the seeds that both have."""
@@ -482,30 +466,39 @@ class _Panel:
         seeds = [[s for k, s in enumerate(self.seeds) if seen[i][k] and seen[other][k]] for i in rows]
         return list(zip(found, seeds, strict=True))
 
+    def cells(self, members: Sequence[Sequence[RunRecord]]) -> list[Cell]:
+        """The column's cells, without differences."""
+        several = [i for i, records in enumerate(members) if len(records) > 1 and self.whole[i]]
+        sums = stats.Panel(self.sums.totals[several], self.sums.counts[several])
+        over = stats.over_seeds(sums, binary=self.binary, share=self.column.unit == "share")
+        averaged = dict(zip(several, over, strict=True))
+        cells = []
+        for i, records in enumerate(members):
+            found = [m for record in records if (m := record.metrics.get(self.column.name))]
+            n, missing = max((m.n for m in found), default=0), sum(m.missing for m in found)
+            if len(records) == 1 and found:
+                cells.append(Cell(found[0].value, found[0].low, found[0].high, found[0].interval, n, missing))
+            elif i in averaged:
+                value, bounds = averaged[i]
+                cells.append(Cell(value, bounds.low, bounds.high, bounds.method, n, missing))
+            else:
+                values = [m.value for m in found if m.value is not None]
+                value = sum(values) / len(values) if values else None
+                cells.append(Cell(value, None, None, "none: clusters unknown", n, missing))
+        return cells
 
-def _cells(members: list[list[_Entry]], panel: _Panel) -> list[Cell]:
-    """A column's cells, without differences."""
-    several = [i for i, entries in enumerate(members) if len(entries) > 1 and panel.whole[i]]
-    sums = stats.Panel(panel.sums.totals[several], panel.sums.counts[several])
-    over = stats.over_seeds(sums, binary=panel.binary, share=panel.column.unit == "share")
-    averaged = dict(zip(several, over, strict=True))
-    cells = []
-    for i, entries in enumerate(members):
-        found = [m for e in entries if (m := e.record.metrics.get(panel.column.name))]
-        n, missing = max((m.n for m in found), default=0), sum(m.missing for m in found)
-        if len(entries) == 1 and found:
-            cells.append(Cell(found[0].value, found[0].low, found[0].high, found[0].interval, n, missing))
-        elif i in averaged:
-            value, bounds = averaged[i]
-            cells.append(Cell(value, bounds.low, bounds.high, bounds.method, n, missing))
-        else:
-            values = [m.value for m in found if m.value is not None]
-            value = sum(values) / len(values) if values else None
-            cells.append(Cell(value, None, None, "none: clusters unknown", n, missing))
-    return cells
+
+def between(ours: Clusters, theirs: Clusters, column: Column) -> stats.Difference:
+    """A metric of one run minus that of another, paired on the clusters of both, whatever their seeds."""
+    name = column.name
+    sums = stats.panel(
+        [[(side.total[name], side.count[name]) if name in side.total else None] for side in (ours, theirs)]
+    )
+    binary = bool(ours.binary.get(name) and theirs.binary.get(name))
+    return stats.paired_differences(sums.row(0), sums.row(1), binary=binary, share=column.unit == "share")[0]
 
 
-def _compared(panels: list[_Panel], cells: list[list[Cell]], reference: int) -> list[list[Cell]]:
+def _compared(panels: list[ColumnPanel], cells: list[list[Cell]], reference: int) -> list[list[Cell]]:
     """The columns' cells with their differences to the row `reference`, tested together."""
     rows = [i for i in range(len(cells[0]) if cells else 0) if i != reference]
     found = [(panel.column, *d) for panel in panels for d in panel.differences(rows, reference)]
@@ -516,7 +509,7 @@ def _compared(panels: list[_Panel], cells: list[list[Cell]], reference: int) -> 
     return compared
 
 
-def _pairwise(panel: _Panel, labels: list[str]) -> Pairwise:
+def _pairwise(panel: ColumnPanel, labels: list[str]) -> Pairwise:
     pairs, found = [], []
     for j in range(len(labels) - 1):
         rows = list(range(j + 1, len(labels)))
@@ -563,7 +556,7 @@ def tested(found: Sequence[tuple[Column, stats.Difference, list[int]]]) -> list[
     return shown
 
 
-def _best(panel: _Panel, values: list[float | None], labels: list[str]) -> str | None:
+def _best(panel: ColumnPanel, values: list[float | None], labels: list[str]) -> str | None:
     """The row that is better than each other row by a test at LEVEL over their number (Bonferroni)."""
     known = [i for i, value in enumerate(values) if value is not None]
     if panel.column.better == "neither" or len(known) < 2:

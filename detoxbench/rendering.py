@@ -55,7 +55,8 @@ def bounded(value: float, low: float | None, high: float | None, unit: str, like
     return f"{text} [{number(low, unit, like, sign)}, {number(high, unit, like, sign)}]"
 
 
-def _value(cell: Cell, column: Column) -> str:
+def value_of(cell: Cell, column: Column) -> str:
+    """A value with its interval."""
     if cell.value is None:
         return "–"
     return bounded(cell.value, cell.low, cell.high, column.unit, cell.value)
@@ -72,7 +73,8 @@ def _delta(cell: Cell, column: Column) -> str:
     return delta(cell.difference, column.unit, cell.value)
 
 
-def _heading(column: Column) -> str:
+def heading_of(column: Column) -> str:
+    """A metric's name, which way is better, and its unit."""
     return f"{column.name}{ARROWS[column.better]}{' %' if column.unit == 'share' else ''}"
 
 
@@ -190,7 +192,7 @@ def rich_blocks(board: Leaderboard, width: int) -> Iterator[RenderableType]:
         yield Text(clean(setting(table)), style="dim")
         seeds = len({len(row.seeds) for row in table.rows}) > 1 or len(table.rows[0].seeds) > 1
         labels = [row.label + (f" ({len(row.seeds)} seeds)" if seeds else "") for row in table.rows]
-        metrics = [(_heading(c), [_coloured(row, c) for row in table.rows]) for c in table.columns]
+        metrics = [(heading_of(c), [_coloured(row, c) for row in table.rows]) for c in table.columns]
         yield from _fitted(labels, metrics, width)
         yield from _fitted(labels, rest_of(table), width)
         for grid in _more(table):
@@ -208,7 +210,7 @@ def _coloured(row: Row, column: Column) -> Text:
 
     colours: dict[Verdict, str] = {"better": "green", "worse": "red", "differs": "cyan", "unsupported": "dim"}
     cell = row.cells[column.name]
-    text = Text(_value(cell, column), style="bold" if column.best == row.label else "")
+    text = Text(value_of(cell, column), style="bold" if column.best == row.label else "")
     if cell.difference is not None:
         text.append(f"\n{_delta(cell, column)}", style=colours[cell.difference.verdict])
     return text
@@ -266,9 +268,11 @@ def markdown(board: Leaderboard) -> str:
         rest = rest_of(table)
         rows = []
         for i, row in enumerate(table.rows):
-            values = [f"{_value(row.cells[c.name], c)} {_delta(row.cells[c.name], c)}".rstrip() for c in table.columns]
+            values = [
+                f"{value_of(row.cells[c.name], c)} {_delta(row.cells[c.name], c)}".rstrip() for c in table.columns
+            ]
             rows.append([row.label, str(len(row.seeds)), *values, *(texts[i] for _, texts in rest)])
-        lines += lines_of(["method", "seeds", *map(_heading, table.columns), *(heading for heading, _ in rest)], rows)
+        lines += lines_of(["method", "seeds", *map(heading_of, table.columns), *(heading for heading, _ in rest)], rows)
         for grid in _more(table):
             lines += [escaped(grid.title), ""]
             lines += lines_of(["method", *(h for h, _ in grid.columns)], _lines(grid))
@@ -283,10 +287,10 @@ def _lines(grid: Grid) -> list[list[str]]:
 
 _TEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': r"\textquotedbl{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': r"{\char34}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "…": r"\ldots{}", "–": "--", "·": r"$\cdot$"}
     | {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "Δ": r"$\Delta$", "≠": r"$\neq$"}
-    | {"✓": r"$\checkmark$", "✗": r"$\times$"}
+    | {"✓": r"$\checkmark$", "✗": r"$\times$", "�": "?"}
 )
 _TEX_NEGATIVE = re.compile(r"(?<![\w.])-(?=\d)")
 
@@ -301,7 +305,8 @@ def latex(board: Leaderboard) -> str:
         return _TEX_NEGATIVE.sub("$-$", clean(text).translate(_TEX))
 
     def tabular(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-        shown = [f"{' & '.join(texts)} \\\\" for texts in (headings, *rows)]
+        # An empty group first: behind a line's end LaTeX reads * and [ as options.
+        shown = [f"{'{}' * texts[0].startswith(('*', '['))}{' & '.join(texts)} \\\\" for texts in (headings, *rows)]
         return [
             rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
             *(r"\toprule", shown[0], r"\midrule", *shown[1:], r"\bottomrule"),
@@ -310,7 +315,7 @@ def latex(board: Leaderboard) -> str:
 
     def cell(row: Row, column: Column) -> str:
         found = row.cells[column.name]
-        value, _, bounds = escaped(_value(found, column)).partition(" ")
+        value, _, bounds = escaped(value_of(found, column)).partition(" ")
         if column.best == row.label:
             value = rf"\textbf{{{value}}}"
         if found.difference is not None and found.difference.verdict != "unsupported":
@@ -320,7 +325,7 @@ def latex(board: Leaderboard) -> str:
     lines = ["% needs \\usepackage{booktabs} and \\usepackage{amssymb}"]
     for table in board.tables:
         rest = rest_of(table)
-        headings = ["method", *map(_heading, table.columns), *(heading for heading, _ in rest)]
+        headings = ["method", *map(heading_of, table.columns), *(heading for heading, _ in rest)]
         rows = [
             [escaped(row.label), *(cell(row, c) for c in table.columns), *(escaped(texts[i]) for _, texts in rest)]
             for i, row in enumerate(table.rows)

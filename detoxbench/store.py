@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from detoxbench.config import SCHEMA_VERSION
 from detoxbench.errors import DetoxbenchError
 from detoxbench.suites.base import Measure, Sample, Scored
 
@@ -218,7 +219,7 @@ class Run:
         self.folder = folder
 
     def record(self) -> RunRecord:
-        """run.json. Raises DetoxbenchError when it is malformed or of a schema this version does not know."""
+        """run.json. Raises DetoxbenchError when it is malformed."""
         path = self.folder / "run.json"
         try:
             return msgspec.json.decode(path.read_bytes(), type=RunRecord)
@@ -249,3 +250,30 @@ def runs(folder: Path) -> Iterator[Run]:
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and (path / "run.json").is_file():
             yield Run(path)
+
+
+def readable(folder: Path, notes: list[str]) -> Iterator[tuple[Run, RunRecord]]:
+    """The finished runs under `folder` with their records; what cannot be read, or is there twice, is told in `notes`.
+
+    Raises DetoxbenchError when there is no such folder.
+    """
+    seen: set[str] = set()
+    for run in runs(folder):
+        try:
+            record = run.record()
+        except (DetoxbenchError, OSError) as error:
+            notes.append(f"left out, unreadable: {error}")
+            continue
+        lacking = [k for k in ("model", "method", "suite", "scorer", "gen") if k not in record.identity]
+        if record.schema > SCHEMA_VERSION:
+            notes.append(
+                f"left out, written by a newer detoxbench: {run.folder.name} has schema {record.schema}, "
+                f"this version reads up to {SCHEMA_VERSION}"
+            )
+        elif lacking:
+            notes.append(f"left out, incomplete identity: {run.folder.name} has no '{lacking[0]}'")
+        elif record.run_id in seen:
+            notes.append(f"left out, a copy: {run.folder.name} is run {record.run_id} again")
+        else:
+            seen.add(record.run_id)
+            yield run, record

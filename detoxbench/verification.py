@@ -19,11 +19,12 @@ import msgspec
 from detoxbench import stats
 from detoxbench.config import SCHEMA_VERSION, build, digest, identity
 from detoxbench.errors import DetoxbenchError
+from detoxbench.leaderboard import BASE
 from detoxbench.registries import methods, scorers, suites
+from detoxbench.rendering import clean
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
 from detoxbench.suites.base import Sample, Scored, Suite, sample_counts
 
-BASE = "none"
 TOLERANCE = 1e-6
 """Relative: the last bits of sums differ between machines."""
 OF_WIDTH = 1e-3
@@ -238,6 +239,5 @@ def _same(a: Any, b: Any, slack: float = 0.0) -> bool:
 
 def one_line(value: Any, limit: int = 80) -> str:
     """In one line without control characters: packs are untrusted."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    text = "".join(c if c.isprintable() else "�" for c in text)
+    text = clean(f"{value:.6g}" if isinstance(value, float) else str(value))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -98,7 +98,7 @@ class DeStein(Method[Config]):
     """Activation steering, as published at the attention output of every layer and with a constant strength."""
 
     Config = Config
-    version = 2
+    version = 3
     paper = "DESTEIN: Navigating Detoxification of Language Models via Universal Steering Pairs (arXiv 2404.10464)"
     licence = "the released code has no licence file; nothing of it is used"
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -15,11 +14,9 @@ from detoxbench import composition, stats
 from detoxbench.ablation import Ablation, _contrast, ablation
 from detoxbench.ablation_views import draw, text
 from detoxbench.cli import main
-from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.stats import attach
-from detoxbench.store import Clusters, RunRecord
 from detoxbench.suites.base import Measure
+from tests import stored
 
 N = 60
 Write = Callable[..., None]
@@ -42,24 +39,8 @@ def measures(strength: float, seed: int = 0) -> list[Measure]:
 def write(tmp_path: Path) -> Write:
     def one(found: list[Measure], method: str = "destein", seed: int = 0, fit_data: str = "d", **more: Any) -> None:
         config = {k: v for k, v in more.items() if k not in ("suite", "gen", "fit")} if method != "none" else {}
-        identity = {
-            "schema": 1,
-            "model": {"fingerprint": "f"},
-            "method": {"name": method, "version": 1, "config": config, "fit_data": fit_data},
-            "suite": {"name": more.get("suite", "s"), "version": 1, "config": {}},
-            "scorer": {"name": "embedded", "config": {}},
-            "gen": {"top_p": 0.9} | more.get("gen", {}),
-            "seed": seed,
-        }
-        record = RunRecord(
-            schema=1, run_id=digest(identity), created="", model="m", method=method, suite=more.get("suite", "s"),
-            scorer="embedded", seed=seed, identity=identity, spec={"fit": more.get("fit", {})}, metrics=attach(found),
-            counts={}, cost={}, diagnostics={}, base_run_id=None, provenance={},
-        )  # fmt: skip
-        folder = tmp_path / record.run_id
-        folder.mkdir()
-        (folder / "run.json").write_bytes(msgspec.json.encode(record))
-        (folder / "clusters.json").write_bytes(msgspec.json.encode(Clusters.of(found)))
+        gen, spec, suite = more.get("gen"), {"fit": more.get("fit", {})}, more.get("suite", "safeedit")
+        stored.write(tmp_path, found, method, seed, config, suite=suite, gen=gen, fit_data=fit_data, spec=spec)
 
     return one
 
@@ -212,6 +193,24 @@ def test_what_varies_along_is_said(write: Write, tmp_path: Path) -> None:
         write(measures(n / 10), positives=n, negatives=n)
     found = ablation(tmp_path, ["method.positives"], along=["method.negatives"])
     assert "method.negatives: varies along, so what is seen may be owed to it" in found.notes
+    write(measures(0.9), positives=3, negatives=1)
+    with pytest.raises(UsageError, match=r"2 runs of method.positives=3 seed=0: 'method.negatives' varies too \("):
+        ablation(tmp_path, ["method.positives"], along=["method.negatives"])
+
+
+def test_what_cannot_be_read_is_left_out_and_named(curve: Ablation, tmp_path: Path) -> None:
+    newer, bare, damaged = (tmp_path / point.run_ids[0] for point in curve.points)
+    record = json.loads((newer / "run.json").read_text())
+    (newer / "run.json").write_text(json.dumps(record | {"schema": 99}))
+    (bare / "clusters.json").unlink()
+    found = ablation(tmp_path, ["method.alpha"])
+    assert [p.values for p in found.points] == [(0.5,), (1.0,)]
+    for folder, said in ((newer, "newer detoxbench"), (bare, "clusters.json")):
+        assert any(folder.name in note and said in note for note in found.notes), found.notes
+    assert [p.cells["toxic"].difference is None for p in found.points] == [True, False]
+    (damaged / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match="never varies"):
+        ablation(tmp_path, ["method.alpha"])
 
 
 def test_data_that_a_knob_asks_for_may_differ_and_other_data_not(write: Write, tmp_path: Path) -> None:
@@ -243,7 +242,7 @@ def test_the_base_of_another_setting_is_no_base(write: Write, tmp_path: Path) ->
 
 def test_the_text_shows_the_curve(curve: Ablation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = text(curve, 100).splitlines()
-    assert lines[0] == "destein over method.alpha · m · s · scored by embedded"
+    assert lines[0] == "destein over method.alpha · tiny · safeedit · scored by embedded"
     places = [line.index("●") for line in lines if line.startswith(("  base", "  0.1", "  0.5", "  1.0"))][:4]
     assert places == sorted(places, reverse=True)
     assert len(set(places)) == 4

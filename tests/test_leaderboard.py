@@ -501,6 +501,10 @@ def test_a_name_with_commands_stays_text_in_latex(store, tmp_path):
     signs = r"\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}\textbar{}"
     assert row.startswith(rf"\textbackslash{{}}input\{{x\}} 50\%\_\&\#\${signs} &")
     assert r"\caption{a\_b" in text
+    store([defense(yes(10))], '["best"]\u202e')
+    lines = read(tmp_path, pairwise=["DS"]).render("latex").splitlines()
+    assert any(line.startswith(r"{}[{\char34}best{\char34}]? & ") for line in lines), "no option of the line before"
+    assert "\n".join(lines).isascii()
 
 
 def test_latex_has_booktabs_intervals_in_small_print_and_bold_only_with_a_test(store, tmp_path):

@@ -16,8 +16,9 @@ from detoxbench.registries import methods, scorers, suites
 
 ROOT = Path(detoxbench.__file__).parent.parent
 HEAVY = {"torch", "transformers", "peft", "accelerate", "detoxify", "sklearn", "wandb", "evaluate", "datasets"}
+HEAVY |= {"trackio"}
 FOR_METHODS = {"method", "intervention", "lm", "training", "data", "config", "errors", "progress"}
-FOR_METHODS |= {"activations", "peft_io"}  # parts of lm and of intervention in files of their own
+FOR_METHODS |= {"activations", "peft_io", "routing"}  # parts of lm and of intervention in files of their own
 SECTIONS = {"model", "method", "suite", "scorer", "gen", "fit", "tracker"}
 
 

@@ -22,6 +22,22 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
+FILTERS = ("model", "suite", "method", "scorer")
+
+
+def add_filters(parser: Parser) -> None:
+    """Options that choose among finished runs, one for each of `FILTERS`; `names` reads them."""
+    for key in FILTERS:
+        base = "; the base stays" if key == "method" else ""
+        told = f"only runs with this {key}{base}"
+        parser.add_argument(f"--{key}", metavar="PATTERN", action="append", default=[], help=told)
+
+
+def names(given: Sequence[str]) -> list[str]:
+    """What an option lists, by commas or given again."""
+    return [name.strip() for text in given for name in text.split(",") if name.strip()]
+
+
 def complain(error: object, code: int) -> int:
     print(f"detoxbench: {error}", file=sys.stderr)
     return code

@@ -32,7 +32,7 @@ def _candidates(line: str) -> list[str]:
 
     *words, last = [*line.split()[1:], *([""] if line[-1:].isspace() else [])]
     position = len(words)
-    if words[:1] in (["run"], ["plan"]):
+    if words[:1] in (["run"], ["plan"], ["tune"]):
         return _override_candidates(line)
     known: Sequence[str] = ()
     if position == 0:

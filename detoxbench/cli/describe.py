@@ -82,7 +82,12 @@ def _protocol(suite: str) -> str:
     file = composition.options("suite").get(suite)
     if file is None:
         return ""
-    if not suites.get(suite).judged:
+    cls = suites.get(suite)
+    if cls.protocol:
+        return cls.protocol
+    if cls.observer is not None:
+        return "looks inside the model, nothing is generated; of gen nothing has a part in it"
+    if not cls.judged:
         return "given texts are read, nothing is generated; of gen nothing has a part in it"
     given: Any = OmegaConf.to_container(OmegaConf.load(file))
     gen = given["gen"]

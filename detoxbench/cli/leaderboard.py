@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-from detoxbench.cli.common import OK, Parser, console
+from detoxbench.cli.common import FILTERS, OK, Parser, add_filters, console, names
 
 FORMATS = ("table", "md", "latex", "csv", "json")
 EPILOG = """\
@@ -23,10 +22,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("runs_dir", nargs="?", default="runs", metavar="RUNS_DIR")
     parser.add_argument("--format", choices=FORMATS, default="table")
+    add_filters(parser)
     many: dict[str, Any] = {"action": "append", "default": []}
-    for key in ("model", "suite", "method", "scorer"):
-        base = "; the base stays" if key == "method" else ""
-        parser.add_argument(f"--{key}", metavar="PATTERN", **many, help=f"only runs with this {key}{base}")
     parser.add_argument("--columns", metavar="NAMES", **many, help="what to show, in this order")
     parser.add_argument("--all-metrics", action="store_true", help="not the headline metrics only")
     parser.add_argument("--against", metavar="ROW", help="differences to this row (its label, or its method's name)")
@@ -41,16 +38,13 @@ def main(argv: list[str]) -> int:
 
     board = leaderboard(
         args.runs_dir,
-        model=_names(args.model),
-        suite=_names(args.suite),
-        method=_names(args.method),
-        scorer=_names(args.scorer),
-        columns=_names(args.columns) or None,
+        **{key: names(getattr(args, key)) for key in FILTERS},
+        columns=names(args.columns) or None,
         all_metrics=args.all_metrics,
         against=args.against,
-        pairwise=_names(args.pairwise),
+        pairwise=names(args.pairwise),
         ranks=args.ranks,
-        pareto=_names(args.pareto) or None,
+        pareto=names(args.pareto) or None,
         by=args.by,
         paper=args.paper,
     )
@@ -59,7 +53,3 @@ def main(argv: list[str]) -> int:
     else:
         print(board.render(args.format))
     return OK
-
-
-def _names(given: Sequence[str]) -> list[str]:
-    return [name.strip() for text in given for name in text.split(",") if name.strip()]

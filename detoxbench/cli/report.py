@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from detoxbench.cli.common import OK, Parser
+from detoxbench.cli.common import FILTERS, OK, Parser, add_filters, names
+
+EPILOG = 'PATTERN is a name or has wildcards ("gpt*"); lists are separated by commas, and an option may be given again.'
 
 
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="detoxbench report",
         description="The finished runs as one HTML page that needs no network: tables, charts and every sample.",
+        epilog=EPILOG,
     )
     parser.add_argument("runs_dir", nargs="?", default="runs", metavar="RUNS_DIR")
-    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page (default report.html)")
-    for key in ("model", "suite", "method", "scorer"):
-        base = "; the base stays" if key == "method" else ""
-        told = f"only runs with this {key}{base}; a name or a pattern, several with commas"
-        parser.add_argument(f"--{key}", metavar="NAMES", default="", help=told)
+    parser.add_argument("-o", "--out", default="report.html", metavar="FILE", help="the page (default report.html)")
+    add_filters(parser)
     parser.add_argument("--plots", metavar="DIR", help="also write the charts there as PNG and SVG, for print")
     parser.add_argument("--paper", action="store_true", help="beside what papers report for the same model and suite")
     args = parser.parse_args(argv)
@@ -26,13 +26,8 @@ def main(argv: list[str]) -> int:
         from detoxbench.report.plots import require_matplotlib
 
         require_matplotlib()
-    only = Only(
-        *(
-            [n.strip() for n in names.split(",") if n.strip()]
-            for names in (args.model, args.suite, args.method, args.scorer)
-        )
-    )
-    written = report(args.runs_dir, args.output, only, paper=args.paper)
+    only = Only(**{key: names(getattr(args, key)) for key in FILTERS})
+    written = report(args.runs_dir, args.out, only, paper=args.paper)
     for path in (written.page, *written.side_files):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     if args.plots is not None:

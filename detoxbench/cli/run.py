@@ -79,6 +79,11 @@ def _report(result: RunResult) -> None:
     show = console().print
     show(f"{names} seed={record.seed}  {result.folder}{'  (was there already)' if result.cached else ''}")
     show(table([(f"  {name}", _shown(metric)) for name, metric in record.metrics.items() if metric.headline]))
+    happened = [f"{key.replace('_', ' ')} {n}" for key, n in record.counts.items() if n and key not in _SIZES]
+    show(f"  of {record.counts.get('samples', 0)} samples: {', '.join(happened) or 'none empty, cut or missing'}")
+
+
+_SIZES = {"requests", "samples"}
 
 
 def _shown(metric: MetricRecord) -> str:
@@ -87,6 +92,6 @@ def _shown(metric: MetricRecord) -> str:
         return "missing"
     scale, unit = (100, " %") if metric.unit == "share" else (1, "")
     text = f"{metric.value * scale:.3g}{unit}"
-    if metric.low is None or metric.high is None:
-        return text
-    return f"{text}  [{metric.low * scale:.3g}, {metric.high * scale:.3g}]"
+    if metric.low is not None and metric.high is not None:
+        text += f"  [{metric.low * scale:.3g}, {metric.high * scale:.3g}]"
+    return f"{text}  {metric.missing} missing" if metric.missing else text

@@ -13,7 +13,7 @@ from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError
 from detoxbench.leaderboard import BASE, Cell, Column, Table, flat, leaderboard, row_labels
 from detoxbench.ranking import pareto_axes
-from detoxbench.store import Run, RunRecord, runs
+from detoxbench.store import Run, RunRecord, readable
 
 POINTS = 400
 """Points of a fit curve that are kept, evenly spread."""
@@ -180,14 +180,8 @@ def names(content: Content) -> list[str]:
 
 
 def _records(folder: Path, shown: set[str]) -> Iterator[tuple[Run, RunRecord]]:
-    for run in runs(folder):
-        try:
-            record = run.record()
-        except (DetoxbenchError, OSError):
-            continue  # the leaderboard's notes name it
-        if record.run_id in shown:
-            shown.discard(record.run_id)  # a copy of it is not read again
-            yield run, record
+    # What cannot be read stands in the leaderboard's notes.
+    return ((run, record) for run, record in readable(folder, []) if record.run_id in shown)
 
 
 def _keys(tables: Sequence[Table]) -> list[list[str]]:

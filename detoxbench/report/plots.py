@@ -134,8 +134,7 @@ def _scaled(cell: Cell, unit: str) -> tuple[float, float, float]:
 
 
 def _heading(name: str, better: str, unit: str) -> str:
-    way = {"higher": " ↑", "lower": " ↓"}.get(better, "")
-    return f"{clean(name)}{' (%)' if unit == 'share' else ''}{way}"
+    return f"{clean(name)}{' (%)' if unit == 'share' else ''}{rendering.ARROWS[better]}"
 
 
 def _labels(axes: Axes, labels: Sequence[str]) -> None:

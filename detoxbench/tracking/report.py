@@ -10,7 +10,7 @@ from typing import Any
 
 from detoxbench.config import TrackerSpec, digest
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import BASE
+from detoxbench.leaderboard import BASE, Column, between, shared_identity
 from detoxbench.store import Clusters, Run, RunRecord, runs
 
 GROUP_LENGTH = 100
@@ -106,12 +106,7 @@ def report_of(run: Run, spec: TrackerSpec) -> Report:
 def group(record: RunRecord) -> str:
     """One group for each leaderboard table: names for people, and a digest of all that its runs share."""
     names = f"{record.model}/{record.suite}/{record.scorer}"
-    return f"{names[:GROUP_LENGTH]}/{digest(_shared(record))[:8]}"
-
-
-def _shared(record: RunRecord) -> dict[str, Any]:
-    """What makes runs comparable: they stand in one leaderboard table when this is equal."""
-    return {key: value for key, value in record.identity.items() if key not in ("method", "seed")}
+    return f"{names[:GROUP_LENGTH]}/{digest(shared_identity(record))[:8]}"
 
 
 def _base(run: Run, record: RunRecord) -> Run | None:
@@ -121,7 +116,11 @@ def _base(run: Run, record: RunRecord) -> Run | None:
     for other in [Run(beside / record.base_run_id)] if record.base_run_id else runs(beside):
         with suppress(DetoxbenchError, OSError):  # another run's damage is not this run's
             theirs = other.record()
-            if theirs.method == BASE and theirs.seed == record.seed and _shared(theirs) == _shared(record):
+            if (
+                theirs.method == BASE
+                and theirs.seed == record.seed
+                and shared_identity(theirs) == shared_identity(record)
+            ):
                 return other
     return None
 
@@ -137,16 +136,10 @@ def _numbers(record: RunRecord) -> dict[str, float | None]:
 
 def _differences(run: Run, record: RunRecord, base: Run) -> dict[str, float | None]:
     """This run minus its base, paired; the p-values are of single tests: Holm's correction needs the whole table."""
-    from detoxbench import stats
-
     ours, theirs = run.clusters(), base.clusters()
     found: dict[str, float | None] = {}
     for name, metric in record.metrics.items():
-        if name not in ours.total or name not in theirs.total:
-            continue
-        both = stats.panel([[(side.total[name], side.count[name])] for side in (ours, theirs)])
-        binary = ours.binary[name] and theirs.binary[name]
-        (d,) = stats.paired_differences(both.row(0), both.row(1), binary=binary, share=metric.unit == "share")
+        d = between(ours, theirs, Column(name, metric.better, metric.unit))
         if d.value is not None:
             values = {"": d.value, "/low": d.low, "/high": d.high, "/p": d.p, "/n": d.n}
             found |= {f"{name}/difference{key}": value for key, value in values.items()}
