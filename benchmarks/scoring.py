@@ -94,14 +94,14 @@ def rows(device: str) -> Iterator[Row]:
             note=note,
         )
         yield compare(
-            "scoring completions ",
+            "the same completions",
             lambda: ours(texts),
             lambda: at_once(texts),
             target=None,
             against="the whole list in one pass",
             check=check,
             device=device,
-            note="one pass is no slower, but its memory grows with the list",
+            note="faster here, but its memory grows with the list",
         )
         many = completions(MANY)
         few_mb, many_mb = peak_mb(lambda: ours(texts), device), peak_mb(lambda: ours(many), device)

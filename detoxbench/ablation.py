@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 
 from detoxbench import stats
+from detoxbench.config import BASE
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.leaderboard import (
-    BASE,
     EMBEDDED,
     Cell,
     Column,

@@ -18,7 +18,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from detoxbench import checkpoint
-from detoxbench.config import SCHEMA_VERSION, RunSpec, digest, identity
+from detoxbench.config import BASE, SCHEMA_VERSION, RunSpec, digest, identity
 from detoxbench.data.fit import fit_data
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.lm import find
@@ -27,8 +27,6 @@ from detoxbench.registries import methods, scorers, suites
 from detoxbench.scorers.base import Scorer
 from detoxbench.suites.base import Request, Suite
 
-BASE = "none"
-"""The method that is no intervention."""
 PARTIAL = "partial.jsonl"
 """What an unfinished stage has done so far."""
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 """Version of run.json and of the identity; raise it when either changes meaning, and keep the old ones loading."""
+BASE = "none"
+"""The method that is no intervention."""
 
 
 def knob(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
-from detoxbench.cell import BASE
 from detoxbench.composition import compose, options
+from detoxbench.config import BASE
 from detoxbench.leaderboard import leaderboard
 from detoxbench.registries import methods
 from detoxbench.runner import run
@@ -37,6 +37,7 @@ def main() -> None:
 _NEXT = f"""
 The runs lie in {RUNS_DIR}: run.json (metrics, intervals, cost), samples.jsonl (every text), scores.jsonl.
 What to try next:
+  detoxbench report {RUNS_DIR} -o report.html                every table, chart and text on one page
   detoxbench leaderboard {RUNS_DIR} --all-metrics            every metric
   detoxbench run -m method=destein method.alpha=0.2,0.4,0.6   an ablation, then: detoxbench leaderboard
   detoxbench describe method ext_sub                          what can be set, and where its default is from

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from detoxbench import stats
-from detoxbench.config import digest
+from detoxbench.config import BASE, digest
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, readable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
-BASE = "none"
 LEVEL = 0.05
 """A difference is supported when its p-value, Holm-adjusted over its table, is below."""
 BESIDE = ("cost.", "counts.")

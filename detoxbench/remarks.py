@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 
 from detoxbench import stats
-from detoxbench.leaderboard import BASE, EMBEDDED, LEVEL, Column, Row, Table, differing, short
+from detoxbench.config import BASE
+from detoxbench.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, differing, short
 
 TWO_SEEDS = "87 to 92"
 """What intervals over two seeds cover where seeds differ (docs/statistics.md)."""

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from detoxbench.cell import BASE, PARTIAL, Cell, checkpoint_folder, companions, plan
-from detoxbench.config import SCHEMA_VERSION, GenSpec, RunSpec
+from detoxbench.cell import PARTIAL, Cell, checkpoint_folder, companions, plan
+from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec
 from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.progress import bar
 from detoxbench.scorers.cache import remembering

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from detoxbench import stats
-from detoxbench.config import SCHEMA_VERSION, build, digest, identity
+from detoxbench.config import BASE, SCHEMA_VERSION, build, digest, identity
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import BASE
 from detoxbench.registries import methods, scorers, suites
 from detoxbench.rendering import clean
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from detoxbench import __version__
+from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import BASE, EMBEDDED, LEVEL, Cell, Column, Verdict
+from detoxbench.leaderboard import EMBEDDED, LEVEL, Cell, Column, Verdict
 from detoxbench.rendering import MARKS, clean, number, rest_of, setting
 from detoxbench.report import samples as texts
 from detoxbench.report.content import ALL, COSTS, Content, Only, axes, content, default_axes, names

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from detoxbench.config import digest
+from detoxbench.config import BASE, digest
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import BASE, Cell, Column, Table, flat, leaderboard, row_labels
+from detoxbench.leaderboard import Cell, Column, Table, flat, leaderboard, row_labels
 from detoxbench.ranking import pareto_axes
 from detoxbench.store import Run, RunRecord, readable
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench import rendering
+from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import BASE, Cell, Row
+from detoxbench.leaderboard import Cell, Row
 from detoxbench.ranking import pareto
 from detoxbench.rendering import clean
 from detoxbench.report.content import ALL, COSTS, Axis, Content, Only, Section, content, default_axes, names

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detoxbench.config import TrackerSpec, digest
+from detoxbench.config import BASE, TrackerSpec, digest
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import BASE, Column, between, shared_identity
+from detoxbench.leaderboard import Column, between, shared_identity
 from detoxbench.store import Clusters, Run, RunRecord, runs
 
 GROUP_LENGTH = 100
