@@ -6,14 +6,13 @@ Everything is B against A: a difference is B minus A, and "better" is said of B.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.leaderboard import Column, Difference, between, differing, flat, shared_identity, short, tested
-from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, runs
+from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
 from detoxbench.suites.base import Sample, Scored
 
 SHOWN = 10
@@ -103,24 +102,6 @@ class Comparison:
     counts: list[Changed]
     samples: Samples
     notes: list[str]
-
-
-def find_run(name: str, folder: str | Path = "runs") -> Run:
-    """The finished run that `name` means: its folder, or the beginning of its id under `folder`.
-
-    Raises UsageError when there is none, or more than one.
-    """
-    if (Path(name) / "run.json").is_file():
-        return Run(Path(name))
-    there = list(runs(Path(folder)))
-    found = [run for run in there if run.folder.name.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        near = did_you_mean(name, [run.folder.name for run in there])
-        raise UsageError(f"no run '{name}' in '{folder}'{near}: give a run's folder, or the beginning of its id")
-    some = ", ".join(run.folder.name for run in found[:5])
-    raise UsageError(f"'{name}' is the beginning of {len(found)} runs in '{folder}': {some}{' ...' * (len(found) > 5)}")
 
 
 def compare(a: Run, b: Run, *, all_metrics: bool = False, shown: int = SHOWN) -> Comparison:

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from detoxbench.config import SCHEMA_VERSION
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 from detoxbench.suites.base import Measure, Sample, Scored
 
 S = TypeVar("S")
@@ -277,3 +277,21 @@ def readable(folder: Path, notes: list[str]) -> Iterator[tuple[Run, RunRecord]]:
         else:
             seen.add(record.run_id)
             yield run, record
+
+
+def find_run(name: str, folder: str | Path = "runs") -> Run:
+    """The finished run that `name` means: its folder, or the beginning of its id under `folder`.
+
+    Raises UsageError when there is none, or more than one.
+    """
+    if (Path(name) / "run.json").is_file():
+        return Run(Path(name))
+    there = list(runs(Path(folder)))
+    found = [run for run in there if run.folder.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        near = did_you_mean(name, [run.folder.name for run in there])
+        raise UsageError(f"no run '{name}' in '{folder}'{near}: give a run's folder, or the beginning of its id")
+    some = ", ".join(run.folder.name for run in found[:5])
+    raise UsageError(f"'{name}' is the beginning of {len(found)} runs in '{folder}': {some}{' ...' * (len(found) > 5)}")

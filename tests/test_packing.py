@@ -319,5 +319,8 @@ def test_submit_prints_where_runs_are_from(made: Path, tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert "commit c0ffee" in shown
     assert f"{tmp_path / 'a.zip'}: 2 runs" in shown
+    assert main(["submit", made.name[:8], "--runs-dir", str(made.parent), "-o", str(tmp_path / "b.zip")]) == 0
+    assert (tmp_path / "b.zip").read_bytes() == (tmp_path / "a.zip").read_bytes()
+    capsys.readouterr()
     assert main(["verify", str(tmp_path / "nothing")]) == 1
     assert "no pack or folder" in capsys.readouterr().err

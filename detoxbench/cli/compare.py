@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
 
     import msgspec
 
-    from detoxbench.comparison import compare, find_run
+    from detoxbench.comparison import compare
+    from detoxbench.store import find_run
 
     runs = [find_run(name, args.runs_dir) for name in (args.a, args.b)]
     found = compare(*runs, all_metrics=args.all_metrics, shown=args.samples)

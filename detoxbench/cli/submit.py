@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from detoxbench.cli.common import OK, Parser, console, print_json, table
 
 EPILOG = """\
@@ -12,7 +14,10 @@ account. It holds the prompts that were asked and the texts that were answered: 
 
 def main(argv: list[str]) -> int:
     parser = Parser(prog="detoxbench submit", description="Pack finished runs to be shared.", epilog=EPILOG)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder (RUNS/RUN_ID), or a folder of runs")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's folder, the beginning of its id, or a folder of runs"
+    )
+    parser.add_argument("--runs-dir", default="runs", metavar="RUNS_DIR", help="where ids are looked for")
     parser.add_argument("-o", "--out", required=True, metavar="PACK.zip", help="is replaced where it is there")
     parser.add_argument("--allow-dirty", action="store_true", help="also runs made with uncommitted changes")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -20,9 +25,11 @@ def main(argv: list[str]) -> int:
 
     from detoxbench.packing import pack
     from detoxbench.registries import suites
+    from detoxbench.store import find_run
     from detoxbench.verification import provenance_line
 
-    records = pack(args.runs, args.out, allow_dirty=args.allow_dirty)
+    folders = [name if Path(name).is_dir() else find_run(name, args.runs_dir).folder for name in args.runs]
+    records = pack(folders, args.out, allow_dirty=args.allow_dirty)
     if args.json:
         print_json({"pack": args.out, "runs": [record.run_id for record in records]})
         return OK
