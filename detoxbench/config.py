@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     D = TypeVar("D", bound=DataclassInstance)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of run.json and of the identity; raise it when either changes meaning, and keep the old ones loading."""
 BASE = "none"
 """The method that is no intervention."""

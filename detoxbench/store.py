@@ -50,7 +50,7 @@ class MetricRecord(msgspec.Struct, kw_only=True):
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
-    """run.json, schema version 1."""
+    """run.json, schema version 2 (of version 1, what its identity stands for differs: see docs/results.md)."""
 
     schema: int
     run_id: str

@@ -103,8 +103,8 @@ def provenance_line(record: RunRecord) -> str:
 def _identity(record: RunRecord, folder: str) -> Iterator[Problem]:
     """The run id, and that names, seed and settings shown to people are those of the identity."""
     own = record.identity
-    if record.schema != SCHEMA_VERSION:
-        yield Problem("schema", record.schema, f"{SCHEMA_VERSION} is what this version reads")
+    if not 1 <= record.schema <= SCHEMA_VERSION:
+        yield Problem("schema", record.schema, f"this version reads up to {SCHEMA_VERSION}")
         return
     if record.run_id != digest(own):
         yield Problem("run_id", record.run_id, digest(own))
