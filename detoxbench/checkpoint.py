@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import socket
-import struct
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
+from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError
+from detoxbench.file_hash import sha256_of_files
 
-WHOLE_FILE_BYTES = 64 * 2**20
-"""Weight files up to this size are hashed whole; of larger ones, the header and a part of every tensor."""
-PART_BYTES = 4096
-_NEEDED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja"]
+_NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.vocab"]
 
 
 class _Kind(NamedTuple):
@@ -101,42 +100,74 @@ def cached_snapshot(path: str, revision: str | None = None, kind: _Kind = _MODEL
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits that stand for the weights, the configuration and the tokenizer in `folder`.
-
-    Small weight files are hashed whole. Of large ones the safetensors header (names, types, shapes) and the first,
-    middle and last 4 KiB of every tensor are, so that a 14 GB model is identified in milliseconds; any training,
-    merging or editing of a tensor as a whole changes them.
+    """16 hexadecimal digits that stand for all bytes of all files that loading the model in `folder` reads: weights,
+    configurations, tokenizer, chat templates. Raises DetoxbenchError for a file that cannot be read.
     """
-    sha = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors":
-            sha.update(path.name.encode())
-            _hash_weights(path, sha)
-        elif path.name in _IDENTIFYING:
-            sha.update(path.name.encode())
-            sha.update(path.read_bytes())
-    return sha.hexdigest()[:16]
+    return _digest_of(folder, files_read(folder))
 
 
-_IDENTIFYING = {"config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json"}
-_IDENTIFYING |= {"special_tokens_map.json", "chat_template.jinja", "added_tokens.json", "adapter_config.json"}
+def adapter_fingerprint(folder: Path) -> str:
+    """`fingerprint` of a PEFT adapter, of which two files are read."""
+    return _digest_of(folder, [folder / name for name in _ADAPTER.needed])
 
 
-def _hash_weights(path: Path, sha: hashlib._Hash) -> None:
-    with open(path, "rb") as file:
-        if path.stat().st_size <= WHOLE_FILE_BYTES:
-            sha.update(file.read())
-            return
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = file.read(length)
-        sha.update(header)
-        for name, tensor in json.loads(header).items():
-            if name == "__metadata__":
-                continue
-            start, end = (8 + length + offset for offset in tensor["data_offsets"])
-            for offset in (start, max(start, (start + end - PART_BYTES) // 2), max(start, end - PART_BYTES)):
-                file.seek(offset)
-                sha.update(file.read(min(PART_BYTES, end - offset)))
+def _digest_of(folder: Path, files: Sequence[Path]) -> str:
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return digest(dict(zip(names, sha256_of_files(files), strict=True)))
+
+
+def files_read(folder: Path) -> list[Path]:
+    """The files of a model's folder that loading model or tokenizer may read, sorted.
+
+    Tokenizers read files of many names, so what is not known to be left alone counts. Of the weights count those that
+    transformers chooses, of subfolders only the one that holds further chat templates.
+    """
+    found = [file for file in folder.iterdir() if file.is_file() and not _never_read(file.name.casefold())]
+    weights = _weights(folder)
+    found = [file for file in found if file.suffix != ".safetensors" or file.name in weights]
+    return sorted([*found, *(folder / "additional_chat_templates").glob("*.jinja")])
+
+
+def _weights(folder: Path) -> set[str]:
+    """Names of the safetensors that transformers loads: the one that config.json names, or model.safetensors, or else
+    the shards of its index; and those of an adapter that lies there too, which it applies."""
+    first = str(_json_in(folder / "config.json").get("transformers_weights") or "model.safetensors")
+    index = first if first.endswith(".json") else f"{first}.index.json"
+    if first != index and (folder / first).is_file():
+        names = {first}
+    else:
+        shards = _json_in(folder / index).get("weight_map")
+        names = {str(shard) for shard in shards.values()} if isinstance(shards, dict) else set()
+    if not any((folder / name).is_file() for name in names):  # nothing that can be loaded: whatever is there
+        names = {file.name for file in folder.glob("*.safetensors")}
+    return names | ({"adapter_model.safetensors"} if (folder / "adapter_config.json").is_file() else set())
+
+
+def _json_in(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none (what is broken is refused when it is loaded)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+_NOT_READ = (
+    # hidden files, texts for people, pictures
+    ".*", "readme*", "licen[cs]e*", "notice*", "use_policy*", "*.md", "*.pdf", "*.png", "*.jp*g", "*.gif", "*.svg",
+    "*.webp", "*.ipynb", "*.log", "*.lock",
+    # code, and weights in other forms: no code of a checkpoint runs, and only safetensors are loaded
+    "*.py", "*.pyc", "*.sh", "*.bin", "*.bin.index.json", "*.h5", "*.h5.index.json", "*.msgpack",
+    "*.msgpack.index.json", "*.onnx", "*.onnx_data", "*.gguf", "*.pt", "*.pth", "*.ckpt", "*.ot", "*.tflite", "*.npz",
+    "*.npy", "*.pkl", "*.pickle",
+    # what training left, and how the embedded model was built
+    "trainer_state.json", "training_args.json", "*_results.json", "fable.json",
+)  # fmt: skip
+"""Names, in lower case, that neither transformers' models nor its tokenizers read from a folder."""
+
+
+def _never_read(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _NOT_READ)
 
 
 def _check(folder: Path, kind: _Kind) -> None:

@@ -260,14 +260,12 @@ def unchanged_random_state() -> Iterator[None]:
 
 
 def _fingerprint_in_memory(model: PreTrainedModel) -> str:
-    """From names, types, shapes and values, of large tensors every so many-th value."""
+    """From the configuration and names, types, shapes and all bytes of parameters and buffers."""
     import torch
 
     config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
     sha = hashlib.sha256(str(sorted(config.items())).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        part = flat[:: max(1, flat.numel() // 65536)].to("cpu", torch.float32)
+    for name, tensor in sorted({**dict(model.named_buffers()), **model.state_dict()}.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(part.contiguous().numpy().tobytes())
+        sha.update(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
     return sha.hexdigest()[:16]

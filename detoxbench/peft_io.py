@@ -135,7 +135,7 @@ def inspect(path: str) -> dict[str, Any]:
 def fingerprint(path: str) -> str:
     """16 hexadecimal digits of the adapter's content. Raises like `inspect`."""
     inspect(path)
-    return checkpoint.fingerprint(checkpoint.locate_adapter(path))
+    return checkpoint.adapter_fingerprint(checkpoint.locate_adapter(path))
 
 
 def read(path: str, lm: LanguageModel) -> PeftAdapter:

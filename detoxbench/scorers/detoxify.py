@@ -6,7 +6,6 @@ asks the hub even for a local checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from urllib.request import Request, urlopen
 
 from detoxbench.config import digest, knob, runtime
 from detoxbench.errors import DetoxbenchError
+from detoxbench.file_hash import sha256_of_file, sha256_of_files
 from detoxbench.scorers._common import Classifier, positions
 from detoxbench.scorers.base import Scorer
 
@@ -59,11 +59,11 @@ class Detoxify(Scorer[Config]):
     cached = True
 
     def fingerprint(self) -> str:
-        """Hash of the weights, and of the transformer's files where a local folder is named."""
-        weights, folder = _sha256(self._checkpoint)[:16], self._transformer
-        if self.config.transformer is None:
-            return weights
-        return f"{weights} {digest({path.name: _sha256(path) for pattern in _FILES for path in folder.glob(pattern)})}"
+        """Hash of the weights, and of the transformer's configuration and tokenizer."""
+        weights, folder = sha256_of_file(self._checkpoint)[:16], self._transformer
+        files = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
+        hashes = dict(zip([path.name for path in files], sha256_of_files(files), strict=True))
+        return f"{weights} {digest(hashes)}"
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
         import torch
@@ -158,14 +158,6 @@ class Detoxify(Scorer[Config]):
 class _Loaded(NamedTuple):
     classifier: Classifier
     columns: list[str]
-
-
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 def _reach(url: str) -> None:

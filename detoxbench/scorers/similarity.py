@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 from detoxbench import checkpoint
 from detoxbench.config import digest, knob, runtime
 from detoxbench.errors import DetoxbenchError
+from detoxbench.file_hash import sha256_of_files
 from detoxbench.scorers._common import locate
 from detoxbench.scorers.base import Scorer
 
@@ -52,8 +54,10 @@ class Similarity(Scorer[Config]):
                 "(or choose similarity=words or none)"
             )
         folder = self._folder()
-        modules = {str(f.relative_to(folder)): f.read_text("utf-8") for f in folder.glob("*/config.json")}
-        return f"{checkpoint.fingerprint(folder)} {digest(modules)}"
+        # Beside the transformer: pooling, normalising and dense layers, each in a folder that modules.json names.
+        modules = [f for part in _modules(folder) for f in sorted((folder / part).rglob("*")) if f.is_file()]
+        hashes = dict(zip([f.relative_to(folder).as_posix() for f in modules], sha256_of_files(modules), strict=True))
+        return f"{checkpoint.fingerprint(folder)} {digest(hashes)}"
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
         prompts = [prompt.removeprefix(self.config.before).removesuffix(self.config.after) for prompt in prompts]
@@ -97,6 +101,16 @@ class Similarity(Scorer[Config]):
         except Exception as error:  # of every kind: missing module, broken file
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DetoxbenchError(f"scorer '{self.name}': '{folder}' cannot be loaded: {reason}") from error
+
+
+def _modules(folder: Path) -> list[str]:
+    """The subfolders of a sentence-transformers model's modules. Raises DetoxbenchError where they cannot be told."""
+    try:
+        return [module["path"] for module in json.loads((folder / "modules.json").read_bytes()) if module["path"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise DetoxbenchError(f"'{folder / 'modules.json'}' does not list modules: {error!r}") from None
 
 
 def _words(text: str) -> Counter[str]:

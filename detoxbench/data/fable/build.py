@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError
+from detoxbench.file_hash import cache_root
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -73,8 +73,7 @@ def locate(seed: int) -> Path:
 
 def cache_folder(seed: int) -> Path:
     """Where a model that is not shipped belongs: fable/<seed>-<VERSION> in $DETOXBENCH_CACHE or ~/.cache/detoxbench."""
-    cache = os.environ.get("DETOXBENCH_CACHE") or Path.home() / ".cache" / "detoxbench"
-    return Path(cache) / "fable" / f"{seed}-{world.VERSION}"
+    return cache_root() / "fable" / f"{seed}-{world.VERSION}"
 
 
 def build(seed: int, out_dir: str | Path, size: Size = "default", progress: Progress | None = None) -> dict[str, Any]:
