@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
+from detoxbench.finite import require_finite
 from detoxbench.progress import track
 from detoxbench.routing import replace_forward
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detoxbench.lm import LanguageModel
+
+BROKEN_MODEL = "the model is broken, or overflows in its dtype: change model.dtype"
 
 
 @contextmanager
@@ -114,7 +117,8 @@ def last_token_means(
 ) -> Tensor:
     """Mean over the last `window` tokens of each text at each site, float32 on the CPU, [sites, texts, width].
 
-    One text at a time, so that no pad takes part; shorter texts count whole.
+    One text at a time, so that no pad takes part; shorter texts count whole. Raises NonFiniteError, naming site and
+    text, for activations that are NaN or infinite.
     """
     import torch
 
@@ -124,7 +128,9 @@ def last_token_means(
             lm.model(input_ids=torch.tensor([lm.tokenizer(text)["input_ids"]], device=lm.device), use_cache=False)
             # Some modules (OPT's MLP) are given the rows of the batch as one.
             tokens = [seen[site].reshape(-1, seen[site].shape[-1]) for site in sites]
-            means.append(torch.stack([t[-window:].float().mean(0) for t in tokens]))
+            mean = torch.stack([t[-window:].float().mean(0) for t in tokens])
+            require_finite(zip(sites, mean, strict=True), f"{description} of {text[:40]!r}", BROKEN_MODEL)
+            means.append(mean)
     return torch.stack(means, 1).cpu()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 """Version of run.json and of the identity; raise it when either changes meaning, and keep the old ones loading."""
+LARGEST_SETTING = 1e6
+"""Upper bound of fractional settings that declare none: far beyond use, and far below where arithmetic overflows."""
 BASE = "none"
 """The method that is no intervention."""
 
@@ -70,7 +73,7 @@ class GenSpec:
 
     max_new_tokens: int = knob(20, "new tokens at the most", ge=1)
     do_sample: bool = knob(False, "sample (keyed noise) or take the most probable token")
-    temperature: float = knob(1.0, "sampling temperature", gt=0)
+    temperature: float = knob(1.0, "sampling temperature; at the least, logits do not overflow", ge=1e-6)
     top_p: float = knob(1.0, "nucleus: smallest set of tokens with this probability", gt=0, le=1)
     top_k: int = knob(0, "the k most probable tokens only; 0 is no limit", ge=0)
     n: int = knob(1, "samples a prompt", ge=1)
@@ -169,9 +172,14 @@ def build(cls: type[D], values: Mapping[str, Any], where: str) -> D:
             reason = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
             near = did_you_mean(str(value), choices)
             raise UsageError(f"wrong value for '{path}': {reason} (given: {value!r}){near}") from None
-        for sign, bound in known[key].metadata.get("bounds", {}).items():
+        bounds = known[key].metadata.get("bounds", {})
+        if isinstance(made[key], float) and not bounds.keys() & {"le", "lt"}:
+            bounds = {**bounds, "le": LARGEST_SETTING}
+        if isinstance(made[key], float) and not made[key] > -math.inf:
+            raise UsageError(f"'{path}' is {made[key]}: give a number")
+        for sign, bound in bounds.items():
             if made[key] is not None and not _within(made[key], sign, bound):
-                raise UsageError(f"'{path}' is out of range: {value!r} must be {_SIGNS[sign]} {bound}")
+                raise UsageError(f"'{path}' is out of range: {value!r} must be {_SIGNS[sign]} {bound:g}")
     try:
         return cls(**made)
     except (TypeError, ValueError) as error:

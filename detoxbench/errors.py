@@ -14,6 +14,10 @@ class UsageError(DetoxbenchError):
     """The request itself is wrong: unknown name, key or value (exit code 2)."""
 
 
+class NonFiniteError(DetoxbenchError):
+    """A number that is none (NaN, infinity) where everything that follows would be computed from it."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the nearest of `known`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -22,6 +22,7 @@ import msgspec
 
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError
+from detoxbench.finite import require_finite_logits
 from detoxbench.kv_cache import Cache
 from detoxbench.sampling import noise_key, pick
 from detoxbench.suites.base import Request, Sample
@@ -249,6 +250,7 @@ def _choose(lm: LanguageModel, logits: Tensor, rows: list[_Row], keys: Tensor, g
 
     if logits.device.type == "mps":  # has no float64, which the noise and the nucleus are computed in
         logits = logits.cpu()
+    _check(lm, logits, rows, gen, step)
     exact = lm.dtype == torch.float32
     tolerance = gen.tie_tolerance
     if not exact:  # a few units in the last place of the largest logit
@@ -262,8 +264,19 @@ def _choose(lm: LanguageModel, logits: Tensor, rows: list[_Row], keys: Tensor, g
             rows[i].contested += 1
             if exact:
                 alone = _alone(lm, rows[i])
+                _check(lm, alone, rows[i : i + 1], gen, step)
                 tokens[i] = pick(alone, keys[i : i + 1], gen, step, 0.0)[0][0]
     return tokens
+
+
+def _check(lm: LanguageModel, logits: Tensor, rows: Sequence[_Row], gen: GenSpec, step: int) -> None:
+    """Raises NonFiniteError, naming method, request and step, where no token can be chosen from a row's logits."""
+    largest = logits.amax(-1) / (gen.temperature if gen.do_sample else 1)
+
+    def where(i: int) -> str | None:
+        return None if rows[i].done else f"token {step + 1} of request '{rows[i].request.id}'"
+
+    require_finite_logits(lm, largest, [row.request.record for row in rows], where)
 
 
 def _alone(lm: LanguageModel, row: _Row) -> Tensor:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.errors import DetoxbenchError
+from detoxbench.finite import LARGEST, require_finite, require_finite_values
 from detoxbench.store import write_folder
 
 if TYPE_CHECKING:
@@ -138,10 +139,35 @@ class Intervention:
     info: Mapping[str, Any] = field(default_factory=dict)
     """Diagnostics of the fit, as JSON values."""
 
+    def require_finite(self, where: str | None = None) -> None:
+        """Raises NonFiniteError, naming method and tensor (or setting), for a number that is NaN, infinite, or so large
+        that it overflows when it is used. `where` is the place that is named instead of the method."""
+        where = where or f"the intervention of '{self.method}'"
+        remedy = "nothing is done with it: fit it again with smaller settings, or get its file again"
+        require_finite(self._named_tensors(), where, remedy)
+        settings: dict[str, Any] = {h.op: h.params for h in self.hooks} | {p.op: p.params for p in self.logits}
+        require_finite_values(settings, where, remedy, largest=LARGEST)
+        require_finite_values(self.info, where, remedy)
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, under the name of what it acts on."""
+        for w in self.weights:
+            yield from ((f"{w.parameter}: {name}", tensor) for name, tensor in w.delta.tensors().items())
+        for h in self.hooks:
+            yield from ((f"{h.module}: {name}", tensor) for name, tensor in h.tensors.items())
+        for p in self.logits:
+            yield from ((f"{p.op}: {name}", tensor) for name, tensor in p.tensors.items())
+        for prefix in self.prefixes:
+            yield "prefix: kv", prefix.kv
+
     def save(self, folder: str | Path) -> None:
-        """Write `intervention.json` and `tensors.safetensors` into a new folder, at once or not at all."""
+        """Write `intervention.json` and `tensors.safetensors` into a new folder, at once or not at all.
+
+        Raises as `require_finite`.
+        """
         from safetensors.torch import save_file
 
+        self.require_finite()
         tensors: dict[str, Tensor] = {}
 
         def keep(prefix: str, named: Mapping[str, Tensor]) -> None:
@@ -178,7 +204,8 @@ class Intervention:
 
     @classmethod
     def load(cls, folder: str | Path) -> Intervention:
-        """Read what `save` wrote. Raises DetoxbenchError for a folder that holds no intervention of a known schema."""
+        """Read what `save` wrote. Raises DetoxbenchError for a folder that holds no intervention of a known schema, and
+        as `require_finite`."""
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -196,7 +223,7 @@ class Intervention:
             return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
 
         kinds: dict[str, type[Dense] | type[LowRank]] = {"Dense": Dense, "LowRank": LowRank}
-        return cls(
+        loaded = cls(
             method=document["method"],
             base=document["base"],
             weights=tuple(
@@ -212,6 +239,8 @@ class Intervention:
             prompts=tuple(Prompt(**p) for p in document["prompts"]),
             info=document["info"],
         )
+        loaded.require_finite(f"the intervention of '{loaded.method}' in '{folder}'")
+        return loaded
 
     def to_peft(self, folder: str | Path, lm: LanguageModel) -> None:
         """Write the low-rank deltas as a LoRA into a new folder, see `peft_io.save`; `lm` is the base model."""
@@ -263,12 +292,16 @@ def applied(lm: LanguageModel, intervention: Intervention) -> Iterator[None]:
     """Put `intervention` on `lm`, and take it off exactly: touched tensors are copied back from saved originals, since
     adding and subtracting again is not exact. Holds for errors while entering, too. Contexts can be nested.
 
-    Raises DetoxbenchError when the intervention was fitted on another model, or names a part that is not there.
+    Raises DetoxbenchError when the intervention was fitted on another model, names a part that is not there, or holds
+    numbers that are NaN or infinite.
     """
     require_base(lm, intervention)
+    intervention.require_finite()
     if lm.route is not None:
         raise DetoxbenchError("interventions are routed to rows: apply what all rows share before that")
     with ExitStack() as undo:
+        lm.in_force.append(intervention.method)
+        undo.callback(lm.in_force.pop)
         _change_weights(lm, intervention.weights, undo)
         for hook in intervention.hooks:
             undo.callback(_register(lm, hook).remove)
@@ -373,7 +406,10 @@ def edited(lm: LanguageModel, weights: Sequence[Weight]) -> Iterator[tuple[str, 
                     f"the delta of '{name}' is {tuple(delta.shape)}, the parameter is {tuple(target.shape)}"
                 )
             total = total + delta
-        yield name, total.to(target.dtype)
+        changed = total.to(target.dtype)
+        where, remedy = f"'{lm.name}' with its change", "the sum is too large for this dtype: lower the strength"
+        require_finite([(name, changed)], where, remedy)
+        yield name, changed
 
 
 def _full(delta: Delta, transposed: bool, target: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ again as they were.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, NonFiniteError
+from detoxbench.finite import require_finite_logits
 from detoxbench.generation import Generated, processed
 from detoxbench.suites.base import Request, Sample
 
@@ -104,7 +107,10 @@ def planned(lm: LanguageModel, request: Request) -> Plan:
 
 
 def read_rows(lm: LanguageModel, rows: Sequence[Row]) -> list[tuple[float, bool]]:
-    """For each row the NLL of what follows its lead, and whether each of those tokens was the most probable one."""
+    """For each row the NLL of what follows its lead, and whether each of those tokens was the most probable one.
+
+    Raises NonFiniteError, naming method, text and token, for logits or a likelihood that are NaN or infinite.
+    """
     import torch
 
     vocabulary = lm.model.get_output_embeddings().weight.shape[0] if lm.device.type == "cpu" else 0
@@ -141,8 +147,26 @@ def read_rows(lm: LanguageModel, rows: Sequence[Row]) -> list[tuple[float, bool]
             logits = processed(lm, output.logits.flatten(0, 1))
             targets = torch.nn.functional.pad(ids[:, lead:], (0, 1)).flatten()
             nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").view(size, rest + 1)
-            best = (logits.max(-1).indices == targets).view(size, rest + 1)  # of equal ones the first, as in generation
+            largest, likeliest = logits.max(-1)
+            best = (likeliest == targets).view(size, rest + 1)  # of equal ones the first, as in generation
+        read = [rows[i] for i in batch]
+        where = partial(_place, lm, read, rest + 1)
+        require_finite_logits(lm, largest, [row.record for row in read for _ in range(rest + 1)], where)
         for k, i in enumerate(batch):
             n = len(rows[i].ids) - rows[i].lead
             results[i] = float(nll[k, :n].double().sum()), bool(best[k, :n].all())
+            if not math.isfinite(results[i][0]):
+                first = int(nll[k, :n].isfinite().logical_not().nonzero()[0])
+                raise NonFiniteError(
+                    f"'{lm.name}' under method '{'+'.join(lm.in_force) or 'none'}' gives no probability to "
+                    f"{where(k * (rest + 1) + first)}: it has no likelihood"
+                )
     return results
+
+
+def _place(lm: LanguageModel, rows: Sequence[Row], width: int, index: int) -> str | None:
+    """What the logits at `index` of [rows, width] tell, in words; None for positions that are filled up."""
+    row, position = rows[index // width], index % width
+    if position >= len(row.ids) - row.lead:
+        return None
+    return f"token {position + 1} of the text {lm.tokenizer.decode(row.ids[row.lead :])[:40]!r}"

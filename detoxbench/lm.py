@@ -12,6 +12,7 @@ from detoxbench import checkpoint
 from detoxbench.architecture import Architecture
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.finite import require_finite_model
 from detoxbench.intervention import Intervention, Prompt, applied
 from detoxbench.suites.base import Request, Sample
 
@@ -35,7 +36,12 @@ class LanguageModel:
         fingerprint: str | None = None,
         chat_template: str = "auto",
     ) -> None:
-        """Wrap a model that is already in memory. Without a `fingerprint` one is taken from its tensors."""
+        """Wrap a model that is already in memory. Without a `fingerprint` one is taken from its tensors.
+
+        Raises NonFiniteError for weights that are NaN or infinite.
+        """
+        if fingerprint is None:  # `load` has checked what it read
+            require_finite_model(model, f"model '{name}'")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -46,6 +52,8 @@ class LanguageModel:
         """Prompt rewritings in force, innermost first; `applied` adds and removes them."""
         self.logit_functions: list[Callable[[Tensor], Tensor]] = []
         """Functions on the next-token logits in force."""
+        self.in_force: list[str] = []
+        """Methods of the interventions that are on, the first one first; `applied` adds and removes them."""
         self.route: Route | None = None
         """Which intervention is in force for which rows; `routed` sets it."""
         self.prompt_positions = (1, 0)
@@ -91,6 +99,7 @@ class LanguageModel:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DetoxbenchError(f"the model in '{folder}' cannot be loaded: {reason}") from error
+        require_finite_model(model, f"the model in '{folder}', read as {dtype}")
         return cls(
             model.to(pick_device(device)),
             tokenizer,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from detoxbench import checkpoint
 from detoxbench.errors import DetoxbenchError
+from detoxbench.finite import require_finite
 from detoxbench.intervention import Dense, Intervention, LowRank, Prefix, Weight
 from detoxbench.store import write_folder
 
@@ -141,17 +142,16 @@ def fingerprint(path: str) -> str:
 def read(path: str, lm: LanguageModel) -> PeftAdapter:
     """The adapter at `path` (folder or hub id), rank_pattern, alpha_pattern and rsLoRA honoured.
 
-    Raises DetoxbenchError like `inspect`, and where it names a module that `lm` has not, or has in another shape.
+    Raises DetoxbenchError like `inspect`, where it names a module that `lm` has not, or has in another shape, and where
+    a number is NaN or infinite.
     """
-    from safetensors.torch import load_file
-
     config = inspect(path)
     kind, base = config["peft_type"], str(config.get("base_model_name_or_path") or "")
     if kind == "PREFIX_TUNING":
-        (saved,) = load_file(str(checkpoint.locate_adapter(path) / "adapter_model.safetensors")).values()
+        (saved,) = _tensors(path).values()
         return PeftAdapter({"prefix": _prefix(lm, path, config, saved)}, base, str(saved.dtype).partition(".")[2])
     tensors: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(str(checkpoint.locate_adapter(path) / "adapter_model.safetensors")).items():
+    for key, tensor in _tensors(path).items():
         module, part = re.fullmatch(_KEYS[kind], key).groups()  # type: ignore[union-attr]  # inspected
         tensors.setdefault(module, {})[part] = tensor
     modules: dict[str, Lora | Ia3 | PrefixTuning] = {}
@@ -168,6 +168,16 @@ def read(path: str, lm: LanguageModel) -> PeftAdapter:
     _check_fits(lm, modules, path)
     first = next(iter(next(iter(tensors.values())).values()))
     return PeftAdapter(modules, base, str(first.dtype).partition(".")[2])
+
+
+def _tensors(path: str) -> dict[str, Tensor]:
+    """The tensors of an adapter that was inspected, all finite."""
+    from safetensors.torch import load_file
+
+    file = checkpoint.locate_adapter(path) / "adapter_model.safetensors"
+    tensors = load_file(str(file))
+    require_finite(tensors.items(), f"the adapter file '{file}'", "it is damaged: get it again, or train it again")
+    return tensors
 
 
 def _prefix(lm: LanguageModel, path: str, config: Mapping[str, Any], saved: Tensor) -> PrefixTuning:
@@ -196,7 +206,10 @@ def _lora(path: str, config: Mapping[str, Any], module: str, a: Tensor, b: Tenso
             f"the adapter '{path}' has rank {a.shape[0]} by {b.shape[1]} in '{module}'; its configuration says {rank:g}"
         )
     root = math.sqrt(rank) if config.get("use_rslora") else rank
-    return Lora(a.float(), b.float(), of("alpha_pattern", "lora_alpha") / root)
+    scaling = of("alpha_pattern", "lora_alpha") / root if root else math.nan
+    if not math.isfinite(scaling):
+        raise DetoxbenchError(f"the adapter '{path}' scales '{module}' by {scaling}: correct lora_alpha and r")
+    return Lora(a.float(), b.float(), scaling)
 
 
 def _check_fits(lm: LanguageModel, modules: Mapping[str, Lora | Ia3 | PrefixTuning], path: str) -> None:

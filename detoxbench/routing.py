@@ -17,7 +17,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, NonFiniteError
+from detoxbench.finite import require_finite
 from detoxbench.intervention import Intervention, Prompt, edited, require_base
 from detoxbench.progress import track
 
@@ -192,7 +193,7 @@ def tune(
         undo.enter_context(varied(lm, [{**now, **own} for now, own in zip(below, leaves, strict=True)]))(going)
         flat = [w for own in leaves for w in own.values()]
         optimizer = torch.optim.Adam(flat, lr=learning_rate, weight_decay=weight_decay)
-        for _ in track(range(steps), description):
+        for step in track(range(1, steps + 1), description):
             total, measured = losses()
             for name, column in measured.items():
                 for i, value in enumerate(column.tolist()):
@@ -201,7 +202,10 @@ def tune(
             totals = total.tolist()
             for value in totals:
                 if not math.isfinite(value):
-                    raise DetoxbenchError(f"the loss of '{lm.name}' is {value}: lower method.learning_rate")
+                    raise NonFiniteError(
+                        f"the loss of '{lm.name}' at update {step} of '{description}' is {value}: lower "
+                        "method.learning_rate"
+                    )
             going = [i for i in going if totals[i] >= stop]
             if not going:
                 break
@@ -215,6 +219,8 @@ def tune(
                     for name, w in own.items():
                         w.data.clamp_(first[name] - reach, first[name] + reach)
     values = [{name: w.detach() for name, w in own.items()} for own in leaves]
+    for own in values:
+        require_finite(own.items(), f"after the last update of '{description}'", "lower method.learning_rate")
     moved = [math.hypot(*(float((b[n] - a[n]).norm()) for n in a)) for a, b in zip(start, values, strict=True)]
     return [Tuned(*parts) for parts in zip(values, curves, moved, strict=True)]
 
@@ -264,6 +270,7 @@ def routed(lm: LanguageModel, interventions: Mapping[str, Intervention]) -> Iter
     distinct = {id(i): i for i in interventions.values()}
     for intervention in distinct.values():
         require_base(lm, intervention)
+        intervention.require_finite()
         if not routable(lm, intervention):
             raise DetoxbenchError(
                 f"an intervention of '{intervention.method}' changes more than prompts and linear maps: it cannot "

@@ -24,6 +24,7 @@ import msgspec
 from detoxbench.cell import PARTIAL, Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec
 from detoxbench.data.contamination import contamination, fit_texts
+from detoxbench.finite import require_finite_values
 from detoxbench.progress import bar
 from detoxbench.scorers.cache import remembering
 from detoxbench.store import (
@@ -259,6 +260,8 @@ def _observed(
         made = []
         for r, old, new in zip(chunk, before, after, strict=True):
             values = observer.values(r, old, new.state)
+            where = f"request '{r.id}' under method '{intervention.method}'"
+            require_finite_values(values, where, "it cannot be measured: change the model or the method")
             sample = Sample(
                 id=r.id, record=r.record, kind=r.kind, sample=0, prompt=r.prompt, text=r.text or "", stop="given",
                 tokens=new.tokens, values=values,

@@ -8,6 +8,7 @@ token_nlls, sequence_nll(model, batch, ...)    what losses on whole texts are ma
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from detoxbench.config import knob
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, NonFiniteError
+from detoxbench.finite import require_finite
 from detoxbench.intervention import LowRank
 from detoxbench.lm import LanguageModel, unchanged_random_state
 from detoxbench.method import Instruction
@@ -153,8 +155,8 @@ def optimise_lora(
             deltas = _extract(peft_model, config.lora_alpha / config.rank)
         finally:
             peft_model.unload()
-    if not all(torch.isfinite(t).all() for delta in deltas.values() for t in delta.tensors().values()):
-        raise DetoxbenchError(f"the training of '{description}' diverged: lower method.learning_rate")
+    trained = ((f"{name}: {k}", t) for name, delta in deltas.items() for k, t in delta.tensors().items())
+    require_finite(trained, f"the training of '{description}' diverged", "lower method.learning_rate")
     return Adapter(deltas, watch.losses, watch.gradient_norms, watch.measures)
 
 
@@ -267,7 +269,16 @@ class _Watch:
         self.measures: dict[str, list[float]] = {}
         self.pending: list[Mapping[str, float]] = []  # of the micro-batches since the last update
 
-    def update(self, logs: Mapping[str, Any]) -> None:
+    def update(self, logs: Mapping[str, Any], description: str) -> None:
+        """Record an update. Raises NonFiniteError, before another one is made of it, for a loss or a gradient that is
+        NaN or infinite."""
+        step = len(self.losses) + 1
+        for what, name in (("loss", "loss"), ("norm of the gradient", "grad_norm")):
+            if not math.isfinite(value := float(logs[name])):
+                raise NonFiniteError(
+                    f"the training of '{description}' diverged: lower method.learning_rate (the {what} of update "
+                    f"{step} is {value})"
+                )
         self.losses.append(float(logs["loss"]))
         self.gradient_norms.append(float(logs["grad_norm"]))
         for name in self.pending[0] if self.pending else ():
@@ -306,7 +317,7 @@ def _optimise(
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in (logs or {}):
-                watch.update(logs)
+                watch.update(logs, description)
                 advance(1)
 
     class OwnLoss(Trainer):  # type: ignore[misc]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from detoxbench.activations import recorded
+from detoxbench.activations import BROKEN_MODEL, recorded
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError
+from detoxbench.finite import require_finite
 from detoxbench.likelihood import planned
 from detoxbench.progress import track
 from detoxbench.suites._common import EMBEDDED_SEED, measure, read
@@ -99,7 +101,7 @@ class Probe(Observer):
             }
         if request.kind == "answer":
             (inputs, _), (moved, score) = before, after
-            shift = [float((new - old).norm() / old.norm()) for old, new in zip(inputs, moved, strict=True)]
+            shift = [_relative(new - old, old) for old, new in zip(inputs, moved, strict=True)]
             return {"activation_shift": shift, "probe": [score]}
         return {"probe": [after]}
 
@@ -122,6 +124,8 @@ class Probe(Observer):
                 read = [x.reshape(-1, x.shape[-1])[row.lead :].float().sum(0).cpu().double() for x in found]
                 sums = [a + b for a, b in zip(sums, read, strict=True)] if sums else read
         tokens = sum(len(row.ids) - row.lead for row in plan.rows)
+        sites = [*self._downs, self._behind]
+        require_finite(zip(sites, sums, strict=True), f"request '{request.id}' under '{lm.name}'", BROKEN_MODEL)
         *means, residual = (x / tokens for x in sums)
         return _States(means, residual, tokens, plan.cut)
 
@@ -141,6 +145,12 @@ class Probe(Observer):
             lengths = vectors.norm(dim=1) * self._direction.norm()
             found.append(vectors @ self._direction / lengths.clamp(min=1e-12))
         return found
+
+
+def _relative(change: Tensor, before: Tensor) -> float:
+    """Length of a change in lengths of what was there; 0 for no change, infinite from nothing."""
+    moved, length = float(change.norm()), float(before.norm())
+    return moved / length if moved and length else moved and math.inf
 
 
 class _States(NamedTuple):

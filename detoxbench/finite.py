@@ -1,0 +1,92 @@
+"""Numbers that are none: NaN, infinity, and numbers so large that arithmetic makes them infinite. They are found where
+they arise and named, for what is computed from them looks like a result: a text of one word repeated is not toxic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from detoxbench.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from detoxbench.lm import LanguageModel
+
+LARGEST = 1e19
+"""Beyond it the square of a number is infinite in float32, and norms make something finite but meaningless of it."""
+
+
+def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str, remedy: str) -> None:
+    """Raises NonFiniteError naming `where` and the first of the (name, tensor) pairs that holds NaN, infinity or a
+    number beyond `LARGEST`. Reads every tensor once and copies none."""
+    for name, tensor in tensors:
+        low, high = _bounds(tensor)
+        if not (low >= -LARGEST and high <= LARGEST):
+            raise NonFiniteError(f"{where}: '{name}' holds {_said(low, high)}: {remedy}")
+
+
+def require_finite_model(model: nn.Module, where: str) -> None:
+    """Every parameter as in `require_finite`, and no NaN or +inf in a buffer: a mask may hold -inf."""
+    remedy = "the file is damaged or the number too large for this type: get the file again, or change the dtype"
+    require_finite(model.named_parameters(), where, remedy)
+    for name, buffer in model.named_buffers():
+        low, high = _bounds(buffer)
+        if not high < math.inf:
+            raise NonFiniteError(f"{where}: '{name}' holds {_said(low, high)}: {remedy}")
+
+
+def require_finite_values(values: Any, where: str, remedy: str, *, largest: float = math.inf, path: str = "") -> None:
+    """The same for nested maps and lists of plain numbers, which may be up to `largest`; the error names the key."""
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, float) and not (math.isfinite(values) and abs(values) <= largest):
+        raise NonFiniteError(f"{where}: '{path}' is {values}: {remedy}")
+    if isinstance(values, Mapping):
+        inner = values.items()
+    elif isinstance(values, Sequence) and not isinstance(values, str):
+        inner = enumerate(values)
+    for key, value in inner:
+        below = f"{path}.{key}" if path else str(key)
+        require_finite_values(value, where, remedy, largest=largest, path=below)
+
+
+def require_finite_logits(
+    lm: LanguageModel, largest: Tensor, records: Sequence[str], where: Callable[[int], str | None]
+) -> None:
+    """Raises NonFiniteError where the largest logit of a row, [rows], is NaN or infinite: then one of its logits is NaN
+    or +inf, or all are -inf, and whatever is chosen of them would look like an answer. Single ones may be -inf.
+
+    `where(row)` says in words where that was, None for a row that no longer counts; `records[row]` is its record.
+    """
+    if bool(largest.isfinite().all()):  # the device is waited for once
+        return
+    for row in largest.isfinite().logical_not().nonzero()[:, 0].tolist():
+        if (place := where(row)) is None:
+            continue
+        routed = [lm.route.interventions[records[row]].method] if lm.route is not None else []
+        methods = "+".join(dict.fromkeys([*lm.in_force, *routed])) or "none"
+        value = float(largest[row])
+        found = "-inf for every token" if value == -math.inf else f"{value}"
+        raise NonFiniteError(
+            f"the logits of '{lm.name}' ({str(lm.dtype).removeprefix('torch.')}) under method '{methods}' are {found} "
+            f"at {place}: nothing is scored; change model.dtype, lower the method's strength, or mend the model"
+        )
+
+
+def _bounds(tensor: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value, both NaN where there is one; 0 where nothing can be wrong."""
+    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
+        return 0.0, 0.0
+    if tensor.element_size() == 1:  # float8 has no order of its own
+        tensor = tensor.float()
+    low, high = tensor.detach().aminmax()
+    return float(low), float(high)
+
+
+def _said(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "NaN"
+    worst = high if high >= -low else low
+    return f"{worst:g}" + ("" if math.isinf(worst) else ", whose square overflows")
