@@ -85,9 +85,26 @@ def load(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
     from omegaconf import open_dict
 
     with _hydra(overrides):
-        cfg = hydra_compose("config", list(overrides), return_hydra_config=True)
+        cfg = hydra_compose("config", settable(overrides), return_hydra_config=True)
     with open_dict(cfg):
         return cfg, cfg.pop("hydra")
+
+
+def settable(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra has to get them: a setting that no YAML file repeats may be given like any other.
+
+    Hydra takes `method.alpha=1` only where a file has the key. With `++` it takes every key, and `build` then refuses
+    those that the component's class does not have.
+    """
+    return [f"++{text}" if _SETTING.match(text) else text for text in overrides]
+
+
+_SETTING = re.compile(r"(model|method|suite|scorer|gen|fit|tracker)\.[^=]+=")
+
+
+def as_given(override: str) -> str:
+    """The reverse of `settable`, for people."""
+    return override.removeprefix("++")
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -100,7 +117,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     with _hydra(overrides):
         parsed = _with_params(overrides)
         (expanded,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        return expanded
+        return [[as_given(override) for override in cell] for cell in expanded]
 
 
 def swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, Override]]:
@@ -109,9 +126,9 @@ def swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, Override]]:
     A key that is given twice, as by an experiment and beside it, is what it is given last. Raises as `expand` does.
     """
     with _hydra(overrides):
-        last = {override.get_key_element(): override for override in _with_params(overrides)}
+        last = {as_given(override.get_key_element()): override for override in _with_params(overrides)}
         several = {key: override for key, override in last.items() if override.is_sweep_override()}
-        fixed = [str(override.input_line) for key, override in last.items() if key not in several]
+        fixed = [as_given(str(override.input_line)) for key, override in last.items() if key not in several]
         return fixed, several
 
 
@@ -122,11 +139,11 @@ def _with_params(overrides: Sequence[str]) -> list[Override]:
     from hydra.types import RunMode
 
     loader = GlobalHydra.instance().config_loader()
-    sweeper = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN).hydra.sweeper
+    sweeper = loader.load_configuration("config", settable(overrides), RunMode.MULTIRUN).hydra.sweeper
     if not sweeper._target_.endswith(".BasicSweeper"):
         raise UnforeseeableSweep(f"the sweeper {sweeper._target_} chooses its cells while it runs")
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    return OverridesParser.create(config_loader=loader).parse_overrides([*given, *overrides])
+    return OverridesParser.create(config_loader=loader).parse_overrides(settable([*given, *overrides]))
 
 
 def run_spec(cfg: DictConfig) -> RunSpec:
@@ -173,8 +190,8 @@ def _component(kind: str, given: Mapping[str, Any]) -> tuple[Any, str]:
     if "name" not in given:
         raise UsageError(f"'{kind}.name' must be given: which {kind} the other keys belong to")
     name = str(given["name"])
-    config = build(_REGISTRIES[kind].get(name).Config, {k: v for k, v in given.items() if k != "name"}, kind)
-    return config, name
+    values = {key: value for key, value in given.items() if key != "name"}
+    return build(_REGISTRIES[kind].get(name).Config, values, kind, owner=f"{kind} '{name}'"), name
 
 
 def _check_judge(made: Mapping[str, Any]) -> None:
@@ -226,11 +243,27 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
     from omegaconf.errors import OmegaConfBaseException
 
     register_search_path()
-    with initialize_config_dir(str(conf_dir()), job_name="detoxbench", version_base=VERSION_BASE):
-        try:
-            yield
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UsageError(_explain(error, overrides)) from None
+    with _outside_users_hydra():
+        with initialize_config_dir(str(conf_dir()), job_name="detoxbench", version_base=VERSION_BASE):
+            try:
+                yield
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                raise UsageError(_explain(error, overrides)) from None
+
+
+@contextmanager
+def _outside_users_hydra() -> Iterator[None]:
+    """The caller may be inside a Hydra of its own (`initialize`, `@hydra.main`): it is put aside and put back."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.version import VersionBase
+
+    users_hydra, users_version = GlobalHydra.instance().hydra, VersionBase.instance().version_base
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = users_hydra
+        VersionBase.instance().version_base = users_version
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -239,8 +272,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 
     text = str(error)
     if isinstance(error, OverrideParseException):
-        hint = "write key=value" if "=" not in error.override else text.splitlines()[0]
-        return f"cannot read the override {error.override!r}: {hint}"
+        given = as_given(error.override)
+        return f"cannot read the override {given!r}: {_how_to_write(given)}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.partition("/")
         below = name.rpartition("/")[0]
@@ -255,6 +288,17 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
         return f"'{match[1]}' names several values: add -m to run them all, or quote it twice if it is one value"
     return _first_line(error)
+
+
+def _how_to_write(override: str) -> str:
+    """A value that Hydra's grammar does not take as it is (with = ~ ( # or letters beyond ASCII) needs quotes."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return "write key=value"
+    if value[:1] in {"'", '"', "[", "{", "$"}:
+        return f"its quotes or brackets do not close, or a value inside needs quotes of its own: {value}"
+    quoted = value.replace('"', '\\"')
+    return f"""quote the value twice, for the shell and for Hydra: '{key}="{quoted}"'"""
 
 
 def _unknown_option(group: str, name: str, known: Sequence[str]) -> str:

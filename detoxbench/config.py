@@ -150,10 +150,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def build(cls: type[D], values: Mapping[str, Any], where: str) -> D:
+def build(cls: type[D], values: Mapping[str, Any], where: str, *, owner: str = "") -> D:
     """`values` as a `cls`, every key known, every value of its field's type and in its range.
 
-    `where` is the configuration path shown in errors, e.g. "method". Raises UsageError.
+    `where` is the configuration path shown in errors, e.g. "method", and `owner` whose settings these are, e.g.
+    "method 'destein'". Raises UsageError.
     """
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = get_type_hints(cls)
@@ -161,7 +162,11 @@ def build(cls: type[D], values: Mapping[str, Any], where: str) -> D:
     for key, value in values.items():
         path = f"{where}.{key}" if where else key
         if key not in known:
-            raise UsageError(f"unknown key '{path}'{did_you_mean(key, known)}; known: {', '.join(known) or 'none'}")
+            paths = [f"{where}.{name}" if where else name for name in known]
+            of, there = f" of {owner}" if owner else "", ", ".join(paths) or "none"
+            raise UsageError(f"unknown key '{path}'{of}{did_you_mean(path, paths)}; known: {there}")
+        if value == "None" and type(None) in get_args(hints[key]):  # how Python, and so the W&B agent, writes null
+            value = None
         if isinstance(value, str) and value == "???":
             raise UsageError(f"'{path}' must be given: {known[key].metadata.get('help', '')}".rstrip(": "))
         try:

@@ -22,7 +22,7 @@ class MethodRegistry(Registry["Method[Any]"]):
         Defaults are the published ones. Raises UsageError for an unknown name, field or value.
         """
         cls = self.get(name)
-        return cls(build(cls.Config, config, f"method {name}"), name=name, seed=seed)
+        return cls(build(cls.Config, config, "", owner=f"method '{name}'"), name=name, seed=seed)
 
 
 methods = MethodRegistry("method", "detoxbench.method:Method")

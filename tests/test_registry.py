@@ -101,7 +101,7 @@ def test_create_makes_a_configured_method() -> None:
     made = methods.create("destein", alpha=0.1, seed=3)
     assert isinstance(made, Method)
     assert (made.name, made.seed, made.config.alpha) == ("destein", 3, 0.1)
-    with pytest.raises(UsageError, match=r"unknown key 'method destein.alhpa' \(did you mean 'alpha'\?\)"):
+    with pytest.raises(UsageError, match=r"unknown key 'alhpa' of method 'destein' \(did you mean 'alpha'\?\)"):
         methods.create("destein", alhpa=0.1)
     with pytest.raises(UsageError, match="out of range"):
         methods.create("destein", alpha=-1)
