@@ -49,14 +49,20 @@ class Plan:
     run_id: str | None
     cells: list[PlannedStage]
 
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to do."""
+        return all(cell.state == "cached" for cell in self.cells)
+
 
 class Cell:
     """A run with its components and keys. Making one reads and checks everything that needs no weights.
 
-    Raises DetoxbenchError (or UsageError): data that do not fit, a scorer that cannot work, a model that is not there.
+    Raises DetoxbenchError (or UsageError): data that do not fit, a scorer that cannot work.
     """
 
-    def __init__(self, spec: RunSpec, checkpoint_folder: Path) -> None:
+    def __init__(self, spec: RunSpec, checkpoint_folder: Path | None) -> None:
+        """Without a folder everything but the model is checked, and the keys are nobody's."""
         self.spec = spec
         self.suite: Suite[Any] = suites.get(spec.suite_name)(spec.suite, name=spec.suite_name)
         self.method: Method[Any] = methods.get(spec.method_name)(spec.method, name=spec.method_name, seed=spec.seed)
@@ -91,7 +97,10 @@ class Cell:
         asked = digest([{k: v for k, v in msgspec.to_builtins(r).items() if v is not None} for r in self.requests])
         self.identity: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
-            "model": {"fingerprint": checkpoint.fingerprint(checkpoint_folder), **identity(spec.model)},
+            "model": {
+                "fingerprint": checkpoint.fingerprint(checkpoint_folder) if checkpoint_folder else None,
+                **identity(spec.model),
+            },
             "method": {
                 "name": self.method.name,
                 "version": self.method.version,
@@ -178,11 +187,14 @@ class Cell:
 
 def plan(spec: RunSpec) -> Plan:
     """What a run would do, from files alone: reads data, loads no weights, asks no network. Raises like `Cell`."""
+    folder, missing = None, []
     try:
         folder = checkpoint_folder(spec, download=False)
     except DetoxbenchError as error:
-        return Plan(None, [PlannedStage("model", spec.model.path, "missing", str(error))])
+        missing = [PlannedStage("model", spec.model.path, "missing", str(error))]
     cell = Cell(spec, folder)
+    if folder is None:
+        return Plan(None, missing)
     stages = cell.plan()
     beside = []
     for companion in companions(spec):

@@ -243,12 +243,12 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
     from omegaconf.errors import OmegaConfBaseException
 
     register_search_path()
-    with _outside_users_hydra():
-        with initialize_config_dir(str(conf_dir()), job_name="detoxbench", version_base=VERSION_BASE):
-            try:
-                yield
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise UsageError(_explain(error, overrides)) from None
+    ready = partial(initialize_config_dir, str(conf_dir()), job_name="detoxbench", version_base=VERSION_BASE)
+    with _outside_users_hydra(), ready():
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UsageError(_explain(error, overrides)) from None
 
 
 @contextmanager

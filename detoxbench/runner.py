@@ -87,12 +87,14 @@ def run(spec: RunSpec) -> RunResult:
     Everything that can be checked without weights is checked first.
     """
     cell = Cell(spec, checkpoint_folder(spec, download=True))
-    make_runs_dir(Path(spec.runs_dir))
     beside = [run(companion) for companion in companions(spec)]
     base = beside[0] if beside else None
+    if cell.finished:  # before anything is written: the folder may be read-only
+        return _already_there(cell, base)
+    make_runs_dir(Path(spec.runs_dir))
     with cell.locked(cell.folder):
-        if cell.finished:
-            return _reported(RunResult(cell.folder, Run(cell.folder).record(), True, base), spec)
+        if cell.finished:  # by another process, meanwhile
+            return _already_there(cell, base)
         with _logged() as lines:
             if not cell.per_record:
                 _fit(cell)
@@ -100,6 +102,10 @@ def run(spec: RunSpec) -> RunResult:
             scores = _score(cell, samples)
             record = _finish(cell, generation.fit or _fit(cell), generation, samples, scores, base, lines)
     return _reported(RunResult(cell.folder, record, False, base), spec)
+
+
+def _already_there(cell: Cell, base: RunResult | None) -> RunResult:
+    return _reported(RunResult(cell.folder, Run(cell.folder).record(), True, base), cell.spec)
 
 
 def _reported(result: RunResult, spec: RunSpec) -> RunResult:

@@ -18,6 +18,7 @@ import msgspec
 
 from detoxbench import accuracy
 from detoxbench.accuracy import Bin, Estimate, Share
+from detoxbench.data import hub
 from detoxbench.data.readers import Labelled
 from detoxbench.errors import DetoxbenchError
 from detoxbench.metrics import is_toxic
@@ -35,6 +36,7 @@ class Check(msgspec.Struct, kw_only=True):
     """The scorer's identity, as in run.json."""
     file: str
     sha256: str
+    """Of the texts, prompts and labels as they were read."""
     n: int
     """Texts with a score."""
     missing: int
@@ -73,8 +75,8 @@ def check(scorer: Scorer[Any], texts: Sequence[Labelled], *, file: str = "", thr
     }  # fmt: skip
     return Check(
         scorer=identity,
-        file=Path(file).name,
-        sha256=hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() if file else "",
+        file=file if file.startswith(hub.PREFIX) else Path(file).name,
+        sha256=hashlib.sha256(msgspec.json.encode(texts)).hexdigest(),
         n=len(pairs),
         missing=len(rows) - len(pairs),
         truncated=sum(row is not None and row.get("truncated", 0) > 0 for row in rows),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,55 @@ def test_a_run_works_from_any_folder_and_leaves_only_the_runs_folder(tmp_path: P
     assert "(was there already)" in again.stdout
 
 
+def test_finished_runs_answer_without_writing_anything(tmp_path: Path) -> None:
+    """As from a read-only folder; who may write everywhere, as root may, is stopped by a file in the place of locks."""
+    argv = ["run", "-m", "method=none,self_reminder", "suite=utility", "suite.limit=2"]
+    assert detoxbench(tmp_path, *argv).returncode == 0
+    runs = tmp_path / "runs"
+    for made_while_running in (".stages", ".hydra"):
+        shutil.rmtree(runs / made_while_running)
+        (runs / made_while_running).write_text("in the way")
+    runs.chmod(0o500)
+    try:
+        done = detoxbench(tmp_path, *argv)
+    finally:
+        runs.chmod(0o700)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("(was there already)") == 2
+
+
+@pytest.mark.parametrize("place", ["before", "between", "after"])
+def test_the_multirun_flag_may_stand_anywhere(place: str, tmp_path: Path) -> None:
+    argv = ["suite=utility", "suite.limit=2", "seed=0,1"]
+    argv.insert({"before": 0, "between": 1, "after": 3}[place], "-m")
+    done = detoxbench(tmp_path, "run", *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("suite=utility") == 2
+
+
+def test_results_lie_where_the_command_was_given_also_if_hydra_changes_folder(tmp_path: Path) -> None:
+    done = detoxbench(tmp_path, "run", "suite=utility", "suite.limit=2", "hydra.job.chdir=true")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(tmp_path.glob("runs/*/run.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["suite=utility", "suite.data=embedded,absent.jsonl", "scorer=profanity_check"], "absent.jsonl"),
+        (["suite=utility", "method=none,destein", "fit.parallel_pairs=absent.tsv"], "absent.tsv"),
+        (["suite=utility", "seed=0,1", "scorer=word_list", "scorer.words=absent.txt"], "absent.txt"),
+        (["suite=utility", "seed=0,1", "scorer=hf_classifier", "scorer.path=absent"], "absent"),
+    ],
+)
+def test_one_cell_that_cannot_work_keeps_all_from_running(argv: list[str], said: str, tmp_path: Path) -> None:
+    done = detoxbench(tmp_path, "run", "-m", "suite.limit=2", *argv, HF_HUB_OFFLINE="1")
+    assert done.returncode in {1, 2}
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "something ran"
+
+
 def test_hydra_features_work(tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 7\n")
@@ -168,14 +218,38 @@ def test_a_broken_pipe_is_no_error_message(tmp_path: Path) -> None:
     assert done.stdout.strip() in {"0", "1"}
 
 
-def test_ctrl_c_is_one_line_and_code_130(tmp_path: Path) -> None:
-    running = subprocess.Popen([*COMMAND, "run", "suite=safeedit"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "runs").exists():  # Hydra's log folder: the job has begun
+@pytest.mark.parametrize(
+    ("sent", "ctrl_c_is", "code"),
+    [
+        (signal.SIGINT, signal.SIG_DFL, 130),
+        (signal.SIGTERM, signal.SIG_DFL, 143),
+        (signal.SIGTERM, signal.SIG_IGN, 143),  # as in a script's background job, or under nohup
+    ],
+)
+def test_a_stopped_run_says_so_in_one_line_and_goes_on(
+    sent: signal.Signals, ctrl_c_is: signal.Handlers, code: int, tmp_path: Path
+) -> None:
+    command = [*COMMAND, "run", "suite=safeedit", "suite.limit=60", "gen.batch_tokens=400"]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, ctrl_c_is),
+    )  # fmt: skip
+    while not any(file.stat().st_size for file in tmp_path.glob("runs/.stages/*/partial.jsonl")):
         assert running.poll() is None
-    running.send_signal(signal.SIGINT)
+    running.send_signal(sent)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == code
     assert err == "detoxbench: interrupted; the same command goes on where this one stopped\n"
+    (partial,) = tmp_path.glob("runs/.stages/*/partial.jsonl")
+    kept = partial.read_bytes().splitlines()
+    assert not list(tmp_path.glob("runs/*/run.json"))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (samples,) = tmp_path.glob("runs/*/samples.jsonl")
+    stored = {(row["id"], row["sample"]): row for row in map(json.loads, samples.read_bytes().splitlines())}
+    for line in kept:
+        row = json.loads(line)["sample"]
+        assert stored[row["id"], row["sample"]] == row
 
 
 # ------------------------------------------------------------------------------------------- completion

@@ -1,6 +1,11 @@
 """Overrides become typed runs, and what is wrong is said in one line with the nearest right name."""
 
 import dataclasses
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +157,78 @@ def test_experiments_only_override() -> None:
     assert [cell.method.alpha for _, cell in others] == [0.1, 0.2, 0.3, 0.4]
 
 
+def test_null_may_be_written_as_python_writes_it() -> None:
+    assert composition.compose(["suite.limit=None", "fit.limit=None"]).suite.limit is None
+    with pytest.raises(UsageError, match="wrong value for 'seed'"):
+        composition.compose(["seed=None"])
+
+
+@pytest.mark.parametrize("group", ["model", "method", "suite", "scorer", "gen", "fit", "tracker"])
+def test_a_setting_that_no_file_repeats_can_be_set(group: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As third parties' files leave out what is at its default."""
+    setting = {
+        "model": "revision=main", "method": "alpha=0.3", "suite": "limit=3", "scorer": "path=folder",
+        "gen": "top_k=5", "fit": "limit=3", "tracker": "project=mine",
+    }[group]  # fmt: skip
+    shutil.copytree(composition.conf_dir(), tmp_path / "conf")
+    key = setting.partition("=")[0]
+    for file in [tmp_path / "conf" / "config.yaml", *(tmp_path / "conf").glob("[mstg]*/*.yaml")]:
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if not line.strip().startswith(f"{key}:")))
+    monkeypatch.setattr(composition, "conf_dir", lambda: tmp_path / "conf")
+    given = ["method=destein", "scorer=hf_classifier", "suite.data=prompts.jsonl", f"{group}.{setting}"]
+    assert str(getattr(getattr(composition.compose(given), group), key)) == setting.partition("=")[2]
+    swept = composition.expand([*given[:-1], f"{given[-1]},x"])
+    assert [cell[-1] for cell in swept] == [given[-1], f"{group}.{key}=x"]
+
+
+@pytest.mark.parametrize("way", ["initialize", "main"])
+def test_runs_can_be_composed_inside_a_users_own_hydra(way: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1\n")
+    program = {
+        "initialize": """
+            import hydra
+            with hydra.initialize(version_base="1.2", config_path="."):
+                before = hydra.compose("config")
+                check()
+                assert hydra.compose("config") == before == {"mine": 1}
+        """,
+        "main": """
+            import hydra
+            @hydra.main(version_base=None, config_path=".", config_name="config")
+            def main(cfg):
+                check()
+                assert hydra.core.hydra_config.HydraConfig.get().job.name == "program"
+                assert hydra.compose("config") == cfg == {"mine": 1}
+            main()
+        """,
+    }[way]
+    check = """
+        from detoxbench import composition
+        from detoxbench.errors import UsageError
+        def check():
+            assert composition.compose(["method=destein"]).method_name == "destein"
+            assert len(composition.expand(["seed=0,1"])) == 2
+            try:
+                composition.compose(["method=destien"])
+            except UsageError as error:
+                assert "did you mean 'destein'" in str(error)
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(check) + textwrap.dedent(program))
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "value", ["a=b", "~/prompts.json", "a(b", "a#b", "prüfung.json", "a!b", "a{b", 'say "hi" to=me']
+)
+def test_a_value_that_needs_quotes_is_answered_with_the_quotes(value: str) -> None:
+    with pytest.raises(UsageError, match="quote the value twice") as raised:
+        composition.compose([f"runs_dir={value}"])
+    (written,) = shlex.split(str(raised.value).partition("for Hydra: ")[2])
+    assert composition.compose([written]).runs_dir == value
+
+
 # ---------------------------------------------------------------------------------------------- multirun
 
 
@@ -187,8 +264,8 @@ def test_one_wrong_cell_refuses_all() -> None:
         (["experiment=destein_alpha"], "'destein_alpha' (did you mean 'ablation/destein_alpha'?)"),
         (["experiment=ablation/destein"], "did you mean 'ablation/destein_"),
         (["method=destein", "method.alhpa=1"], "'method.alhpa' of method 'destein' (did you mean 'method.alpha'?)"),
-        (["method=destein", "+method.alhpa=1"], "unknown key 'method.alhpa' of method 'destein' (did you mean 'method.alpha'?)"),
-        (["method=destein", "++method.alhpa=1"], "unknown key 'method.alhpa' of method 'destein' (did you mean 'method.alpha'?)"),
+        (["method=destein", "+method.alhpa=1"], "'method.alhpa' of method 'destein' (did you mean 'method.alpha'?)"),
+        (["method=destein", "++method.alhpa=1"], "'method.alhpa' of method 'destein' (did you mean 'method.alpha'?)"),
         (["+gen.topp=1"], "unknown key 'gen.topp' (did you mean 'gen.top_p'?)"),
         (["+model.pth=x"], "unknown key 'model.pth' (did you mean 'model.path'?)"),
         (["+fit.limits=3"], "unknown key 'fit.limits' (did you mean 'fit.limit'?)"),

@@ -45,6 +45,17 @@ def test_a_third_party_method_runs_by_its_name(elsewhere: Path, tmp_path: Path) 
     assert "method=whisper" in done.stdout
 
 
+def test_a_third_party_suite_needs_no_setting_in_its_file(elsewhere: Path, tmp_path: Path) -> None:
+    described = detoxbench(elsewhere, tmp_path, "describe", "suite", "loudness")
+    assert described.returncode == 0, described.stderr
+    assert "one answer a prompt, greedy, at most 5 new tokens" in described.stdout
+    planned = detoxbench(elsewhere, tmp_path, "plan", "suite=loudness", "suite.prompts=7")
+    assert planned.returncode == 0, planned.stderr
+    assert "7 prompts x 1, up to 5 new tokens each" in planned.stdout
+    wrong = detoxbench(elsewhere, tmp_path, "plan", "suite=loudness", "suite.promts=7")
+    assert "unknown key 'suite.promts' of suite 'loudness' (did you mean 'suite.prompts'?)" in wrong.stderr
+
+
 def test_what_is_broken_warns_by_name_and_the_rest_works(elsewhere: Path, tmp_path: Path) -> None:
     listed = detoxbench(elsewhere, tmp_path, "list")
     assert listed.returncode == 0

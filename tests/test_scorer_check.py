@@ -194,6 +194,23 @@ def test_the_command_prints_a_table_and_json_that_reads_back(
     assert json.loads(out)["n"] == scorer_check.read_check(tmp_path / "check.json").n == 2
 
 
+def test_a_hub_data_set_is_checked_like_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "you fool", "label": 1}, {"text": "good day", "label": 0}] * 5
+    monkeypatch.setattr(scorer_check.hub, "load", lambda place: rows)
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = tmp_path / "words.txt"
+    words.write_text("fool\n")
+    found = []
+    for place in ("hub:some/data:test", str(tmp_path / "same.jsonl")):
+        assert cli.main(["scorer", "check", "word_list", place, f"scorer.words={words}", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [check["file"] for check in found] == ["hub:some/data:test", "same.jsonl"]
+    assert found[0]["sha256"] == found[1]["sha256"]
+    assert found[0]["confusion"]["true_positive"] == 5
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

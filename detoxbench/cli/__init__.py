@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from detoxbench import __version__
-from detoxbench.cli.common import FAILURE, INTERRUPTED, OK, USAGE, complain
+from detoxbench.cli.common import FAILURE, INTERRUPTED, OK, TERMINATED, USAGE, complain
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 
 VERBS = {
@@ -46,23 +49,47 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run a verb. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     argv = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a verb's module here
     warnings.showwarning = _show_warning
     try:
-        code = _dispatch(argv)
+        with _stopped_by_sigterm():
+            code = _dispatch(argv)
         sys.stdout.flush()
     except UsageError as error:
         code = complain(error, USAGE)
     except DetoxbenchError as error:
         code = complain(error, FAILURE)
-    except KeyboardInterrupt:
-        code = complain("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+        complain("interrupted; the same command goes on where this one stopped", code)
     except BrokenPipeError:
         # Python flushes stdout once more at exit, which would complain about the pipe again. rich does the same.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILURE
     return code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems and `kill` send it."""
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the work as Ctrl-C does, also where Ctrl-C is ignored (`nohup`, `&` in a script)."""
+
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(argv: list[str]) -> int:

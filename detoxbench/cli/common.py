@@ -13,8 +13,8 @@ from detoxbench.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+OK, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+"""Exit codes; the last two are 128 and the signal's number."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -77,6 +77,7 @@ def _protocol(suite: str) -> str:
     from omegaconf import OmegaConf
 
     from detoxbench import composition
+    from detoxbench.config import GenSpec
     from detoxbench.registries import suites
 
     file = composition.options("suite").get(suite)
@@ -90,10 +91,12 @@ def _protocol(suite: str) -> str:
     if not cls.judged:
         return "given texts are read, nothing is generated; of gen nothing has a part in it"
     given: Any = OmegaConf.to_container(OmegaConf.load(file))
-    gen = given["gen"]
-    how = f"sampled (temperature {gen['temperature']}, top-p {gen['top_p']}, top-k {gen['top_k']})"
-    samples = "one answer" if gen["n"] == 1 else f"{gen['n']} answers"
-    return f"{samples} a prompt, {how if gen['do_sample'] else 'greedy'}, at most {gen['max_new_tokens']} new tokens"
+    gen = GenSpec(**(given or {}).get("gen", {}))  # a file may leave out what is at its default
+    how = (
+        f"sampled (temperature {gen.temperature}, top-p {gen.top_p}, top-k {gen.top_k})" if gen.do_sample else "greedy"
+    )
+    samples = "one answer" if gen.n == 1 else f"{gen.n} answers"
+    return f"{samples} a prompt, {how}, at most {gen.max_new_tokens} new tokens"
 
 
 def described_fields(config: Any, given: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from detoxbench.config import RunSpec
     from detoxbench.runner import RunResult
     from detoxbench.store import MetricRecord
 
@@ -34,9 +36,10 @@ def main(argv: list[str]) -> int:
     """`detoxbench run`: checks every cell that can be foreseen, then leaves the running to Hydra."""
     import hydra
     from hydra._internal.utils import get_args_parser
+    from hydra.core.hydra_config import HydraConfig
 
     from detoxbench import composition
-    from detoxbench.store import make_runs_dir
+    from detoxbench.runner import run
 
     parser = Parser(prog="detoxbench run", parents=[get_args_parser()], add_help=False)
     args = parser.parse_intermixed_args(argv)
@@ -50,14 +53,16 @@ def main(argv: list[str]) -> int:
         composition.load(overrides)
     elif not (args.hydra_help or args.shell_completion or args.config_name or args.config_path):
         with suppress(composition.UnforeseeableSweep):  # such cells are checked when their turn comes
-            for _, spec in composition.cells(overrides, multirun=args.multirun):
-                make_runs_dir(Path(spec.runs_dir))
+            specs = [spec for _, spec in composition.cells(overrides, multirun=args.multirun)]
+            if _check(specs):
+                for spec in specs:
+                    _report(run(spec))
+                return OK
 
     parent, failures = os.getpid(), []
 
     def job(cfg: DictConfig) -> None:
-        from detoxbench.runner import run
-
+        os.chdir(HydraConfig.get().runtime.cwd)  # paths mean what they mean where the command was given
         try:
             _report(run(composition.run_spec(cfg)))
         except DetoxbenchError as error:
@@ -67,10 +72,34 @@ def main(argv: list[str]) -> int:
 
     composition.register_search_path()
     # Hydra reads the arguments from sys.argv, and unless told otherwise prints errors in its own way and exits.
-    sys.argv = ["detoxbench run", *argv]
+    sys.argv = ["detoxbench run", *_flags(argv, args.overrides), *composition.settable(args.overrides)]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     hydra.main(str(composition.conf_dir()), "config", composition.VERSION_BASE)(job)()
     return max(failures, default=OK)
+
+
+def _check(specs: Sequence[RunSpec]) -> bool:
+    """Whether all runs are finished; what is wrong with any of them is raised before the first one begins."""
+    from detoxbench.runner import plan
+    from detoxbench.store import make_runs_dir
+
+    finished = [plan(spec).finished for spec in specs]
+    if all(finished):
+        return True
+    for spec in specs:
+        make_runs_dir(Path(spec.runs_dir))
+    return False
+
+
+def _flags(argv: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """`argv` less the overrides: Hydra's own parser wants flags before them, and people put -m anywhere."""
+    left, flags = [*overrides], []
+    for argument in argv:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            flags.append(argument)
+    return flags
 
 
 def _report(result: RunResult) -> None:

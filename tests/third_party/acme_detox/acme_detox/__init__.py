@@ -1,13 +1,15 @@
-"""A detoxification method from outside: asks the model to whisper."""
+"""A detoxification method and a suite from outside: asks the model to whisper, and whether it does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detoxbench.config import knob
 from detoxbench.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
 from detoxbench.method import FitData, Method
+from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite, by_cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +25,23 @@ class Whisper(Method[WhisperConfig]):
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         return Intervention(method=self.name, base=lm.fingerprint, prompts=(Prompt(prefix=self.config.words),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoudnessConfig:
+    prompts: int = knob(2, "how many prompts are asked", ge=1)
+    limit: int | None = knob(None, "the first N prompts", ge=1)
+
+
+class Loudness(Suite[LoudnessConfig]):
+    """Counts the texts that shout."""
+
+    Config = LoudnessConfig
+
+    def requests(self) -> list[Request]:
+        numbers = range(self.config.limit or self.config.prompts)
+        return [Request(id=str(i), prompt=f"say {i} :", record=str(i), kind="prompt") for i in numbers]
+
+    def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
+        total, count, missing = by_cluster([(s.record, float(s.text.isupper())) for s in samples])
+        return [Measure("loud_share", "lower", total, count, missing, unit="share")]
