@@ -20,8 +20,8 @@ from detoxbench.leaderboard import (
     mean_by_key,
     row_labels,
     short,
-    sum_by_key,
 )
+from detoxbench.suites.base import Counts
 
 NOT_RUN = Cell(None, None, None, "none: not run", 0, 0)
 
@@ -67,7 +67,7 @@ def _beside_each_other(tables: list[Table], by: Literal["model", "suite"]) -> Ta
                     for c in table.columns
                 },
                 cost=mean_by_key([row.cost for row in there]),
-                counts=sum_by_key([row.counts for row in there]),
+                counts=_summed([row.counts for row in there]),
             )
         )
     shared = {k: v for k, v in tables[0].shared.items() if all(t.shared.get(k) == v for t in tables)}
@@ -81,6 +81,15 @@ def _beside_each_other(tables: list[Table], by: Literal["model", "suite"]) -> Ta
         notes=_notes(tables, names),
         beside=tables[0].beside,
     )
+
+
+def _summed(many: Sequence[Counts]) -> Counts:
+    """Sums over the tables that counted; the others are named in their own notes."""
+    sums: Counts = {}
+    for key in dict.fromkeys(k for counts in many for k in counts):
+        known = [n for counts in many if (n := counts.get(key)) is not None]
+        sums[key] = sum(known) if known else None
+    return sums
 
 
 def _names(tables: list[Table], by: Literal["model", "suite"]) -> list[str]:

@@ -17,6 +17,7 @@ from detoxbench import stats
 from detoxbench.config import BASE, digest
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, readable
+from detoxbench.suites.base import Counts
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -79,7 +80,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration of a method. Costs are means over its seeds, counts are sums."""
+    """One configuration of a method. Costs are means over its seeds, counts are sums; None is not measured."""
 
     label: str
     method: dict[str, Any]
@@ -87,7 +88,7 @@ class Row:
     run_ids: list[str]
     cells: dict[str, Cell]
     cost: dict[str, float | None]
-    counts: dict[str, int]
+    counts: Counts
 
 
 @dataclass(frozen=True)
@@ -608,8 +609,13 @@ def mean_by_key(many: Sequence[Mapping[str, float | None]]) -> dict[str, float |
     return means
 
 
-def sum_by_key(many: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    return {k: sum(values.get(k, 0) for values in many) for k in dict.fromkeys(k for values in many for k in values)}
+def sum_by_key(many: Sequence[Counts]) -> Counts:
+    """Sums; None where one of `many` did not count."""
+    sums: Counts = {}
+    for key in dict.fromkeys(k for values in many for k in values):
+        known = [n for values in many if (n := values.get(key)) is not None]
+        sums[key] = sum(known) if len(known) == len(many) else None
+    return sums
 
 
 def short(value: Any, limit: int = 32) -> str:

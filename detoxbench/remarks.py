@@ -50,11 +50,8 @@ def of_table(
         notes.append(
             f"two seeds: where seeds differ much, their 95 % intervals cover {TWO_SEEDS} %; take three or more"
         )
-    counted = dict.fromkeys(key for row in rows for key in row.counts)
-    never = [key.replace("_", " ") for key in counted if not any(row.counts.get(key) for row in rows)]
-    if never:
-        notes.append(f"none in any row: {', '.join(never)}")
-    read = {row.label: (row.counts.get("prompts_in_fit_data", 0), row.counts.get("requests")) for row in rows}
+    notes += _counted(rows)
+    read = {row.label: (row.counts.get("prompts_in_fit_data"), row.counts.get("requests")) for row in rows}
     if flagged := [f"{label} ({n} of {asked})" for label, (n, asked) in read.items() if n]:
         notes.append(f"flagged, fitted on texts that are asked here (too good, maybe): {', '.join(flagged)}")
     for name in rows[0].cells:
@@ -66,6 +63,19 @@ def of_table(
             reasons = (f"{label} ({reason.removeprefix('none: ')})" for label, reason in bare.items())
             notes.append(f"{name}: no interval: {', '.join(reasons)}")
     return notes
+
+
+def _counted(rows: list[Row]) -> list[str]:
+    """What never happened, and what nobody counted."""
+    never, unknown = [], []
+    for key in dict.fromkeys(key for row in rows for key in row.counts):
+        name, without = key.replace("_", " "), [row.label for row in rows if row.counts.get(key) is None]
+        if without:
+            unknown.append(name if len(without) == len(rows) else f"{name} ({', '.join(without)})")
+        elif not any(row.counts[key] for row in rows):
+            never.append(name)
+    notes = [f"none in any row: {', '.join(never)}"] if never else []
+    return notes + ([f"not measured: {', '.join(unknown)}"] if unknown else [])
 
 
 def verified(rows: list[Row], packs: Mapping[str, str]) -> list[str]:

@@ -39,7 +39,7 @@ from detoxbench.store import (
     write_atomic,
     write_folder,
 )
-from detoxbench.suites.base import Observer, Request, Sample, Scored, sample_counts
+from detoxbench.suites.base import Counts, Observer, Request, Sample, Scored, sample_counts
 
 if TYPE_CHECKING:
     from detoxbench.generation import Generated
@@ -134,7 +134,7 @@ class _Generation(msgspec.Struct):
     """generation.json: how a generation went, beside its samples."""
 
     tokens_per_second: float | None
-    relative_speed: float
+    relative_speed: float | None
     added_prompt_tokens: float
     contested: int
     cut_prompts: int
@@ -470,19 +470,22 @@ def _finish(
     return record
 
 
-def _counts(cell: Cell, samples: Sequence[Sample], scores: Sequence[Scored], generation: _Generation) -> dict[str, int]:
+def _counts(cell: Cell, samples: Sequence[Sample], scores: Sequence[Scored], generation: _Generation) -> Counts:
     read = contamination(
         fit_texts(dataclasses.astuple(cell.data)),
         (r.prompt if r.text is None else r.text for r in cell.requests),
         fit_files=_files(getattr(cell.spec.fit, role.value) for role in cell.method.needs),
         suite_files=_files(dataclasses.astuple(cell.spec.suite)),
     )
+    # What an adapter or a model that the method was given has read is not known here.
+    unknown = bool(cell.method.fingerprints()) and not read.shared
+    drawn = any(sample.stop != "given" for sample in samples) and cell.spec.gen.tie_tolerance > 0
     return {
         "requests": len(cell.requests),
         **sample_counts(samples, scores, judged=cell.suite.judged),
-        "contested_tokens": generation.contested,
+        "contested_tokens": generation.contested if drawn else None,
         "cut_prompts": generation.cut_prompts,
-        "prompts_in_fit_data": read.shared,
+        "prompts_in_fit_data": None if unknown else read.shared,
     }
 
 
@@ -527,8 +530,9 @@ def _added_prompt_tokens(cell: Cell, lm: LanguageModel, intervention: Interventi
         return (tokens() - before) / len(cell.requests)
 
 
-def _relative_speed(cell: Cell, lm: LanguageModel, intervention: Intervention) -> float:
-    """Tokens a second under the intervention over the base model's, taken in turn in this process."""
+def _relative_speed(cell: Cell, lm: LanguageModel, intervention: Intervention) -> float | None:
+    """Tokens a second under the intervention over the base model's, taken in turn in this process; None where nothing
+    is generated or read."""
     from detoxbench.generation import generate
     from detoxbench.likelihood import read
 
@@ -540,6 +544,8 @@ def _relative_speed(cell: Cell, lm: LanguageModel, intervention: Intervention) -
 
     probe = cell.requests[:PROBE_REQUESTS]
     given = [r for r in probe if r.text]
+    if not given and all(r.text is not None for r in probe):
+        return None
 
     def seconds() -> float:
         start = time.perf_counter()

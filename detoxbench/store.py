@@ -26,7 +26,7 @@ import msgspec
 
 from detoxbench.config import SCHEMA_VERSION
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
-from detoxbench.suites.base import Measure, Sample, Scored
+from detoxbench.suites.base import Counts, Measure, Sample, Scored
 
 S = TypeVar("S")
 VERIFIED = "verified.json"
@@ -68,10 +68,10 @@ class RunRecord(msgspec.Struct, kw_only=True):
     spec: dict[str, Any]
     """The whole configuration, runtime fields too."""
     metrics: dict[str, MetricRecord]
-    counts: dict[str, int]
+    counts: Counts
     """requests, samples, empty, degenerate, truncated (stopped by length), missing_scores (of the main scorer),
     cut_texts (too long for a scorer), contested_tokens, cut_prompts (too long for the context), prompts_in_fit_data
-    (what the method has read of what it is asked)."""
+    (what the method has read of what it is asked). None where nobody counted."""
     cost: dict[str, float | None]
     """fit_seconds, fit_peak_mb, changed_parameters, added_parameters, artifact_bytes, examples, added_prompt_tokens,
     forward_passes_per_token, tokens_per_second, relative_speed (to the base model, measured in the same process)."""
@@ -222,7 +222,7 @@ class Run:
         """run.json. Raises DetoxbenchError when it is malformed."""
         path = self.folder / "run.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=RunRecord)
+            return _without_false_zeros(msgspec.json.decode(path.read_bytes(), type=RunRecord))
         except msgspec.DecodeError as error:
             raise DetoxbenchError(f"{path}: {error}") from None
 
@@ -239,6 +239,14 @@ class Run:
 
     def scores(self) -> list[Scored]:
         return read_lines(self.folder / "scores.jsonl", Scored)
+
+
+def _without_false_zeros(record: RunRecord) -> RunRecord:
+    """Schema 1 wrote 0 also where nobody counted: such a 0 is not measured."""
+    if record.schema == 1:
+        told_by_scorers = {"degenerate", "cut_texts"} - ({"degenerate"} if "degenerate_share" in record.metrics else set())
+        record.counts = {k: None if k in told_by_scorers and n == 0 else n for k, n in record.counts.items()}
+    return record
 
 
 def runs(folder: Path) -> Iterator[Run]:

@@ -22,7 +22,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.registries import methods, scorers, suites
 from detoxbench.rendering import clean
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
-from detoxbench.suites.base import Sample, Scored, Suite, sample_counts
+from detoxbench.suites.base import Counts, Sample, Scored, Suite, sample_counts
 
 TOLERANCE = 1e-6
 """Relative: the last bits of sums differ between machines."""
@@ -50,7 +50,7 @@ class Verdict:
     problems: list[Problem]
     record: RunRecord | None = None
     metrics: dict[str, MetricRecord] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counts = field(default_factory=dict)
     clusters: Clusters | None = None
 
     @property
@@ -66,7 +66,7 @@ def verify(run: Run) -> Verdict:
         return Verdict(run.folder.name, [Problem("files", "a finished run", _told(error, run.folder))])
     problems: list[Problem] = []
     metrics: dict[str, MetricRecord] = {}
-    counts: dict[str, int] = {}
+    counts: Counts = {}
     made = Clusters.of([])
     try:
         problems += _identity(record, run.folder.name)
@@ -75,7 +75,7 @@ def verify(run: Run) -> Verdict:
             suite = _suite(record)
             problems += _coverage(record, suite, samples)
             counts = sample_counts(samples, scores, judged=suite.judged)
-            problems += _counts(record.counts, counts)
+            problems += _counts(record.counts, counts, old=record.schema == 1)
             measures = suite.measures(samples, scores, scorers.get(record.scorer).primary)
             metrics, made = stats.attach(measures), Clusters.of(measures)
             problems += _metrics(record.metrics, metrics)
@@ -198,9 +198,10 @@ def _request(sample: Sample, chat: bool) -> dict[str, Any]:
     return made | ({"text": sample.text} if sample.stop == "given" else {})
 
 
-def _counts(claimed: Mapping[str, int], made: Mapping[str, int]) -> Iterator[Problem]:
+def _counts(claimed: Counts, made: Counts, *, old: bool) -> Iterator[Problem]:
+    """`old`: schema 1 wrote 0 where nobody counted."""
     for name in claimed.keys() & made.keys():
-        if claimed[name] != made[name]:
+        if claimed[name] != made[name] and not (old and made[name] is None and claimed[name] == 0):
             yield Problem(f"counts.{name}", claimed[name], made[name])
 
 

@@ -65,6 +65,38 @@ EMT 0.1
 """
 
 
+def test_what_nobody_counted_is_said_to_be_not_measured(store, tmp_path):
+    base = {"requests": 40, "samples": 40, "empty": 0, "degenerate": None, "cut_texts": None}
+    store([defense(yes(10))], counts=base, schema=2)
+    store([defense(yes(13))], "destein", counts={**base, "cut_texts": 0}, schema=2)
+    table = only_table(read(tmp_path))
+    assert "none in any row: empty" in table.notes
+    assert "not measured: degenerate, cut texts (none)" in table.notes
+    assert table.rows[0].counts["degenerate"] is None
+    (csv,) = [line for line in read(tmp_path).render("csv").splitlines() if "none" in line and "degenerate" in line]
+    assert "counts.degenerate,,,," in csv, "an empty cell, not 0"
+    assert '"degenerate": null' in read(tmp_path).render("json")
+    for format in ("table", "md", "latex", "csv", "json"):
+        assert "None" not in read(tmp_path).render(format)
+
+
+def test_a_count_that_one_seed_lacks_is_no_sum(store, tmp_path):
+    store([defense(yes(10))], seed=0, counts={"samples": 40, "degenerate": 3})
+    store([defense(yes(10))], seed=1, counts={"samples": 40})
+    (row,) = only_table(read(tmp_path)).rows
+    assert (row.counts["samples"], row.counts["degenerate"]) == (80, None)
+
+
+def test_the_zeros_that_schema_1_wrote_where_nobody_counted_are_not_measured(store, tmp_path):
+    counts = {"samples": 40, "empty": 0, "degenerate": 0, "cut_texts": 0}
+    store([defense(yes(10))], counts=counts, schema=1)
+    told = Measure("degenerate_share", "lower", yes(0), dict.fromkeys(CLUSTERS, 1.0), unit="share", binary=True)
+    store([defense(yes(10)), told], "destein", counts=counts, schema=1)
+    old, counted = only_table(read(tmp_path)).rows
+    assert old.counts == {"samples": 40, "empty": 0, "degenerate": None, "cut_texts": None}
+    assert counted.counts["degenerate"] == 0, "its metric says that somebody counted"
+
+
 def test_a_small_table_as_printed(store, tmp_path):
     ramp = {c: i / 39 for i, c in enumerate(CLUSTERS)}
     store([defense(yes(10)), toxicity(ramp)])

@@ -108,8 +108,14 @@ def _report(result: RunResult) -> None:
     show = console().print
     show(f"{names} seed={record.seed}  {result.folder}{'  (was there already)' if result.cached else ''}")
     show(table([(f"  {name}", _shown(metric)) for name, metric in record.metrics.items() if metric.headline]))
-    happened = [f"{key.replace('_', ' ')} {n}" for key, n in record.counts.items() if n and key not in _SIZES]
-    show(f"  of {record.counts.get('samples', 0)} samples: {', '.join(happened) or 'none empty, cut or missing'}")
+    counted = {key.replace("_", " "): n for key, n in record.counts.items() if key not in _SIZES}
+    for told, names in (
+        (f"of {record.counts.get('samples')} samples", [f"{name} {n}" for name, n in counted.items() if n]),
+        ("none", [name for name, n in counted.items() if n == 0]),
+        ("not measured", [name for name, n in counted.items() if n is None]),
+    ):
+        if names:
+            show(f"  {told}: {', '.join(names)}")
 
 
 _SIZES = {"requests", "samples"}

@@ -173,13 +173,28 @@ def by_cluster(pairs: Sequence[tuple[str, float | None]]) -> tuple[dict[str, flo
     return total, count, missing
 
 
-def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, judged: bool) -> dict[str, int]:
-    """What can be counted from samples and scores alone: part of a run's `counts`."""
+Counts = dict[str, int | None]
+"""How often something happened, by name; None where nobody counted it."""
+
+
+def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, judged: bool) -> Counts:
+    """What can be counted from samples and scores alone: part of a run's `counts`.
+
+    What only a generated text can be is not measured (None) where all texts are given, missing scores where no scorer
+    is asked, and what a scorer has to tell where none tells it.
+    """
+    made = [s for s in samples if s.stop != "given"]
     return {
         "samples": len(samples),
-        "empty": sum(s.stop != "given" and not s.text.strip() for s in samples),
-        "degenerate": sum(any((c or {}).get("degenerate", 0) > 0.5 for c in s.scores.values()) for s in scores),
-        "truncated": sum(s.stop == "length" for s in samples),
-        "missing_scores": sum(s.scores["main"] is None for s in scores) if judged else 0,
-        "cut_texts": sum(any((c or {}).get("truncated", 0) > 0 for c in s.scores.values()) for s in scores),
+        "empty": sum(not s.text.strip() for s in made) if made else None,
+        "degenerate": _told(scores, "degenerate", above=0.5),
+        "truncated": sum(s.stop == "length" for s in made) if made else None,
+        "missing_scores": sum(s.scores["main"] is None for s in scores) if judged else None,
+        "cut_texts": _told(scores, "truncated", above=0),
     }
+
+
+def _told(scores: Sequence[Scored], column: str, above: float) -> int | None:
+    """Samples of which some scorer's `column` is higher than `above`; None where no scorer has that column."""
+    told = [[c[column] for c in s.scores.values() if c and column in c] for s in scores]
+    return sum(any(value > above for value in values) for values in told) if any(told) else None
