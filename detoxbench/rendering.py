@@ -128,7 +128,9 @@ def rest_of(table: Table) -> list[tuple[str, list[str]]]:
     for name in _beside(table):
         kind, _, key = name.partition(".")
         if kind == "counts":
-            found.append((key.replace("_", " "), ["–" if (n := row.counts.get(key)) is None else str(n) for row in table.rows]))
+            found.append(
+                (key.replace("_", " "), ["–" if (n := row.counts.get(key)) is None else str(n) for row in table.rows])
+            )
             continue
         heading, shown = COSTS.get(key, (key, lambda v: f"{v:.3g}"))
         values = [row.cost.get(key) for row in table.rows]

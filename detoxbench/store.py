@@ -244,7 +244,9 @@ class Run:
 def _without_false_zeros(record: RunRecord) -> RunRecord:
     """Schema 1 wrote 0 also where nobody counted: such a 0 is not measured."""
     if record.schema == 1:
-        told_by_scorers = {"degenerate", "cut_texts"} - ({"degenerate"} if "degenerate_share" in record.metrics else set())
+        told_by_scorers = {"degenerate", "cut_texts"} - (
+            {"degenerate"} if "degenerate_share" in record.metrics else set()
+        )
         record.counts = {k: None if k in told_by_scorers and n == 0 else n for k, n in record.counts.items()}
     return record
 
