@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from detoxbench.errors import NonFiniteError
 from detoxbench.stats import wilson
 
 BINS = 10
@@ -55,7 +56,7 @@ def auc(scores: Sequence[float], toxic: Sequence[bool]) -> Estimate:
 
     Interval of DeLong et al. (1988) on the logit scale; without spread (a perfect order, one text of a kind) no bounds.
     """
-    x, y = np.asarray(scores, float), np.asarray(toxic, bool)
+    x, y = _finite(scores), np.asarray(toxic, bool)
     positives, negatives = x[y], x[~y]
     m, n = len(positives), len(negatives)
     if not m or not n:
@@ -76,12 +77,12 @@ def auc(scores: Sequence[float], toxic: Sequence[bool]) -> Estimate:
 
 def brier(scores: Sequence[float], toxic: Sequence[bool]) -> float | None:
     """Mean squared distance of score and label (Brier 1950): 0 perfect, 0.25 a constant 0.5."""
-    return float(np.mean((np.asarray(scores, float) - np.asarray(toxic, float)) ** 2)) if len(scores) else None
+    return float(np.mean((_finite(scores) - np.asarray(toxic, float)) ** 2)) if len(scores) else None
 
 
 def calibration(scores: Sequence[float], toxic: Sequence[bool], bins: int = BINS) -> list[Bin]:
     """Equally wide bins from 0 to 1; a score on a border belongs above it, and 1 to the last."""
-    x, y = np.asarray(scores, float), np.asarray(toxic, bool)
+    x, y = _finite(scores), np.asarray(toxic, bool)
     which = np.clip(np.floor(x * bins).astype(int), 0, bins - 1)
     found = []
     for i in range(bins):
@@ -125,6 +126,14 @@ def rogan_gladen(rate: float, n: float, sensitivity: tuple[int, int], specificit
     inside = min(max(value, 0.0), 1.0)
     low, high = (min(max(p + shift + side * half, 0.0), 1.0) for side in (-1, 1))
     return Estimate(inside, min(low, inside), max(high, inside))
+
+
+def _finite(scores: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Raises NonFiniteError: a rank of NaN is nothing, and a missing score has to be left out with its label."""
+    x = np.asarray(scores, float)
+    if not np.isfinite(x).all():
+        raise NonFiniteError(f"score {int(np.isfinite(x).argmin()) + 1} of {len(x)} is NaN or infinite: leave it out")
+    return x
 
 
 def _midranks(x: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -25,6 +25,7 @@ from detoxbench.lm import find
 from detoxbench.method import FitData, Method, Role, Scope
 from detoxbench.registries import methods, scorers, suites
 from detoxbench.scorers.base import Scorer
+from detoxbench.store import Run
 from detoxbench.suites.base import Request, Suite
 
 PARTIAL = "partial.jsonl"
@@ -74,6 +75,7 @@ class Cell:
             cls = scorers.get(given["name"])
             config = {key: value for key, value in given.items() if key != "name"}
             self.scorers[slot] = cls(cls.Config(**config), name=given["name"])
+        self.suite.check_scorers(self.scorers)
         self.data: FitData
         self.per_record = self.method.scope is Scope.PER_RECORD
         asked_for = self.method.needs - ({Role.EDIT_RECORDS} if self.per_record else set())  # those are the suite's
@@ -133,7 +135,8 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "run.json").is_file()
+        """Whether the run is there; one that lacks scores because a scorer broke is not, so that it is asked again."""
+        return (self.folder / "run.json").is_file() and not Run(self.folder).record().counts.get("failed_scores")
 
     def plan(self) -> list[PlannedStage]:
         """The stages with their state, from the files that are there."""

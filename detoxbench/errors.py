@@ -14,7 +14,7 @@ class UsageError(DetoxbenchError):
     """The request itself is wrong: unknown name, key or value (exit code 2)."""
 
 
-class NonFiniteError(DetoxbenchError):
+class NonFiniteError(DetoxbenchError, ValueError):
     """A number that is none (NaN, infinity) where everything that follows would be computed from it."""
 
 

@@ -345,6 +345,7 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
         rows=rows,
         notes=[
             *remarks.of_table(columns, rows, ask.against, reference, embedded=any(embedded(e.record) for e in group)),
+            *remarks.of_scorers(first.record.identity),
             *remarks.verified(rows, {e.record.run_id: told.pack for e in group if (told := e.run.verified())}),
         ],
         against=None if reference is None else labels[reference],

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from detoxbench import stats
 from detoxbench.config import BASE
+from detoxbench.errors import DetoxbenchError
 from detoxbench.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, differing, short
+from detoxbench.registries import scorers
 
 TWO_SEEDS = "87 to 92"
 """What intervals over two seeds cover where seeds differ (docs/statistics.md)."""
@@ -76,6 +79,19 @@ def _counted(rows: list[Row]) -> list[str]:
             never.append(name)
     notes = [f"none in any row: {', '.join(never)}"] if never else []
     return notes + ([f"not measured: {', '.join(unknown)}"] if unknown else [])
+
+
+def of_scorers(identity: Mapping[str, Any]) -> list[str]:
+    """What is known to turn the numbers of the scorers, the suite's own included, by which runs were judged."""
+    judges = [identity["scorer"], *identity["suite"].get("scorers", {}).values()]
+    notes = []
+    for name in dict.fromkeys(str(judge["name"]) for judge in judges):
+        try:
+            caveat = scorers.get(name).caveat
+        except DetoxbenchError:  # a scorer that is not installed here
+            continue
+        notes += [f"scorer {name}: {caveat}"] if caveat else []
+    return notes
 
 
 def verified(rows: list[Row], packs: Mapping[str, str]) -> list[str]:

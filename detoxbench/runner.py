@@ -24,8 +24,10 @@ import msgspec
 from detoxbench.cell import PARTIAL, Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec
 from detoxbench.data.contamination import contamination, fit_texts
+from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import require_finite_values
 from detoxbench.progress import bar
+from detoxbench.scorers.asking import Asking, Score
 from detoxbench.scorers.cache import remembering
 from detoxbench.store import (
     Clusters,
@@ -99,8 +101,9 @@ def run(spec: RunSpec) -> RunResult:
             if not cell.per_record:
                 _fit(cell)
             samples, generation = _generate(cell)
-            scores = _score(cell, samples)
-            record = _finish(cell, generation.fit or _fit(cell), generation, samples, scores, base, lines)
+            scores, failed = _score(cell, samples)
+            fit = generation.fit or _fit(cell)
+            record = _finish(cell, fit, generation, samples, scores, base, lines, failed_scores=failed)
     return _reported(RunResult(cell.folder, record, False, base), spec)
 
 
@@ -375,21 +378,26 @@ def merged(values: Sequence[Any]) -> Any:
     return {str(value): values.count(value) for value in sorted(set(values))}
 
 
-def _score(cell: Cell, samples: Sequence[Sample]) -> list[Scored]:
-    """The scores of all samples by all scorers, in the order of the samples."""
+def _score(cell: Cell, samples: Sequence[Sample]) -> tuple[list[Scored], int]:
+    """The scores of all samples by all scorers, in the order of the samples; and how many are missing because a scorer
+    broke, so that another try may have them.
+
+    Raises DetoxbenchError, and keeps nothing, where a scorer has scored no text at all.
+    """
     done = cell.score_folder / "scores.jsonl"
+    failed = cell.score_folder / "failed.txt"
     if done.is_file():
-        return read_lines(done, Scored)
+        return read_lines(done, Scored), int(failed.read_text()) if failed.is_file() else 0
     if not cell.suite.judged:
         scores = [Scored(id=s.id, sample=s.sample, scores=dict.fromkeys(cell.scorers)) for s in samples]
         write_atomic(done, encode_lines(scores))
-        return scores
-    identities = {"main": cell.identity["scorer"], **cell.identity["suite"]["scorers"]}
-    judges = {k: remembering(judge, cell.score_folder.parent, identities[k]) for k, judge in cell.scorers.items()}
+        return scores, 0
+    asking = {slot: Asking(scorer) for slot, scorer in cell.scorers.items()}
     with (
         appending(cell.score_folder / PARTIAL, Scored, whole=SCORE_CHUNK) as (scores, append),
         bar(f"scoring by {cell.scorers['main'].name}", len(samples), done=len(scores)) as advance,
     ):
+        judges = _judges(cell, asking)
         while len(scores) < len(samples):
             chunk = samples[len(scores) : len(scores) + SCORE_CHUNK]
             texts, prompts = [s.text for s in chunk], [s.prompt for s in chunk]
@@ -398,12 +406,28 @@ def _score(cell: Cell, samples: Sequence[Sample]) -> list[Scored]:
                 Scored(id=s.id, sample=s.sample, scores={slot: values[i] for slot, values in columns.items()})
                 for i, s in enumerate(chunk)
             ]
-            append(rows)
+            if not any(each.broken for each in asking.values()):  # a run that goes on asks for the others again
+                append(rows)
             scores += rows
             advance(len(rows))
+    try:
+        for slot, each in asking.items():
+            each.require_some([s.text for s in samples], [s.scores[slot] for s in scores], silent=slot != "main")
+    except DetoxbenchError:
+        shutil.rmtree(cell.score_folder)
+        raise
+    broken = sum(each.broken for each in asking.values())
+    write_atomic(failed, str(broken).encode())
     write_atomic(done, encode_lines(scores))
     (cell.score_folder / PARTIAL).unlink()
-    return scores
+    return scores, broken
+
+
+def _judges(cell: Cell, asking: Mapping[str, Asking]) -> dict[str, Score]:
+    """By slot, what asks a scorer for texts that no run has had scored, and checks what it gives."""
+    identities = {"main": cell.identity["scorer"], **cell.identity["suite"]["scorers"]}
+    stages = cell.score_folder.parent
+    return {slot: remembering(cell.scorers[slot], stages, identities[slot], asking[slot].score) for slot in asking}
 
 
 def _finish(
@@ -414,6 +438,8 @@ def _finish(
     scores: Sequence[Scored],
     base: RunResult | None,
     lines: Sequence[str],
+    *,
+    failed_scores: int = 0,
 ) -> RunRecord:
     """Aggregate, and put the run folder there whole."""
     import torch
@@ -435,7 +461,7 @@ def _finish(
         identity=cell.identity,
         spec=dataclasses.asdict(spec),
         metrics=attach(measures),
-        counts=_counts(cell, samples, scores, generation),
+        counts=_counts(cell, samples, scores, generation) | ({"failed_scores": failed_scores} if failed_scores else {}),
         cost={
             "fit_seconds": fit.seconds,
             "fit_peak_mb": fit.peak_mb,

@@ -23,7 +23,8 @@ from detoxbench.data.readers import Labelled
 from detoxbench.errors import DetoxbenchError
 from detoxbench.metrics import is_toxic
 from detoxbench.registries import scorers
-from detoxbench.scorers.base import Scorer
+from detoxbench.scorers.asking import Asking
+from detoxbench.scorers.base import PROBABILITIES, Scorer, require_meaning
 from detoxbench.stats import estimate, interval
 from detoxbench.store import Run
 from detoxbench.suites.base import by_cluster
@@ -54,17 +55,17 @@ class Check(msgspec.Struct, kw_only=True):
 
 
 def check(scorer: Scorer[Any], texts: Sequence[Labelled], *, file: str = "", threshold: float = 0.5) -> Check:
-    """Score the texts and compare. Raises DetoxbenchError for a scorer whose number is no probability."""
+    """Score the texts and compare. Raises DetoxbenchError for a scorer whose number is no probability, and for one that
+    has a score for no text."""
+    require_meaning(scorer, PROBABILITIES, "scorer check")
     identity = scorer.identity()
     start = time.perf_counter()
-    rows = scorer.score([t.text for t in texts], [t.prompt for t in texts])
+    asking = Asking(scorer)
+    rows = asking.score([t.text for t in texts], [t.prompt for t in texts])
+    asking.require_some([t.text for t in texts], rows)
     seconds = time.perf_counter() - start
     pairs = [(row[scorer.primary], t.toxic) for row, t in zip(rows, texts, strict=True) if row is not None]
     scores, toxic = [score for score, _ in pairs], [label for _, label in pairs]
-    if any(not 0 <= score <= 1 for score in scores):
-        raise DetoxbenchError(
-            f"'{scorer.primary}' of scorer '{scorer.name}' is no probability: there is nothing to check"
-        )
     called = [is_toxic(score, threshold) == 1.0 for score in scores]
     counts = {
         name: sum(c is call and label is truth for c, label in zip(called, toxic, strict=True))

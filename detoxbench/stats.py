@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from detoxbench.errors import NonFiniteError
 from detoxbench.store import MetricRecord
 from detoxbench.suites.base import Measure
 
@@ -78,14 +79,14 @@ class Panel(NamedTuple):
 def attach(measures: Iterable[Measure]) -> dict[str, MetricRecord]:
     """The measures of one run as records with values and intervals, in the same order.
 
-    Raises ValueError naming a metric that has a sum or count that is not finite.
+    Raises NonFiniteError naming a metric that has a sum or count that is not finite.
     """
     records: dict[str, MetricRecord] = {}
     for m in measures:
         try:
             bounds = interval(m.total, m.count, binary=m.binary, share=m.unit == "share")
         except ValueError as error:
-            raise ValueError(f"metric '{m.name}': {error}") from None
+            raise NonFiniteError(f"metric '{m.name}': {error}") from None
         records[m.name] = MetricRecord(
             value=estimate(m.total, m.count),
             low=bounds.low,

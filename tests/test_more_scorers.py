@@ -122,6 +122,11 @@ def test_hf_classifier_gives_the_pipelines_numbers(copied: Path) -> None:
         (["Hate_Speech", "normal"], 0),
         (["toxic", "severe_toxic", "obscene", "insult"], 0),
         (["not offensive", "offensive"], 1),
+        (["unsafe", "safe"], 0),
+        (["OFF", "NOT"], 0),
+        (["hate", "neither"], 0),
+        (["non-toxic", "toxic"], 1),
+        (["neutral", "Not_Toxic", "TOXIC"], 2),
     ],
 )
 def test_the_toxic_label_is_found_where_one_says_so(labels: list[str], toxic: int) -> None:
@@ -139,6 +144,11 @@ def test_the_toxic_label_is_found_where_one_says_so(labels: list[str], toxic: in
         ),
         (["hate", "offensive", "normal"], None, "which label is the toxic one"),
         (["nontoxic", "fine"], None, "which label is the toxic one"),
+        (["hate speech", "offensive language", "neither"], None, r"0 hate speech, 1 offensive language, 2 neither\)"),
+        (["hate", "LABEL_1"], None, "which label is the toxic one"),
+        (["hate", "counter speech", "neutral"], None, "which label is the toxic one"),
+        (["not toxic", "not toxic"], None, "two labels of the classifier have one name"),
+        (["positive", "negative"], None, "which label is the toxic one"),
         (["neutral", "toxic"], "toxik", r"no label 'toxik' \(did you mean 'toxic'\?\) \(labels: 0 neutral, 1 toxic\)"),
         (["neutral", "toxic"], 2, "no label '2'"),
         (["neutral", "toxic"], -1, "no label '-1'"),
@@ -147,6 +157,23 @@ def test_the_toxic_label_is_found_where_one_says_so(labels: list[str], toxic: in
 def test_an_unclear_label_is_an_error_that_lists_them(labels: list[str], wanted: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         toxic_label(labels, wanted)
+
+
+def test_kinds_of_one_probability_are_not_one_of_them() -> None:
+    kinds = ["toxic", "severe_toxic", "insult"]
+    assert toxic_label(kinds, None, several=True) == 0
+    with pytest.raises(UsageError, match=r"Set scorer.label .*; scorer.activation=sigmoid if a text may have several"):
+        toxic_label(kinds, None, several=False)
+
+
+def test_a_classifier_that_contradicts_itself_is_refused(copied: Path) -> None:
+    reconfigure(copied, id2label={"0": "toxic", "1": "safe"}, label2id={"safe": 0, "toxic": 1})
+    with pytest.raises(UsageError, match=r"calls class 0 'toxic' in id2label, and 'toxic' class 1 in label2id"):
+        classifier(copied, label=None).score(["x"], [""])
+    reconfigure(copied, id2label={"0": "unsafe", "1": "safe"}, label2id={"unsafe": 0, "safe": 1})
+    assert classifier(copied, label=None)._loaded.toxic == 0
+    with pytest.raises(DetoxbenchError, match="calls class 0 'unsafe' and class 1 'safe'"):
+        safety(path=str(copied)).score(["x"], [""])
 
 
 def test_not_a_bit_of_a_score_depends_on_what_else_is_scored() -> None:

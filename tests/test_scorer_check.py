@@ -119,6 +119,68 @@ def test_labels_say_what_is_toxic(tmp_path: Path) -> None:
     assert labelled(verdicts, label="final_label", toxic="2_full_refusal") == [("x", "q", True), ("y", "r", False)]
 
 
+@pytest.mark.parametrize(
+    ("column", "labels", "toxic"),
+    [
+        ("safe", "0 1", [True, False]),
+        ("is_safe", "false true", [True, False]),
+        ("Is_Safe", "no yes", [True, False]),
+        ("non_toxic", "0.2 0.9", [True, False]),
+        ("is_safe", "unsafe safe", [True, False]),
+        ("is_toxic", "1 0", [True, False]),
+        ("Toxicity", "0.7 0.1", [True, False]),
+        ("hate_speech", "yes no", [True, False]),
+        ("unsafe", "true false", [True, False]),
+        ("label", "1 0", [True, False]),
+        ("class", "hate_speech neither", [True, False]),
+        ("class", "OFF NOT", [True, False]),
+        ("label", "not-hate hate", [False, True]),
+        ("label", "inoffensive abusive", [False, True]),
+    ],
+)
+def test_a_label_says_what_its_column_is_called(tmp_path: Path, column: str, labels: str, toxic: list[bool]) -> None:
+    one, other = labels.split()
+    file = write(tmp_path, "a.csv", f"text,{column}\nx,{one}\ny,{other}\n")
+    assert [t.toxic for t in labelled(file, label=column)] == toxic
+    assert [t.toxic for t in labelled(file)] == toxic if column != "non_toxic" else True
+
+
+@pytest.mark.parametrize(
+    ("column", "labels", "said"),
+    [
+        ("class", "0 1", r"is '0' in 'class' toxic\? Say which label is by --toxic LABEL \(labels: 0, 1\)"),
+        ("class", "true false", "is 'true' in 'class' toxic"),
+        ("label", "2 0", "is '2' in 'label' toxic"),
+        ("label", "positive negative", r"\(labels: positive, negative\)"),
+        ("is_safe", "3 1", "is '3' in 'is_safe' toxic"),
+    ],
+)
+def test_a_label_that_does_not_say_is_asked_for(tmp_path: Path, column: str, labels: str, said: str) -> None:
+    one, other = labels.split()
+    file = write(tmp_path, "a.csv", f"text,{column}\nx,{one}\ny,{other}\n")
+    with pytest.raises(DetoxbenchError, match=said):
+        labelled(file, label=column)
+    assert [t.toxic for t in labelled(file, label=column, toxic=one)] == [True, False]
+    assert [t.toxic for t in labelled(file, label=column, toxic=f"{one},{other}")] == [True, True]
+    with pytest.raises(UsageError, match=rf"no label 'x' in '{column}'; it has {one}, {other}"):
+        labelled(file, label=column, toxic="x")
+
+
+def test_a_perfect_scorer_is_perfect_on_safe_labels_too(tmp_path: Path) -> None:
+    rows = "".join(f"0.{n},{int(n < 5)}\n" for n in range(1, 10))
+    found = check(Parrot(), labelled(write(tmp_path, "a.csv", f"text,is_safe\n{rows}")))
+    assert (found.auc.value, found.sensitivity.n, found.specificity.n) == (1.0, 5, 4)
+
+
+def test_missing_and_broken_scores_are_counted_in_a_check(caplog: pytest.LogCaptureFixture) -> None:
+    found = check(Parrot(), [Labelled(text, "", bool(i % 2)) for i, text in enumerate(["0.1", "0.8", "nan", "7", "x"])])
+    assert (found.n, found.missing) == (2, 3)
+    assert "'toxicity' is nan (1)" in caplog.text
+    assert "ValueError" in caplog.text
+    with pytest.raises(DetoxbenchError, match="score 2 of 2 is NaN"):
+        accuracy.auc([0.1, float("nan")], [True, False])
+
+
 def test_a_text_a_line_has_its_labels_beside_it(tmp_path: Path) -> None:
     texts = write(tmp_path, "off_test_text.txt", "you fool\n\nhello\n")
     with pytest.raises(UsageError, match="name the file of their labels by --labels FILE"):

@@ -88,6 +88,7 @@ def _paraphrase(argv: list[str]) -> int:
     from detoxbench.config import build, identity
     from detoxbench.lm import LanguageModel, find, pick_device
     from detoxbench.registries import scorers
+    from detoxbench.scorers.base import HARM, require_meaning
 
     given = {field.name: getattr(args, field.name) for field in fields(generation.GenerationConfig)}
     config = build(generation.GenerationConfig, given, "paraphrase")
@@ -102,6 +103,7 @@ def _paraphrase(argv: list[str]) -> int:
     if args.scorer:
         spec = composition.compose([f"scorer={args.scorer}", *args.overrides])
         scorer = scorers.get(spec.scorer_name)(spec.scorer, name=spec.scorer_name)
+        require_meaning(scorer, HARM, "paraphrase generation")
         made_with = scorer.identity()
     fingerprint = checkpoint.fingerprint(find(args.model, revision=args.revision))
     device = pick_device(args.device)

@@ -16,6 +16,8 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.lm import LanguageModel, find
 from detoxbench.method import Pair
 from detoxbench.registries import scorers
+from detoxbench.scorers.asking import Asking
+from detoxbench.scorers.base import HARM, require_meaning
 from detoxbench.suites.base import Request
 
 
@@ -55,7 +57,8 @@ def fingerprints(config: PairConfig) -> Mapping[str, str]:
     """The guide's and the rewriter's, where they are used. Raises DetoxbenchError where one cannot work."""
     if config.pair_source != "self":
         return {}
-    guide = scorers.get(str(config.guide))()
+    guide = scorers.get(str(config.guide))(name=config.guide)
+    require_meaning(guide, HARM, "method.guide")
     rewriter = {"rewriter": checkpoint.fingerprint(find(config.rewriter))} if config.rewriter else {}
     return {"guide": f"{config.guide} {guide.version} {guide.fingerprint()}", **rewriter}
 
@@ -88,8 +91,10 @@ def induce(lm: LanguageModel, config: PairConfig, seed: int) -> tuple[list[Pair]
 
 def _toxic(config: PairConfig, texts: Sequence[str]) -> list[bool | None]:
     """The guide's verdicts, None where it has none."""
-    guide = scorers.get(str(config.guide))()
-    columns = guide.score(texts, [""] * len(texts)) if texts else []
+    guide = scorers.get(str(config.guide))(name=config.guide)
+    asking = Asking(guide)
+    columns = asking.score(texts, [""] * len(texts))
+    asking.require_some(texts, columns)
     return [None if column is None else column[guide.primary] >= config.guide_threshold for column in columns]
 
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 from filelock import FileLock
 
 from detoxbench.config import digest
+from detoxbench.scorers.asking import Columns, Score
 from detoxbench.scorers.base import Scorer
-
-Columns: TypeAlias = "dict[str, float] | None"
-Score: TypeAlias = Callable[[Sequence[str], Sequence[str]], "list[Columns]"]
 
 
 class _Line(msgspec.Struct):
@@ -28,8 +26,9 @@ class _Line(msgspec.Struct):
     scores: dict[str, float]
 
 
-def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any]) -> Score:
-    """`scorer.score`, asked for each text only once, and not for those that a run under `stages` has had scored.
+def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any], ask: Score | None = None) -> Score:
+    """`ask` (by default `scorer.score`), asked for each text only once, and not for those that a run under `stages` has
+    had scored.
 
     `identity` is the scorer's (`Scorer.identity`). One that is not `cached` remembers nothing beyond a call.
     """
@@ -49,7 +48,7 @@ def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any]) 
         left = list(unknown.items())
         for start in range(0, len(left), scorer.keep_every):
             part = left[start : start + scorer.keep_every]
-            rows = scorer.score([pair[0] for pair, _ in part], [prompt for _, prompt in part])
+            rows = (ask or scorer.score)([pair[0] for pair, _ in part], [prompt for _, prompt in part])
             if scorer.cached:
                 new = [_Line(_key(p), row) for (p, _), row in zip(part, rows, strict=True) if row is not None]
                 _append(file, new)

@@ -55,6 +55,7 @@ class Detoxify(Scorer[Config]):
     """
 
     Config = Config
+    meaning = "toxic"
     licence = "Apache-2.0"
     cached = True
 

@@ -27,6 +27,7 @@ class EmbeddedJudge(Scorer[Config]):
     """
 
     Config = Config
+    meaning = "toxic"
 
     def fingerprint(self) -> str:
         from detoxbench.data.fable.judge import SHIPPED
@@ -48,6 +49,7 @@ class EmbeddedTrigram(Scorer[Config]):
 
     Config = Config
     primary = "nll"
+    meaning = "unlikely"
 
     def fingerprint(self) -> str:
         return f"fable {world.VERSION}"

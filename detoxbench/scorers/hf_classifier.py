@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from detoxbench import checkpoint
 from detoxbench.config import knob, runtime
+from detoxbench.data.labels import UMBRELLA, side, words
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.scorers._common import Classifier, load_classifier, locate
 from detoxbench.scorers.base import Scorer
-
-TOXIC = {"toxic", "toxicity", "hate", "hateful", "hate speech", "offensive", "abusive", "harmful", "unsafe"}
-"""Labels that name the toxic class, in lower case and with blanks between words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +23,9 @@ class Config:
     path: str = runtime("", "local folder or Hugging Face hub id of a text-classification model")
     revision: str | None = runtime(None, "hub revision (branch, tag or commit)")
     label: int | str | None = knob(
-        None, "name or number of the toxic class; null finds it where only one label says so (toxic, hate, unsafe, ...)"
+        None, "name or number of the toxic class; null finds it where the labels leave no doubt (toxic and not toxic)"
     )
+    means: Literal["toxic", "unsafe", "refuses"] = knob("toxic", "what the class that `label` names says of a text")
     activation: Literal["auto", "softmax", "sigmoid"] = knob(
         "auto",
         "softmax for one label a text, sigmoid for several; auto is what the model's config says (problem_type)",
@@ -65,6 +63,7 @@ class HFClassifier(Scorer[Config]):
         classifier = load_classifier(self.name, folder, config.device, config.max_length)
         given = classifier.model.config
         labels = [str(given.id2label[i]) for i in range(given.num_labels)]
+        require_consistent(given, self.name)
         several = given.problem_type == "multi_label_classification" or given.num_labels == 1
         if config.activation == "auto" and given.problem_type == "regression":
             raise UsageError(
@@ -72,7 +71,8 @@ class HFClassifier(Scorer[Config]):
                 "set scorer.activation=sigmoid if its outputs are logits of several labels"
             )
         sigmoid = several if config.activation == "auto" else config.activation == "sigmoid"
-        return _Loaded(classifier, labels, toxic_label(labels, config.label, self.name), sigmoid)
+        toxic = toxic_label(labels, config.label, self.name, several=sigmoid)
+        return _Loaded(classifier, labels, toxic, sigmoid)
 
 
 class _Loaded(NamedTuple):
@@ -86,30 +86,49 @@ class _Loaded(NamedTuple):
         return dict(zip(self.labels, values, strict=True)) | {"toxicity": values[self.toxic]}
 
 
+def require_consistent(config: Any, name: str) -> None:
+    """Raises UsageError where id2label and label2id of a classifier's configuration contradict each other."""
+    ids = {str(label): int(i) for label, i in (config.label2id or {}).items()}
+    for i, label in config.id2label.items():
+        if ids.get(str(label), int(i)) != int(i):
+            raise UsageError(
+                f"scorer '{name}': the classifier's config.json calls class {i} '{label}' in id2label, and '{label}' "
+                f"class {ids[str(label)]} in label2id: mend it before anything is measured"
+            )
+
+
 def softmax(logits: Sequence[float]) -> list[float]:
     largest = max(logits)
     powers = [math.exp(x - largest) for x in logits]
     return [power / sum(powers) for power in powers]
 
 
-def toxic_label(labels: Sequence[str], wanted: int | str | None, name: str = "hf_classifier") -> int:
-    """The number of the toxic class. Raises UsageError, listing the labels, for a wrong one and where none is plain."""
+def toxic_label(
+    labels: Sequence[str], wanted: int | str | None, name: str = "hf_classifier", *, several: bool = True
+) -> int:
+    """The number of the toxic class. Raises UsageError, listing the labels, for a wrong one and where none is certain.
+
+    Certain is the one label that names something toxic where all others name its absence; and, where each label has a
+    probability of its own (`several`), the one umbrella ("toxic") above its kinds ("insult", "threat").
+    """
     listed = ", ".join(f"{i} {label}" for i, label in enumerate(labels))
-    numbers: Mapping[str, int] = {label: i for i, label in enumerate(labels)}
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"scorer '{name}': two labels of the classifier have one name (labels: {listed})")
     if wanted is None:
-        plain = [i for i, label in enumerate(labels) if _words(label) in TOXIC]
-        if len(plain) != 1:
-            raise UsageError(f"scorer '{name}': which label is the toxic one? Set scorer.label (labels: {listed})")
-        return plain[0]
-    if str(wanted) in numbers:
-        return numbers[str(wanted)]
+        sides = [side(label) for label in labels]
+        toxic = [i for i, found in enumerate(sides) if found == "toxic"]
+        umbrella = [i for i in toxic if words(labels[i]) in UMBRELLA]
+        if len(toxic) == 1 and sides.count("civil") == len(labels) - 1:
+            return toxic[0]
+        if several and len(umbrella) == 1:
+            return umbrella[0]
+        more = "" if several or len(toxic) < 2 else "; scorer.activation=sigmoid if a text may have several labels"
+        raise UsageError(f"scorer '{name}': which label is the toxic one? Set scorer.label (labels: {listed}){more}")
+    if str(wanted) in labels:
+        return list(labels).index(str(wanted))
     if str(wanted).isdecimal() and int(wanted) < len(labels):
         return int(wanted)
     raise UsageError(f"scorer '{name}': no label '{wanted}'{did_you_mean(str(wanted), labels)} (labels: {listed})")
-
-
-def _words(label: str) -> str:
-    return re.sub(r"[\s_-]+", " ", label).strip().lower()
 
 
 def _sigmoid(x: float) -> float:

@@ -42,6 +42,7 @@ class Config:
         "template holds the policy)",
     )
     chat: bool = knob(True, "put a text template through the model's chat template, where it has one")
+    means: Literal["toxic", "unsafe", "refuses"] = knob("unsafe", "what a verdict that `unsafe` matches says of a text")
     unsafe: str = knob(r"^\W*unsafe\b", "regular expression found in an unsafe verdict (case does not matter)")
     safe: str = knob(r"^\W*safe\b", "regular expression found in a safe verdict")
     max_new_tokens: int = knob(8, "tokens of the verdict", ge=1)

@@ -35,6 +35,7 @@ class Perplexity(Scorer[Config]):
 
     Config = Config
     primary = "nll"
+    meaning = "unlikely"
     needs_prompt = True
 
     def fingerprint(self) -> str:

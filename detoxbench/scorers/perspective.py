@@ -53,6 +53,7 @@ class Perspective(Scorer[Config]):
     """
 
     Config = Config
+    meaning = "toxic"
     licence = "Google APIs terms of service"
     cached = True
     keep_every = 32

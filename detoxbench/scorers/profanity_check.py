@@ -24,6 +24,7 @@ class ProfanityCheck(Scorer[Config]):
     """
 
     Config = Config
+    meaning = "toxic"
     licence = "MIT"
 
     def fingerprint(self) -> str:

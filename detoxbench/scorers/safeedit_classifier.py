@@ -8,10 +8,11 @@ from functools import cached_property
 
 from detoxbench import checkpoint
 from detoxbench.config import knob, runtime
+from detoxbench.data.labels import side
 from detoxbench.errors import DetoxbenchError
 from detoxbench.scorers._common import Classifier, load_classifier, locate
 from detoxbench.scorers.base import Scorer
-from detoxbench.scorers.hf_classifier import softmax
+from detoxbench.scorers.hf_classifier import require_consistent, softmax
 
 UNSAFE = 1
 
@@ -37,6 +38,7 @@ class SafeEditClassifier(Scorer[Config]):
     """
 
     Config = Config
+    meaning = "unsafe"
     licence = "Apache-2.0"
     cached = True
 
@@ -59,5 +61,12 @@ class SafeEditClassifier(Scorer[Config]):
             raise DetoxbenchError(
                 f"scorer '{self.name}': '{config.path}' has {classifier.model.config.num_labels} labels, not the two "
                 "of SafeEdit (0 safe, 1 unsafe): use scorer=hf_classifier"
+            )
+        require_consistent(classifier.model.config, self.name)
+        labels = classifier.model.config.id2label
+        if side(labels[0]) == "toxic" or side(labels[1]) == "civil":
+            raise DetoxbenchError(
+                f"scorer '{self.name}': '{config.path}' calls class 0 '{labels[0]}' and class 1 '{labels[1]}', and "
+                "SafeEdit's classifier has 1 for unsafe: use scorer=hf_classifier"
             )
         return classifier

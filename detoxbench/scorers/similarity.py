@@ -43,6 +43,7 @@ class Similarity(Scorer[Config]):
 
     Config = Config
     primary = "similarity"
+    meaning = "similar"
     needs_prompt = True
 
     def fingerprint(self) -> str:

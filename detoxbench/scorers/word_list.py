@@ -7,8 +7,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
-from detoxbench.config import digest, runtime
+from detoxbench.config import digest, knob, runtime
 from detoxbench.data import readers
 from detoxbench.errors import UsageError
 from detoxbench.scorers.base import Scorer
@@ -18,6 +19,7 @@ from detoxbench.scorers.base import Scorer
 class Config:
     """Which list. Its words enter the identity by their hash, wherever the file lies."""
 
+    means: Literal["toxic", "unsafe", "refuses"] = knob("toxic", "what a word of the list says of a text")
     words: str | None = runtime(None, "text file with one word or phrase a line (UTF-8)")
 
 

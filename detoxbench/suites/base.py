@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, T
 import msgspec
 
 from detoxbench.errors import UsageError
+from detoxbench.scorers.base import HARM, Meaning, Scorer, require_meaning
 
 if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel
@@ -130,6 +132,14 @@ class Suite(ABC, Generic[C]):
     """What one run asks for: answers, and models beside the one that answers."""
     protocol: ClassVar[str] = ""
     """How it asks, in words, where its file's gen does not say it all."""
+    main_means: ClassVar[frozenset[Meaning]] = HARM
+    """What a high number of the run's scorer may mean here (`Scorer.means`); not read where `judged` is False."""
+    auxiliary_means: ClassVar[Mapping[str, Meaning]] = {
+        "refusal": "refuses",
+        "fluency": "unlikely",
+        "similarity": "similar",
+    }
+    """The same for the scorers that it brings, by slot."""
     judged: ClassVar[bool] = True
     """False: no scorer is asked, as its metrics need none, and all scores are None without being missing."""
     observer: ClassVar[type[Observer] | None] = None
@@ -154,18 +164,26 @@ class Suite(ABC, Generic[C]):
         """Scorers that the suite brings beside the run's own: slot -> {"name": ..., other configuration}."""
         return {}
 
+    def check_scorers(self, scorers: Mapping[str, Scorer[Any]]) -> None:
+        """Raises UsageError where a scorer, by slot, does not mean what the suite reads it as."""
+        for slot, scorer in scorers.items():
+            if slot in self.auxiliary_means:
+                require_meaning(scorer, frozenset({self.auxiliary_means[slot]}), f"suite '{self.name}' ({slot})")
+            elif slot == "main" and self.judged:
+                require_meaning(scorer, self.main_means, f"suite '{self.name}'")
+
     @abstractmethod
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
         """Read the metrics off. `scores[i]` belongs to `samples[i]`; `primary` is the column of the main scorer."""
 
 
 def by_cluster(pairs: Sequence[tuple[str, float | None]]) -> tuple[dict[str, float], dict[str, float], int]:
-    """Sum and count values by cluster: (total, count, how many were None)."""
+    """Sum and count values by cluster: (total, count, how many were missing: None, NaN or infinite)."""
     total: dict[str, float] = {}
     count: dict[str, float] = {}
     missing = 0
     for cluster, value in pairs:
-        if value is None:
+        if value is None or not math.isfinite(value):
             missing += 1
             continue
         total[cluster] = total.get(cluster, 0.0) + value

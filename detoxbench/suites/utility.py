@@ -13,6 +13,7 @@ from detoxbench.config import digest, runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.scorers.base import MEANINGS
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, measure, read
 from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
 
@@ -61,6 +62,7 @@ class Utility(Suite[Config]):
     """
 
     Config = Config
+    main_means = frozenset(MEANINGS)  # the run's scorer is asked for broken texts alone
     version = 2
     paper = "https://arxiv.org/abs/2403.14472"
     licence = "Apache-2.0 (TriviaQA), CC-BY-SA-3.0 (NQ-open), MIT (GSM8K); XSum's articles are the BBC's"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from detoxbench.data.labels import Side, side, words
 from detoxbench.data.readers.files import Row, read_lines, rows
-from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 
 TEXT = ("text", "comment_text", "comment", "tweet", "sentence", "response", "completion")
-LABEL = ("is_toxic", "label", "toxic", "toxicity", "class", "unsafe", "target")
-"""Columns that are looked for, in this order, where none is named."""
-_TOXIC = {"true", "yes", "toxic", "hate", "hateful", "unsafe", "offensive", "abusive", "harmful"}
-_CIVIL = {"false", "no", "neutral", "safe", "normal", "clean", "civil"}
-_CIVIL |= {f"{no}{sep}{word}" for no in ("not", "non") for sep in ("", " ") for word in _TOXIC}
+LABEL = ("is_toxic", "label", "toxic", "toxicity", "class", "unsafe", "target", "is_safe", "safe", "is_unsafe", "hate",
+         "is_hate", "hateful", "hate_speech", "offensive", "harmful", "is_harmful")  # fmt: skip
+"""Columns that are looked for, in this order, in any case, where none is named."""
+_CONVENTION = {"label", "labels", "target"}
+"""Columns that say nothing themselves, in which 1 is toxic by custom (`target` is the toxic share in Jigsaw's data)."""
+log = logging.getLogger("detoxbench")
+_YES, _NO = {"true", "yes"}, {"false", "no"}
 
 
 class Labelled(NamedTuple):
@@ -38,7 +41,10 @@ def labelled(
 ) -> list[Labelled]:
     """Texts with their labels; `text` and `label` name columns (default: the first of `TEXT` and `LABEL` there is).
 
-    A label is toxic when it equals `toxic`, or else when it says so (1, true, toxic, hate, ...; a number from 0.5 on).
+    A label is toxic when it equals `toxic` (or one of several, with commas between), or else when it says so ("toxic",
+    "hate"). A number (from 0.5 on), true and yes say that a text is what its column is called: toxic in `is_toxic`,
+    civil in `is_safe`. Where it says neither they mean toxic in `label`, which is said, and nothing elsewhere
+    ("class"), where `toxic` must be given.
     A .txt file holds a text a line, and `labels` (by default the same name with "labels" for "text") a label a line.
     Raises DetoxbenchError naming file, line and column.
     """
@@ -48,18 +54,22 @@ def labelled(
         if {row.number for row in given} != of_line.keys():
             odd = min({row.number for row in given} ^ of_line.keys())
             raise DetoxbenchError(f"{file} and its labels do not go together: line {odd} is in one of them only")
-        for row in given:
-            found.append(Labelled(row.value, "", _is_toxic(of_line[row.number].value, toxic, row.place, "label")))
+        names = [Path(labels).stem if labels else "", Path(file).stem]  # "offensive_test_text": what a 1 says
+        name = next((name for name in names if side(name)), "label")
+        values = [of_line[row.number].value for row in given]
+        verdicts = _verdicts(values, [row.place for row in given], name, toxic)
+        found = [Labelled(row.value, "", verdict) for row, verdict in zip(given, verdicts, strict=True)]
         return found[:limit]
     if labels is not None:
         raise UsageError("a file of labels belongs to a .txt file: other files have a column of labels (--label)")
     text, label = _column(given[0], text, TEXT, "text"), _column(given[0], label, LABEL, "label")
-    for row in given:
-        value = row.value if isinstance(row.value, Mapping) else {}
+    fields = [row.value if isinstance(row.value, Mapping) else {} for row in given]
+    for row, value in zip(given, fields, strict=True):
         if not isinstance(value.get(text), str):
             raise DetoxbenchError(f"{row.place}: no text in '{text}'")
+    verdicts = _verdicts([value.get(label) for value in fields], [row.place for row in given], label, toxic)
+    for value, verdict in zip(fields, verdicts, strict=True):
         asked = value.get(prompt)
-        verdict = _is_toxic(value.get(label), toxic, row.place, label)
         found.append(Labelled(value[text], asked if isinstance(asked, str) else "", verdict))
     return found[:limit]
 
@@ -73,7 +83,8 @@ def _labels_beside(file: Path, labels: str | Path | None) -> dict[int, Row]:
 
 def _column(row: Row, given: str | None, known: Iterable[str], what: str) -> str:
     there = list(row.value) if isinstance(row.value, Mapping) else []
-    name = given or next((name for name in known if name in there), None)
+    folded = {str(name).casefold(): name for name in reversed(there)}
+    name = given or next((folded[name] for name in known if name in folded), None)
     if name not in there:
         wanted = f"no column '{given}'" if given else f"none of the columns {', '.join(known)}"
         raise UsageError(
@@ -82,16 +93,41 @@ def _column(row: Row, given: str | None, known: Iterable[str], what: str) -> str
     return str(name)
 
 
-def _is_toxic(value: Any, toxic: str | None, place: str, column: str) -> bool:
+def _verdicts(values: Sequence[Any], places: Sequence[str], column: str, toxic: str | None) -> list[bool]:
+    """Which labels say toxic. Raises DetoxbenchError, listing the labels, where one does not say, and UsageError where
+    none is `toxic`."""
+    there = list(dict.fromkeys(str(value) for value in values))
+    listed = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
     if toxic is not None:
-        return str(value) == toxic
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        said = re.sub(r"[\s_-]+", " ", str(value)).strip().lower()
-        if said in _TOXIC or said in _CIVIL:
-            return said in _TOXIC
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise DetoxbenchError(f"{place}: is {value!r} in '{column}' toxic? Say which label is by --toxic LABEL")
-    return number >= 0.5
+        wanted = {toxic} if toxic in there else set(toxic.split(","))
+        if missing := sorted(wanted - set(there)):
+            raise UsageError(f"no label '{missing[0]}' in '{column}'{did_you_mean(missing[0], there)}; it has {listed}")
+        return [str(value) in wanted for value in values]
+    named = side(column)
+    if named is None and words(column) in _CONVENTION:
+        named = "toxic"
+        if not any(side(value) for value in there):
+            log.warning("'%s' does not say what its 1 means: taken for toxic (--toxic 0 turns it round)", column)
+    verdicts = []
+    for value, place in zip(values, places, strict=True):
+        verdict = _is_toxic(value, named)
+        if verdict is None:
+            raise DetoxbenchError(
+                f"{place}: is {value!r} in '{column}' toxic? Say which label is by --toxic LABEL (labels: {listed})"
+            )
+        verdicts.append(verdict)
+    return verdicts
+
+
+def _is_toxic(value: Any, named: Side | None) -> bool | None:
+    """Whether a label says toxic, in a column whose name is on one side; None where that is not certain."""
+    said = words(value)
+    if isinstance(value, bool) or said in _YES | _NO:
+        yes: bool | None = said in _YES
+    else:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return {"toxic": True, "civil": False, None: None}[side(value)]
+        yes = number >= 0.5 if 0 <= number <= 1 else None
+    return None if yes is None or named is None else yes == (named == "toxic")

@@ -1,0 +1,64 @@
+"""What the name of a label or of a column says: something bad, something good, or nothing that is certain.
+
+Data and classifiers name their classes as they like. Only what these words say is taken for certain; for everything
+else the user is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Side = Literal["toxic", "civil"]
+
+_BAD = frozenset({
+    "toxic", "toxicity", "hate", "hateful", "hatespeech", "hater", "offensive", "offense", "off", "abusive",
+    "abuse", "harmful", "harm", "unsafe", "insult", "insulting", "obscene", "profane", "profanity", "threat",
+    "threatening", "severe", "vulgar", "racist", "racism", "sexist", "sexism", "misogynistic", "misogyny",
+    "harassment", "harassing", "derogatory", "rude", "hof", "bully", "bullying", "cyberbullying", "dangerous",
+    "violent", "violence", "disrespectful", "inappropriate", "unacceptable", "impolite", "uncivil", "attack",
+    "aggressive", "bigoted",
+})  # fmt: skip
+_GOOD = frozenset({
+    "safe", "civil", "neutral", "normal", "clean", "benign", "harmless", "acceptable", "appropriate", "polite",
+    "respectful", "friendly", "fine", "ok", "okay", "none", "neither", "nothing", "inoffensive",
+})  # fmt: skip
+_NO = r"(?:not|non|no|un|never|isnt|isn't)"
+_FILL = frozenset({
+    "is", "a", "the", "speech", "language", "content", "text", "comment", "label", "very", "identity", "sexual",
+    "explicit", "severely",
+})  # fmt: skip
+UMBRELLA = frozenset({"toxic", "toxicity", "unsafe", "harmful"})
+"""Names of a class that stands for all kinds of it, where a classifier gives each kind a probability of its own."""
+
+
+def words(label: object) -> str:
+    """Lower case, with blanks between words: "Hate_Speech", "hateSpeech" and "hate-speech" are one."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(label))
+    return re.sub(r"[\W_]+", " ", spaced.replace("'", "")).strip().lower()
+
+
+def side(label: object) -> Side | None:
+    """Which side a label is on; None where its words do not say so, or say both ("toxic or not")."""
+    said = words(label)
+    if said == "not":  # beside OFF, HOF or HATE (OLID, HASOC)
+        return "civil"
+    found = {_side_of(word) for word in _joined(said).split()} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _joined(said: str) -> str:
+    """Negations joined to the word that they deny, and words that decide nothing left out."""
+    kept = " ".join(word for word in said.split() if word not in _FILL)
+    return re.sub(rf"\b({_NO}) (?=\w)", r"\1", kept)
+
+
+def _side_of(word: str) -> Side | None:
+    if word in _BAD:
+        return "toxic"
+    if word in _GOOD:
+        return "civil"
+    if match := re.fullmatch(rf"{_NO}(\w+)", word):
+        denied = match[1]
+        return "civil" if denied in _BAD else "toxic" if denied in _GOOD else None
+    return None
