@@ -382,9 +382,10 @@ def _contrast(panel: Panel, weights: Array) -> stats.Difference:
     ratios = totals.sum(2, keepdims=True) / counts.sum(2, keepdims=True)
     values = ratios + (totals - ratios * counts) / counts.mean(2, keepdims=True)
     made = np.tensordot(weights, values, 1)[None]
-    return stats.paired_differences(
-        stats.Panel(made, np.ones_like(made)), stats.Panel(np.zeros_like(made), np.ones_like(made))
-    )[0]
+    fits = panel.all_fits()[: len(weights)]
+    each = [tuple(own[s] for own in fits) for s in np.flatnonzero(there).tolist()]  # what all points have fitted
+    nothing = stats.Panel(np.zeros_like(made), np.ones_like(made), [each])
+    return stats.paired_differences(stats.Panel(made, np.ones_like(made), [each]), nothing)[0]
 
 
 def _notes(

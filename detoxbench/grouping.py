@@ -68,6 +68,7 @@ def _beside_each_other(tables: list[Table], by: Literal["model", "suite"]) -> Ta
                 },
                 cost=mean_by_key([row.cost for row in there]),
                 counts=_summed([row.counts for row in there]),
+                fits=[fit for row in there for fit in row.fits],
             )
         )
     shared = {k: v for k, v in tables[0].shared.items() if all(t.shared.get(k) == v for t in tables)}

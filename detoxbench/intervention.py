@@ -7,6 +7,7 @@ function as "METHOD.OP"; the function is found through the registered method's `
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -168,6 +169,27 @@ class Intervention:
         from safetensors.torch import save_file
 
         self.require_finite()
+        document = {**self._document(), "info": dict(self.info)}
+
+        def fill(new: Path) -> None:
+            save_file(self._tensors(), str(new / "tensors.safetensors"))
+            (new / "intervention.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+
+        write_folder(Path(folder), fill)
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of what it is: the same for two fits that came to the same change, whatever they
+        recorded on the way (`info`)."""
+        import torch
+
+        made = hashlib.sha256(json.dumps(self._document(), sort_keys=True).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            made.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            made.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return made.hexdigest()[:16]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors by the name that they are saved under, on the CPU."""
         tensors: dict[str, Tensor] = {}
 
         def keep(prefix: str, named: Mapping[str, Tensor]) -> None:
@@ -181,7 +203,11 @@ class Intervention:
             keep(f"logits.{i}", p.tensors)
         for i, prefix in enumerate(self.prefixes):
             keep(f"prefixes.{i}", {"kv": prefix.kv})
-        document = {
+        return tensors
+
+    def _document(self) -> dict[str, Any]:
+        """All that is no tensor, `info` apart, as JSON values."""
+        return {
             "schema": SCHEMA_VERSION,
             "method": self.method,
             "base": self.base,
@@ -193,14 +219,7 @@ class Intervention:
             "logits": [{"op": p.op, "params": dict(p.params)} for p in self.logits],
             "prefixes": len(self.prefixes),
             "prompts": [{"prefix": p.prefix, "suffix": p.suffix} for p in self.prompts],
-            "info": dict(self.info),
         }
-
-        def fill(new: Path) -> None:
-            save_file(tensors, str(new / "tensors.safetensors"))
-            (new / "intervention.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
-
-        write_folder(Path(folder), fill)
 
     @classmethod
     def load(cls, folder: str | Path) -> Intervention:

@@ -57,7 +57,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one row: mean over its seeds with a 95 % interval. `missing` is summed over seeds."""
+    """One metric of one row: mean over its seeds with a 95 % interval. `missing` is summed over seeds.
+
+    `by_seed` holds each seed's own value, in the order of the row's seeds.
+    """
 
     value: float | None
     low: float | None
@@ -66,6 +69,7 @@ class Cell:
     n: int
     missing: int
     difference: Difference | None = None
+    by_seed: list[float | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Row:
     cells: dict[str, Cell]
     cost: dict[str, float | None]
     counts: Counts
+    fits: list[str] = field(default_factory=list)
+    """What was fitted under each seed: equal where it is the same intervention (`stats.seed_kind`); empty: unknown."""
 
 
 @dataclass(frozen=True)
@@ -329,6 +335,7 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
             cells={panel.column.name: cells[k][i] for k, panel in enumerate(panels)},
             cost=mean_by_key([r.cost for r in records]),
             counts=sum_by_key([r.counts for r in records]),
+            fits=fits_of(records),
         )
         for i, (label, records) in enumerate(zip(labels, members, strict=True))
     ]
@@ -353,6 +360,19 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
         pairwise=[_pairwise(p, labels) for p in panels if p.column.name in ask.pairwise],
     )
     return _ranked(table, clusters, ask.pareto) if ask.ranks else table
+
+
+def fits_of(records: Sequence[RunRecord]) -> list[str]:
+    """What was fitted in each run: equal where it is the same intervention.
+
+    Runs from before its digest was kept have another one each, but for those in which a seed could change nothing: the
+    base, and what has no tensors.
+    """
+
+    def nothing(record: RunRecord) -> bool:
+        return record.method == BASE or record.cost.get("artifact_bytes") == 0
+
+    return [r.fit or ("nothing fitted" if nothing(r) else r.run_id) for r in records]
 
 
 def _canonical(value: Any) -> bytes:
@@ -447,22 +467,24 @@ class ColumnPanel:
         name, place = column.name, {seed: k for k, seed in enumerate(seeds)}
         rows: list[list[stats.Sums | None]] = []
         whole, binary = [], True
+        fits: list[list[str]] = []
         for records in members:
             row: list[stats.Sums | None] = [None] * len(seeds)
-            for record in records:
+            fits.append([""] * len(seeds))
+            for record, fit in zip(records, fits_of(records), strict=True):
+                fits[-1][place[record.seed]] = fit
                 found = clusters.get(record.run_id)
                 if found is not None and name in found.total:
                     row[place[record.seed]] = found.total[name], found.count[name]
                     binary = binary and found.binary[name]
             rows.append(row)
             whole.append(sum(run is not None for run in row) == len(records))
-        return ColumnPanel(column, seeds, stats.panel(rows), whole, binary)
+        return ColumnPanel(column, seeds, stats.panel(rows, fits), whole, binary)
 
     def differences(self, rows: list[int], other: int) -> list[tuple[stats.Difference, list[int]]]:
         """`rows` minus the row `other`, each with the seeds that both have."""
-        sums = stats.Panel(self.sums.totals[rows], self.sums.counts[rows])
         share = self.column.unit == "share"
-        found = stats.paired_differences(sums, self.sums.row(other), binary=self.binary, share=share)
+        found = stats.paired_differences(self.sums.rows(rows), self.sums.row(other), binary=self.binary, share=share)
         seen = (self.sums.counts.sum(2) > 0).tolist()
         seeds = [[s for k, s in enumerate(self.seeds) if seen[i][k] and seen[other][k]] for i in rows]
         return list(zip(found, seeds, strict=True))
@@ -470,22 +492,22 @@ class ColumnPanel:
     def cells(self, members: Sequence[Sequence[RunRecord]]) -> list[Cell]:
         """The column's cells, without differences."""
         several = [i for i, records in enumerate(members) if len(records) > 1 and self.whole[i]]
-        sums = stats.Panel(self.sums.totals[several], self.sums.counts[several])
-        over = stats.over_seeds(sums, binary=self.binary, share=self.column.unit == "share")
+        over = stats.over_seeds(self.sums.rows(several), binary=self.binary, share=self.column.unit == "share")
         averaged = dict(zip(several, over, strict=True))
         cells = []
         for i, records in enumerate(members):
             found = [m for record in records if (m := record.metrics.get(self.column.name))]
             n, missing = max((m.n for m in found), default=0), sum(m.missing for m in found)
+            by_seed = [m.value if (m := r.metrics.get(self.column.name)) else None for r in records]
             if len(records) == 1 and found:
-                cells.append(Cell(found[0].value, found[0].low, found[0].high, found[0].interval, n, missing))
+                value, bounds = found[0].value, stats.Interval(found[0].low, found[0].high, found[0].interval)
             elif i in averaged:
                 value, bounds = averaged[i]
-                cells.append(Cell(value, bounds.low, bounds.high, bounds.method, n, missing))
             else:
-                values = [m.value for m in found if m.value is not None]
+                values = [v for v in by_seed if v is not None]
                 value = sum(values) / len(values) if values else None
-                cells.append(Cell(value, None, None, "none: clusters unknown", n, missing))
+                bounds = stats.Interval(None, None, "none: clusters unknown")
+            cells.append(Cell(value, *bounds, n, missing, by_seed=by_seed))
         return cells
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.stats import seed_kind
 
 if TYPE_CHECKING:
     from detoxbench.leaderboard import Row, Table
@@ -79,9 +80,10 @@ def stability(
 
     `clusters` holds the sums of each run of the table, by run id. Prompts (or records) are resampled for all rows and
     metrics at once, so that what rows have in common moves no rank: by the Bayesian bootstrap (Rubin 1981), which
-    weighs clusters instead of drawing them and so never leaves a metric without any. Seeds are drawn too, one fewer
-    than there are, which makes the variance of a mean of few come out right (McCarthy and Snowden 1985); rows with the
-    same seeds draw the same. Rows without clusters or without any value are left out.
+    weighs clusters instead of drawing them and so never leaves a metric without any. Where a row's seeds count as drawn
+    from a population (`stats.seed_kind`) they are drawn too, one fewer than there are, which makes the variance of a
+    mean of few come out right (McCarthy and Snowden 1985); rows with the same seeds draw the same. Rows without
+    clusters or without any value are left out.
     """
     axes = _metrics(table, metrics)
     rows = [r for r in _measured(table) if all(i in clusters for i in r.run_ids)]
@@ -89,14 +91,14 @@ def stability(
     place = {name: k for k, name in enumerate(names)}
     rng = np.random.default_rng(seed)
     weights = rng.exponential(size=(resamples, len(names)))
-    drawn: dict[tuple[int, ...], Array] = {}
+    drawn: dict[tuple[tuple[int, ...], bool], Array] = {}
     values = np.full((len(rows), len(axes), resamples), np.nan)
     for i, row in enumerate(rows):
-        seeds = tuple(row.seeds)
+        seeds = tuple(row.seeds), seed_kind(row.fits or row.seeds) == "drawn"
         if seeds not in drawn:
-            drawn[seeds] = _seed_weights(rng, len(seeds), resamples)
+            drawn[seeds] = _seed_weights(rng, len(row.seeds), resamples, seeds[1])
         for j, axis in enumerate(axes):
-            ratios = np.full((len(seeds), resamples), np.nan)
+            ratios = np.full((len(row.seeds), resamples), np.nan)
             for k, run_id in enumerate(row.run_ids):
                 total, count = (getattr(clusters[run_id], part).get(axis.name, {}) for part in ("total", "count"))
                 seen = [c for c, n in count.items() if n > 0]
@@ -219,8 +221,8 @@ def _ranks(points: Array) -> NDArray[np.int64]:
     return ranks
 
 
-def _seed_weights(rng: np.random.Generator, seeds: int, resamples: int) -> Array:
-    """How often each seed is drawn, [seeds, resamples]."""
-    if seeds == 1:
-        return np.ones((1, resamples))
+def _seed_weights(rng: np.random.Generator, seeds: int, resamples: int, drawn: bool) -> Array:
+    """How often each seed is drawn, [seeds, resamples]; once each where they are taken as they are."""
+    if not drawn:
+        return np.ones((seeds, resamples))
     return rng.multinomial(seeds - 1, [1 / seeds] * seeds, size=resamples).T.astype(float)

@@ -12,9 +12,6 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, differing, short
 from detoxbench.registries import scorers
 
-TWO_SEEDS = "87 to 92"
-"""What intervals over two seeds cover where seeds differ (docs/statistics.md)."""
-
 
 def of_table(
     columns: list[Column], rows: list[Row], against: str | None, reference: int | None, *, embedded: bool
@@ -49,10 +46,7 @@ def of_table(
                 over = f"differences are over {_listed(common)}" if common else "none in common, so no differences"
                 name = "base" if against is None else "the other"
                 notes.append(f"{row.label}: seeds {_listed(row.seeds)}, {name} {_listed(other.seeds)}: {over}")
-    if any(len(row.seeds) == 2 for row in rows):
-        notes.append(
-            f"two seeds: where seeds differ much, their 95 % intervals cover {TWO_SEEDS} %; take three or more"
-        )
+    notes += _seeds(columns, rows)
     notes += _counted(rows)
     read = {row.label: (row.counts.get("prompts_in_fit_data"), row.counts.get("requests")) for row in rows}
     if flagged := [f"{label} ({n} of {asked})" for label, (n, asked) in read.items() if n]:
@@ -92,6 +86,34 @@ def of_scorers(identity: Mapping[str, Any]) -> list[str]:
             continue
         notes += [f"scorer {name}: {caveat}"] if caveat else []
     return notes
+
+
+def _seeds(columns: list[Column], rows: list[Row]) -> list[str]:
+    """What the rows' seeds stand for (`stats.seed_kind`), and what each of two gave."""
+    several = [row for row in rows if len(row.seeds) > 1]
+    kinds = {row.label: stats.seed_kind(row.fits) for row in several}
+    notes = []
+    if same := [label for label, kind in kinds.items() if kind == "repeats"]:
+        notes.append(f"the same intervention under every seed, so that seeds are further samples: {', '.join(same)}")
+    if two := [row for row in several if kinds[row.label] == "these"]:
+        notes.append(
+            "two seeds with different fits: intervals and tests are for these two, not for new seeds (take three or "
+            f"more): {'; '.join(f'{row.label}: {_by_seed(columns, row)}' for row in two)}"
+        )
+    if drawn := [label for label, kind in kinds.items() if kind == "drawn"]:
+        notes.append(
+            f"another fit under every seed, so that intervals and tests are for new seeds too: {', '.join(drawn)}"
+        )
+    return notes
+
+
+def _by_seed(columns: list[Column], row: Row) -> str:
+    """Each metric under each seed."""
+    told = []
+    for column in columns:
+        values = [v if v is None or column.unit == "number" else 100 * v for v in row.cells[column.name].by_seed]
+        told.append(f"{column.name} {' and '.join('missing' if v is None else f'{v:.3g}' for v in values)}")
+    return f"seeds {_listed(row.seeds)}: {', '.join(told)}"
 
 
 def verified(rows: list[Row], packs: Mapping[str, str]) -> list[str]:

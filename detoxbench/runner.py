@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from detoxbench.cell import PARTIAL, Cell, checkpoint_folder, companions, plan
-from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec
+from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec, digest
 from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import require_finite_values
@@ -131,6 +131,8 @@ class _Fit(msgspec.Struct):
     added_parameters: int
     artifact_bytes: int
     info: dict[str, Any]
+    digest: str | None = None
+    """Of what was fitted (`Intervention.digest`); of all records' interventions where each has its own."""
 
 
 class _Generation(msgspec.Struct):
@@ -153,6 +155,7 @@ class _RecordFit(msgspec.Struct):
     seconds: float
     peak_mb: float | None
     info: dict[str, Any]
+    digest: str | None = None
 
 
 def _fit(cell: Cell) -> _Fit:
@@ -167,6 +170,7 @@ def _fit(cell: Cell) -> _Fit:
         with Meter(lm.device) as meter:
             intervention = cell.method.fit(lm, cell.data)
         fit = _fit_of(cell, lm, intervention, meter.seconds, meter.peak_mb, dict(intervention.info))
+        fit.digest = intervention.digest()
 
         def fill(folder: Path) -> None:
             intervention.save(folder / "intervention")
@@ -326,7 +330,8 @@ def _fitted_groups(
         for i in wanted:
             with Meter(lm.device) as meter:
                 intervention = next(fits)
-            append([_RecordFit(names[i], meter.seconds, meter.peak_mb, dict(intervention.info))])
+            info, made = dict(intervention.info), intervention.digest()
+            append([_RecordFit(names[i], meter.seconds, meter.peak_mb, info, made)])
             more = intervention.artifact_bytes() if routable(lm, intervention) else math.inf
             asked = len(unmade[names[i]]) * gen.n
             full = size + more > gen.edits_mb * 2**20 or (rows + asked) * gen.max_new_tokens > gen.batch_tokens
@@ -359,7 +364,9 @@ def _all_fits(cell: Cell, lm: LanguageModel) -> tuple[Intervention, _Fit]:
     info = {"records": len(fits), "seconds_per_record": statistics.mean(seconds), **merged([fit.info for fit in fits])}
     peak = max((fit.peak_mb for fit in fits if fit.peak_mb is not None), default=None)
     log.info("fitted %s for each of %d records in %.1f s", cell.method.name, len(fits), sum(seconds))
-    return first, _fit_of(cell, lm, first, sum(seconds), peak, info)
+    whole = _fit_of(cell, lm, first, sum(seconds), peak, info)
+    whole.digest = digest([fit.digest for fit in fits])
+    return first, whole
 
 
 def merged(values: Sequence[Any]) -> Any:
@@ -475,6 +482,7 @@ def _finish(
             "relative_speed": generation.relative_speed,
         },
         diagnostics=fit.info,
+        fit=fit.digest,
         base_run_id=base.run_id if base else None,
         provenance=provenance(torch.device(generation.device)),
     )

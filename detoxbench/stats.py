@@ -3,10 +3,13 @@
 A metric is a ratio, sum(total) / sum(count) over clusters (prompts or records). Clusters are independent, what is
 inside one is not, so everything here works on clusters. All intervals are 95 %, all p-values two-sided.
 
-One run has a closed form (Wilson) or a cluster bootstrap. Several seeds are averaged, and since they share their
-clusters the variance has two levels: "two-way clustered" (Cameron, Gelbach and Miller 2011), with Satterthwaite's
-degrees of freedom. Resampling seeds too would be simpler, but three seeds are too few to resample: in 1,000 simulated
-triples (100 clusters) such intervals covered 75 % where seeds differ much and 99 % where they differ little.
+One run has a closed form (Wilson) or a cluster bootstrap. Several seeds are averaged; what they are evidence of depends
+on what was fitted under each (`seed_kind`). Where that is one and the same intervention, or where there are two seeds,
+only clusters are drawn from a population: the average is resampled by clusters like one run. From three seeds with
+different fits on the seeds are drawn too, and since they share their clusters the variance has two levels: "two-way
+clustered" (Cameron, Gelbach and Miller 2011), with Satterthwaite's degrees of freedom. Resampling seeds too would be
+simpler, but three seeds are too few to resample: in 1,000 simulated triples (100 clusters) such intervals covered 75 %
+where seeds differ much and 99 % where they differ little.
 
 How often these intervals hold the truth is simulated in tests/coverage_simulation.py; docs/statistics.md has the
 figures, and why the variance between seeds is not pooled over the rows of a table.
@@ -15,9 +18,9 @@ figures, and why the variance between seeds is not pooled over the rows of a tab
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +32,8 @@ from detoxbench.suites.base import Measure
 Sums = tuple[Mapping[Any, float], Mapping[Any, float]]
 """One run's (total, count), each by cluster."""
 Array = NDArray[np.float64]
+Fits = Sequence[Sequence[Hashable]]
+SeedKind = Literal["repeats", "these", "drawn"]
 
 RESAMPLES = 2000
 POWER = 0.8
@@ -58,22 +63,49 @@ class Difference(NamedTuple):
     """The value over the standard deviation of the clusters' differences (Cohen's d_z, 1988, section 2.3.5)."""
     detectable: float | None = None
     """The difference that a test at the level 0.05 finds with a power of 80 %, given the spread seen here:
-    (t_0.975 + t_0.8) standard errors (Bloom 1995). Several seeds have none: their degrees of freedom are a matter of
-    luck, and the formula does not hold."""
+    (t_0.975 + t_0.8) standard errors (Bloom 1995). Where seeds are drawn there is none: their degrees of freedom are a
+    matter of luck, and the formula does not hold."""
     above: int = 0
     """Clusters in which a is higher than b. For one yes or no a cluster, above / below is the matched odds ratio."""
     below: int = 0
 
 
 class Panel(NamedTuple):
-    """Sums of many runs, [rows, seeds, clusters]: a row is a configuration, count 0 stands for not observed."""
+    """Sums of many runs, [rows, seeds, clusters]: a row is a configuration, count 0 stands for not observed.
+
+    fits[row][seed] says what was fitted: equal where it is the same intervention. None: another one under every seed.
+    """
 
     totals: Array
     counts: Array
+    fits: Fits | None = None
+
+    def rows(self, at: slice | Sequence[int]) -> Panel:
+        """These rows alone."""
+        fits = self.all_fits()
+        chosen = fits[at] if isinstance(at, slice) else [fits[r] for r in at]
+        return Panel(self.totals[at], self.counts[at], chosen)
 
     def row(self, r: int) -> Panel:
         """Row `r` alone."""
-        return Panel(self.totals[r : r + 1], self.counts[r : r + 1])
+        return self.rows([r])
+
+    def all_fits(self) -> Fits:
+        """`fits`, also where they are not given."""
+        rows, seeds = self.totals.shape[:2]
+        return [range(seeds)] * rows if self.fits is None else self.fits
+
+
+def seed_kind(fits: Sequence[Hashable]) -> SeedKind:
+    """What several seeds of a row are evidence of, from what was fitted under each: the one rule for all who average.
+
+    "repeats": the same intervention, sampled from again: what is averaged speaks of it, whatever the seed.
+    "these": two seeds with different fits: what is averaged speaks of these two, since two cannot say how far others
+    would lie. "drawn": three or more: it speaks of new seeds too.
+    """
+    if len(set(fits)) < 2:
+        return "repeats"
+    return "these" if len(fits) == 2 else "drawn"
 
 
 def attach(measures: Iterable[Measure]) -> dict[str, MetricRecord]:
@@ -116,26 +148,39 @@ def interval(
     (Efron 1987), its levels widened from the normal to the t distribution as percentile intervals are too short for
     few clusters (Hesterberg 2015, section 3.3). `share` says that values lie between 0 and 1.
     """
-    totals, counts = (values[0] for values in panel([[(total, count)]]))
-    t, n = totals[0], counts[0]
-    if binary and len(t) and _one_each(totals, counts):
-        return Interval(*wilson(t.sum(), n.sum()), "Wilson")
-    known = _degenerate(totals, counts, share)
-    if known is not None:
-        return known
+    totals, counts, _ = panel([[(total, count)]])
+    return _over_clusters(totals[0], counts[0], binary, share, seed)
+
+
+def _over_clusters(totals: Array, counts: Array, binary: bool, share: bool, seed: int = 0) -> Interval:
+    """95 % interval of the mean over seeds of their ratios, [seeds, clusters], for these seeds and new clusters."""
+    if binary and len(totals) == 1 and totals.size and _one_each(totals, counts):
+        return Interval(*wilson(totals.sum(), counts.sum()), "Wilson")
+    return _degenerate(totals, counts, share) or _bootstrap(totals, counts, seed)
+
+
+def _bootstrap(totals: Array, counts: Array, seed: int) -> Interval:
+    """BCa over the clusters, which are resampled together under all seeds, [seeds, clusters]."""
     # By value: the resamples then depend neither on the clusters' names nor on their order.
-    order = np.lexsort((n, t))
-    t, n = t[order], n[order]
-    value = float(t.sum() / n.sum())
-    clusters = len(t)
+    order = np.lexsort((*counts[::-1], *totals[::-1]))
+    totals, counts = totals[:, order], counts[:, order]
+    clusters = totals.shape[1]
+    ratios = _per_cluster(totals.sum(1), counts.sum(1))
+    value = float(ratios.mean())
+    influence = _influence(totals[None], counts[None], ratios[None])[0].mean(0)
+    if np.abs(influence).max() <= 1e-12 * np.abs(_per_cluster(totals, counts)).max():
+        return Interval(None, None, "none: all clusters equal")
     draws = np.empty(RESAMPLES)
     rng = np.random.default_rng(seed)
     step = max(1, 2_000_000 // clusters)  # bounds the memory: 16 MB of indices at a time
     for start in range(0, RESAMPLES, step):
         rows = rng.integers(clusters, size=(min(step, RESAMPLES - start), clusters))
-        draws[start : start + step] = t[rows].sum(1) / n[rows].sum(1)
+        places = rows + clusters * np.arange(len(rows))[:, None]
+        times = np.bincount(places.ravel(), minlength=places.size).reshape(places.shape).astype(float)
+        t, n = times @ totals.T, times @ counts.T  # [resamples, seeds]
+        # A seed that has none of the drawn clusters keeps its value.
+        draws[start : start + step] = np.where(n > 0, _per_cluster(t, n), ratios).mean(1)
 
-    influence = t - value * n
     acceleration = float((influence**3).sum() / (6 * (influence**2).sum() ** 1.5))
     tie = 1e-12 * np.abs(draws).max()  # resamples equal to the estimate count half, whatever rounding made of them
     below = ((draws < value - tie).mean() + (draws <= value + tie).mean()) / 2
@@ -147,7 +192,7 @@ def interval(
     return Interval(min(float(low), value), max(float(high), value), "cluster bootstrap (BCa)")
 
 
-def panel(rows: Sequence[Sequence[Sums | None]]) -> Panel:
+def panel(rows: Sequence[Sequence[Sums | None]], fits: Fits | None = None) -> Panel:
     """rows[r][s] is the sums of row r under seed s (None: there are none) as arrays over all clusters observed.
 
     Raises ValueError naming a cluster whose sum or count is not finite.
@@ -171,7 +216,7 @@ def panel(rows: Sequence[Sequence[Sums | None]]) -> Panel:
     seen = counts > 0
     totals[~seen] = 0
     observed = seen.any((0, 1))
-    return Panel(totals.compress(observed, 2), counts.compress(observed, 2))
+    return Panel(totals.compress(observed, 2), counts.compress(observed, 2), fits)
 
 
 def over_seeds(
@@ -179,27 +224,42 @@ def over_seeds(
 ) -> list[tuple[float | None, Interval]]:
     """For each row the mean over seeds of its values, and the 95 % interval of that.
 
-    Seeds without an observation are left out. One seed is `interval`; with more, clusters and seeds both count as
-    drawn from a population: the interval speaks of new prompts and new seeds. Shares are treated on the logit scale,
-    which keeps the interval inside 0 and 1.
+    Seeds without an observation are left out. What seeds stand for is said by `seed_kind`: repeats of one fit, and two
+    seeds, are taken as they are, and the interval speaks of new prompts. Seeds that count as drawn make it speak of new
+    prompts and new seeds; shares are then treated on the logit scale. All intervals stay within what a metric can be.
     """
     results: list[tuple[float | None, Interval]] = []
     for at in _chunks(found):
-        totals, counts = found.totals[at], found.counts[at]
+        part = found.rows(at)
+        totals, counts = part.totals, part.counts
         ratios, there = _ratios(totals, counts)
+        kinds = _seed_kinds(there, part.all_fits())
         value = ratios.sum(1) / np.maximum(there.sum(1), 1)
-        error, freedom = _two_way(_influence(totals, counts, ratios), ratios, there, (counts > 0).any(1).sum(1))
-        for r, seeds in enumerate(there.sum(1)):
+        influence, clusters = _influence(totals, counts, ratios), (counts > 0).any(1).sum(1)
+        error, freedom = _two_way(influence, ratios, there, clusters, kinds)
+        for r, kind in enumerate(kinds):
             observed = (counts[r] > 0).any(0)
             t, n = totals[r][there[r]][:, observed], counts[r][there[r]][:, observed]
-            if seeds < 2:
-                one: Sums = (dict(enumerate(t[0])), dict(enumerate(n[0]))) if seeds else ({}, {})
-                results.append((estimate(*one), interval(*one, binary=binary, share=share, seed=seed)))
-                continue
-            v = float(value[r])
-            known = _degenerate(t, n, share)
-            results.append((v, known or _t_interval(v, float(error[r]), float(freedom[r]), share)))
+            v = float(value[r]) if len(t) else None
+            if v is None or kind != "drawn":
+                bounds = _over_clusters(t, n, binary, share, seed)
+            else:
+                bounds = _degenerate(t, n, share) or _t_interval(v, float(error[r]), float(freedom[r]), t, n, share)
+            told = bounds.method + (_SUFFIX[kind] if bounds.low is not None else "")
+            results.append((v, bounds._replace(method=told)))
     return results
+
+
+_SUFFIX: dict[SeedKind, str] = {"repeats": "", "these": ", for these 2 seeds", "drawn": ""}
+"""What a method's name says of the seeds."""
+
+
+def _seed_kinds(there: NDArray[np.bool_], *fits: Fits) -> list[SeedKind]:
+    """`seed_kind` of each row, over the seeds that it has. Of a difference, both sides' fits: it is enough if those of
+    one side differ."""
+    return [
+        seed_kind([tuple(f[r][s] for f in fits) for s in np.flatnonzero(seen).tolist()]) for r, seen in enumerate(there)
+    ]
 
 
 def paired_differences(a: Panel, b: Panel, *, binary: bool = False, share: bool = False) -> list[Difference]:
@@ -208,35 +268,44 @@ def paired_differences(a: Panel, b: Panel, *, binary: bool = False, share: bool 
     A cluster enters a seed's difference where both sides have observed it. What two runs have in common in a cluster
     cancels, which is why this interval is narrower than the two runs' own: the difficulty of the prompt, and, since
     sampling noise is keyed by seed, prompt, sample and token, the part of each sample's luck that the two models share
-    (a cluster's sums are over the same samples, so pairing clusters pairs the samples). With one seed the variance is
-    that of the clusters' differences (paired t), with more it has two levels, as in `over_seeds`. The p-value is of
-    the same t, except for one seed of yes or no answers: McNemar's exact test.
+    (a cluster's sums are over the same samples, so pairing clusters pairs the samples). The variance is that of the
+    clusters' differences, averaged over seeds (paired t); where the seeds of either side count as drawn (`seed_kind`)
+    it has two levels, as in `over_seeds`. The p-value is of the same t, except for one seed of yes or no answers:
+    McNemar's exact test.
     """
     results: list[Difference] = []
     for at in _chunks(a):
-        other = slice(None) if len(b.totals) == 1 else at
-        both = (a.counts[at] > 0) & (b.counts[other] > 0)
-        sides = [(np.where(both, x.totals[y], 0), np.where(both, x.counts[y], 0)) for x, y in ((a, at), (b, other))]
-        results += _paired(sides[0], sides[1], binary, share)
+        sides = a.rows(at), (b.row(0) if len(b.totals) == 1 else b.rows(at))
+        both = (sides[0].counts > 0) & (sides[1].counts > 0)
+        results += _paired(_where(both, sides[0]), _where(both, sides[1]), binary, share)
     return results
 
 
-def _paired(a: tuple[Array, Array], b: tuple[Array, Array], binary: bool, share: bool) -> list[Difference]:
-    """`paired_differences` of (totals, counts) in which both sides have the same clusters."""
-    (totals_a, counts_a), (totals_b, counts_b) = a, b
+def _where(observed: NDArray[np.bool_], side: Panel) -> Panel:
+    """`side` without what is not `observed`, [rows, seeds, clusters]; its only row as often as there are rows."""
+    fits = [*side.all_fits()] * (len(observed) // len(side.totals))
+    return Panel(np.where(observed, side.totals, 0), np.where(observed, side.counts, 0), fits)
+
+
+def _paired(a: Panel, b: Panel, binary: bool, share: bool) -> list[Difference]:
+    """`paired_differences` of panels in which both sides have the same clusters."""
+    (totals_a, counts_a, _), (totals_b, counts_b, _) = a, b
     ratios_a, there = _ratios(totals_a, counts_a)
     ratios_b, _ = _ratios(totals_b, counts_b)
     by_seed = ratios_a - ratios_b
     seeds, clusters = there.sum(1), (counts_a > 0).any(1).sum(1)
     value = by_seed.sum(1) / np.maximum(seeds, 1)
     influence = _influence(totals_a, counts_a, ratios_a) - _influence(totals_b, counts_b, ratios_b)
-    error, freedom = _two_way(influence, by_seed, there, clusters)
+    kinds = _seed_kinds(there, a.all_fits(), b.all_fits())
+    error, freedom = _two_way(influence, by_seed, there, clusters, kinds)
     spread = np.sqrt((_over(influence.sum(1), seeds) ** 2).sum(1) / np.maximum(clusters - 1, 1))
 
-    scale = np.maximum(*(np.abs(_per_cluster(t, n)).max((1, 2), initial=0) for t, n in (a, b)))
-    # The seeds' values differ from their mean by no more than rounding, and no cluster from the others.
-    apart = np.where(there, np.abs(by_seed - value[:, None]), 0).max(1, initial=0)
-    flat = np.maximum(np.abs(influence).max((1, 2), initial=0), apart) <= 1e-12 * scale
+    scale = np.maximum(*(np.abs(_per_cluster(t, n)).max((1, 2), initial=0) for t, n, _ in (a, b)))
+    drawn = np.array([kind == "drawn" for kind in kinds])
+    # No cluster differs from the others by more than rounding; nor do drawn seeds.
+    apart = np.where(there & drawn[:, None], np.abs(by_seed - value[:, None]), 0).max(1, initial=0)
+    off = np.where(drawn[:, None], np.abs(influence).max(1, initial=0), np.abs(influence.sum(1)))
+    flat = np.maximum(off.max(1, initial=0), apart) <= 1e-12 * scale
     means = _over(_per_cluster(totals_a, counts_a).sum(1) - _per_cluster(totals_b, counts_b).sum(1), seeds)
     above, below = (means > 1e-12 * scale[:, None]).sum(1), (means < -1e-12 * scale[:, None]).sum(1)
     exact = (seeds == 1) & (_one_each(totals_a, counts_a) & _one_each(totals_b, counts_b) & binary)
@@ -255,15 +324,31 @@ def _paired(a: tuple[Array, Array], b: tuple[Array, Array], binary: bool, share:
         else:
             e, f = float(error[r]), float(freedom[r])
             half = _t_quantile(0.975, f) * e
-            low, high = (max(v - half, -1.0), min(v + half, 1.0)) if share else (v - half, v + half)
+            lowest, highest = _range(np.concatenate([_observed(side.totals[r], side.counts[r]) for side in (a, b)]))
+            apart_at_most = 1.0 if share else highest - lowest
+            low, high = max(v - half, -apart_at_most), min(v + half, apart_at_most)
             p = _mcnemar(*signs) if exact[r] else _t_tail(abs(v) / e, f)
-            method = "paired t" if seeds[r] == 1 else "two-way clustered paired t"
+            method = "two-way clustered paired t" if drawn[r] else "paired t"
+            method += _SUFFIX[kinds[r]]
             if exact[r]:
                 method += ", McNemar"
-            detectable = half + _t_quantile(POWER, f) * e if seeds[r] == 1 else None
+            detectable = None if drawn[r] else half + _t_quantile(POWER, f) * e
             effect = v / float(spread[r]) if spread[r] > 0 else None
             found.append(Difference(v, low, high, p, n, method, effect, detectable, *signs))
     return found
+
+
+def _observed(totals: Array, counts: Array) -> Array:
+    """The values of all clusters and seeds that have one."""
+    seen = counts > 0
+    values: Array = totals[seen] / counts[seen]
+    return values
+
+
+def _range(values: Array) -> tuple[float, float]:
+    """What a mean of a metric can be, as far as single clusters' `values` show it: no further from 0 than they are, so
+    never negative where none of them is, and never above 1 where none can be."""
+    return min(0.0, float(values.min())), max(0.0, float(values.max()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -313,13 +398,17 @@ def _influence(totals: Array, counts: Array, ratios: Array) -> Array:
 
 
 def _two_way(
-    influence: Array, ratios: Array, there: NDArray[np.bool_], clusters: NDArray[np.int64]
+    influence: Array,
+    ratios: Array,
+    there: NDArray[np.bool_],
+    clusters: NDArray[np.int64],
+    kinds: Sequence[SeedKind],
 ) -> tuple[Array, Array]:
     """Standard error of each row's mean of `ratios` over seeds, and its degrees of freedom.
 
     The variance between clusters and that between seeds both hold the noise that is neither's, so it is taken off
     once. Where seeds differ by no more than that noise they are taken not to differ at all.
-    One seed has the variance between clusters alone.
+    Seeds that do not count as drawn leave the variance between clusters alone.
     """
     seeds = np.maximum(there.sum(1), 1)
     c, s = np.maximum(clusters - 1, 1), np.maximum(seeds - 1, 1)
@@ -334,14 +423,18 @@ def _two_way(
     variance = np.maximum(between_clusters + between_seeds - rest, within)
     parts = between_clusters**2 / c + between_seeds**2 / s
     freedom = np.maximum(1, variance**2 / np.where(parts > 0, parts, 1))
-    pooled = (seeds == 1) | (between_seeds <= rest)
-    return np.sqrt(np.where(pooled, within, variance)), np.where(pooled, c, freedom)
+    drawn = np.array([kind == "drawn" for kind in kinds])
+    pooled = between_seeds <= rest
+    variance = np.where(drawn, np.where(pooled, within, variance), between_clusters)
+    return np.sqrt(variance), np.where(drawn & ~pooled, freedom, c)
 
 
-def _t_interval(value: float, error: float, freedom: float, share: bool) -> Interval:
+def _t_interval(value: float, error: float, freedom: float, totals: Array, counts: Array, share: bool) -> Interval:
+    """Of one row, [seeds, clusters], kept within what the metric can be."""
     half = _t_quantile(0.975, freedom) * error
     if not (share and 0 < value < 1):
-        return Interval(value - half, value + half, "two-way clustered t")
+        lowest, highest = _range(_observed(totals, counts))
+        return Interval(max(value - half, lowest), min(value + half, highest), "two-way clustered t")
     half = min(half / (value * (1 - value)), 700)  # beyond, exp() overflows and the interval is all of 0..1 anyway
     odds = value / (1 - value)
     low, high = (1 / (1 + math.exp(s * half) / odds) for s in (1, -1))

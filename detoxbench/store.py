@@ -80,6 +80,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
     base_run_id: str | None
     """The run of the base model under the same suite, scorer, generation and seed."""
     provenance: dict[str, Any]
+    fit: str | None = None
+    """Digest of the fitted intervention (`Intervention.digest`): runs with the same differ by sampling alone, whatever
+    their seeds. None in runs from before it was kept."""
 
 
 class Clusters(msgspec.Struct, kw_only=True):

@@ -177,7 +177,9 @@ def test_seeds_are_averaged_and_only_shared_ones_enter_the_difference(store, tmp
     base, row = table.rows
     assert row.seeds == [0, 1, 2]
     assert row.cells["DS"].value == pytest.approx((20 + 24 + 40) / 120)
-    assert base.cells["DS"].interval == "two-way clustered t (logit)"
+    assert base.cells["DS"].interval == "cluster bootstrap (BCa)", "the base is the same under every seed"
+    assert row.cells["DS"].interval == "two-way clustered t (logit)"
+    assert row.cells["DS"].by_seed == [20 / 40, 24 / 40, 1.0]
     difference = row.cells["DS"].difference
     assert difference.seeds == [0, 1]
     assert difference.value == pytest.approx((10 + 12) / 80)
@@ -333,13 +335,59 @@ def test_to_be_the_best_of_three_takes_more_than_to_be_the_better_of_two(store, 
     assert only_table(read(tmp_path)).columns[0].best is None
 
 
-def test_two_seeds_are_said_to_be_few(store, tmp_path):
+def test_what_seeds_stand_for_is_said_below_the_table_with_each_of_two(store, tmp_path):
     for seed in range(3):
-        store([defense(yes(10))], seed=seed)
-    assert not any("two seeds" in note for note in only_table(read(tmp_path)).notes)
+        store([defense(yes(10 + seed))], seed=seed)
+        store([defense(yes(20 + seed))], "self_reminder", seed, fit="the same words")
+    notes = only_table(read(tmp_path)).notes
+    assert "the same intervention under every seed, so that seeds are further samples: none, self_reminder" in notes
     for seed in range(2):
-        store([defense(yes(20))], "destein", seed)
-    assert any("two seeds" in note for note in only_table(read(tmp_path)).notes)
+        store([defense(yes(20 + 4 * seed))], "destein", seed, fit=f"of seed {seed}")
+    (two,) = [note for note in only_table(read(tmp_path)).notes if "these two" in note]
+    assert two.endswith("(take three or more): destein: seeds 0, 1: DS 50 and 60")
+    store([defense(yes(20))], "destein", 2, fit="of seed 2")
+    notes = only_table(read(tmp_path)).notes
+    assert "another fit under every seed, so that intervals and tests are for new seeds too: destein" in notes
+
+
+def test_runs_without_a_digest_of_their_fit_are_the_same_only_where_a_seed_could_change_nothing(store, tmp_path):
+    for seed in range(2):
+        store([defense(yes(10 + seed))], seed=seed)
+        store([defense(yes(20 + seed))], "self_reminder", seed, cost={"artifact_bytes": 0})
+        store([defense(yes(30 + seed))], "destein", seed)
+    base, destein, reminder = only_table(read(tmp_path)).rows
+    for row, same in ((base, True), (reminder, True), (destein, False)):
+        assert (len(set(row.fits)) == 1) == same
+
+
+def test_a_second_seed_that_agrees_keeps_the_evidence(store, tmp_path):
+    """30 prompts x 5, two seeds in which the toxicity falls by .25 and by .48, each supported alone."""
+    rng = np.random.default_rng(0)
+    prompts = [f"p{i}" for i in range(30)]
+    hard = rng.beta(0.9, 0.9, 30)
+
+    def emt(kept):
+        values = np.clip(hard * kept + rng.normal(0, 0.05, 30), 0, 1)
+        return toxicity(dict(zip(prompts, map(float, values), strict=True)))
+
+    for seed, kept in ((0, 0.5), (1, 0.04)):
+        store([emt(1.0)], seed=seed)
+        store([emt(kept)], "destein", seed, fit=f"of seed {seed}")
+        alone = only_table(leaderboard(tmp_path / "runs")) if seed == 0 else None
+        if alone:
+            assert alone.rows[1].cells["EMT"].difference.verdict == "better"
+    base, destein = (row.cells["EMT"] for row in only_table(read(tmp_path)).rows)
+    assert 0 < base.low < base.value < base.high < 1
+    assert destein.difference.verdict == "better"
+    assert destein.difference.method == "paired t, for these 2 seeds"
+    assert -1 < destein.difference.low < destein.difference.high < 0
+    # A third and fourth that lie far from these widen it, but never beyond what the metric can be.
+    store([emt(1.0)], seed=2)
+    store([emt(0.9)], "destein", 2, fit="of seed 2")
+    destein = only_table(read(tmp_path)).rows[1].cells["EMT"]
+    assert destein.difference.method == "two-way clustered paired t"
+    assert 0 <= destein.low < destein.high <= 1
+    assert -1 <= destein.difference.low < destein.difference.high <= 1
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
