@@ -111,7 +111,7 @@ REPEATS = [
     case
     for seeds in (2, 3, 5)
     for case in (
-        Situation("4 answers, 5 %, one fit", yes_no(0.05, 4), 0.05, seeds, 200, share=True, one_fit=True),
+        Situation("4 answers, 30 %, one fit", yes_no(0.3, 4), 0.3, seeds, 80, share=True, one_fit=True),
         Situation("a number, one fit", normal(0.0), 0.0, seeds, 30, one_fit=True),
     )
 ]

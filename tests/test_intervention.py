@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,18 @@ def test_bf16_weights_are_restored_bit_for_bit_too() -> None:
     with lm.applied(everything(lm)):
         assert not same(before, state(lm))
     assert same(before, state(lm))
+
+
+def test_a_digest_is_of_what_an_intervention_does_and_not_of_what_was_recorded() -> None:
+    lm = tiny("llama")
+    one = everything(lm)
+    assert one.digest() == replace(everything(lm), info={"losses": [9.0]}).digest()
+    down = lm.architecture.mlp_down(1)
+    others = [
+        replace(one, weights=(Weight(f"{down}.weight", low_rank(lm, down, seed=1)), *one.weights[1:])),
+        replace(one, weights=one.weights[:-1]),
+        replace(one, hooks=tuple(replace(h, params={"alpha": 0.25}) for h in one.hooks)),
+        replace(one, hooks=tuple(replace(h, tensors={"z": h.tensors["z"] * 2}) for h in one.hooks)),
+        replace(one, prompts=(Prompt(prefix="be kind. "),)),
+    ]
+    assert len({i.digest() for i in (one, *others)}) == 1 + len(others)

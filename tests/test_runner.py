@@ -66,6 +66,21 @@ def test_costs_are_measured(done: tuple[Path, runner.RunResult]) -> None:
     assert cost["added_prompt_tokens"] == 0
 
 
+def test_runs_say_whether_they_have_the_same_intervention(done: tuple[Path, runner.RunResult]) -> None:
+    """The base and prompts under any seed, here also in what each record has; not a fit that draws its examples."""
+    folder, result = done
+    base = db.run(overrides(folder, "seed=1")).record
+    assert result.base is not None
+    assert base.fit == result.base.record.fit
+    reminded = [db.run(overrides(folder, "method=self_reminder", f"seed={s}")).record.fit for s in (0, 1)]
+    assert reminded[0] == reminded[1]
+    assert db.run(overrides(folder, "method=destein", "seed=1")).record.fit != result.record.fit
+    edits = ["method=dinm", "suite.limit=2", "method.steps=1"]
+    fits = [db.run(overrides(folder, *edits, f"seed={s}", "with_base=false")).record.fit for s in (0, 1)]
+    assert fits[0] == fits[1]
+    assert len({base.fit, *reminded, *fits, result.record.fit}) == 4
+
+
 def test_prompt_tokens_and_changed_parameters_are_costs_too(done: tuple[Path, runner.RunResult]) -> None:
     reminded = db.run(overrides(done[0], "method=self_reminder")).record.cost
     assert (reminded["added_prompt_tokens"] or 0) > 10
