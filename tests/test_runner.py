@@ -75,7 +75,7 @@ def test_runs_say_whether_they_have_the_same_intervention(done: tuple[Path, runn
     reminded = [db.run(overrides(folder, "method=self_reminder", f"seed={s}")).record.fit for s in (0, 1)]
     assert reminded[0] == reminded[1]
     assert db.run(overrides(folder, "method=destein", "seed=1")).record.fit != result.record.fit
-    edits = ["method=dinm", "suite.limit=2", "method.steps=1"]
+    edits = ["method=dinm", "suite.limit=2", "method.num_steps=1"]
     fits = [db.run(overrides(folder, *edits, f"seed={s}", "with_base=false")).record.fit for s in (0, 1)]
     assert fits[0] == fits[1]
     assert len({base.fit, *reminded, *fits, result.record.fit}) == 4
