@@ -109,13 +109,13 @@ def _report(result: RunResult) -> None:
     show(f"{names} seed={record.seed}  {result.folder}{'  (was there already)' if result.cached else ''}")
     show(table([(f"  {name}", _shown(metric)) for name, metric in record.metrics.items() if metric.headline]))
     counted = {key.replace("_", " "): n for key, n in record.counts.items() if key not in _SIZES}
-    for heading, names in (
+    for heading, told in (
         (f"of {record.counts.get('samples')} samples", [f"{name} {n}" for name, n in counted.items() if n]),
         ("none", [name for name, n in counted.items() if n == 0]),
         ("not measured", [name for name, n in counted.items() if n is None]),
     ):
-        if names:
-            show(f"  {heading}: {', '.join(names)}")
+        if told:
+            show(f"  {heading}: {', '.join(told)}")
 
 
 _SIZES = {"requests", "samples"}
