@@ -273,6 +273,7 @@ def save(intervention: Intervention, folder: str | Path, lm: LanguageModel) -> N
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DetoxbenchError(f"'{folder}' is there already: name a new folder")
+    intervention.require_finite()
     for channel in ("hooks", "logits", "prompts"):
         if parts := getattr(intervention, channel):
             what = getattr(parts[0], "op", parts[0])

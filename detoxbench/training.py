@@ -434,6 +434,8 @@ def sequence_nll(model: Any, batch: Batch, *, count_pads: bool = False, through_
     mask = batch["attention_mask"].bool()
     targets = mask[:, 1:] & mask[:, :-1] | count_pads
     nlls, rows = token_nlls(model, batch, targets, through_head=through_head)
+    if bool(nlls.isnan().any()):  # infinite ones count as 5; NaN is a broken model
+        raise NonFiniteError("the likelihoods of texts are NaN: the model is broken, or overflows: change model.dtype")
     return nlls.new_zeros(len(mask)).index_add(0, rows, finite(nlls)) / targets.sum(1)
 
 

@@ -20,7 +20,7 @@ from detoxbench.finite import require_finite, require_finite_values
 from detoxbench.intervention import Dense, Hook, Intervention, LogitOp, LowRank, Prefix, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.routing import tune
-from detoxbench.training import LoraConfig, optimise_lora
+from detoxbench.training import LoraConfig, optimise_lora, sequence_nll
 from tests.adapters import adapter_folder
 from tests.tiny import same, state, tiny
 
@@ -230,6 +230,12 @@ def broken_lm(value: float = NAN, **kwargs: Any) -> LanguageModel:
     with torch.no_grad():
         lm.model.get_parameter(f"{DOWN}.weight")[0, 0] = value
     return lm
+
+
+def test_a_training_on_whole_texts_takes_no_nan_for_a_number() -> None:
+    batch = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    with pytest.raises(NonFiniteError, match="likelihoods of texts are NaN"):
+        sequence_nll(broken_lm().model, batch)
 
 
 def test_activations_that_are_not_finite_are_named() -> None:

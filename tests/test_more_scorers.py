@@ -176,6 +176,17 @@ def test_a_classifier_that_contradicts_itself_is_refused(copied: Path) -> None:
         safety(path=str(copied)).score(["x"], [""])
 
 
+def test_a_classifier_with_a_broken_weight_is_not_asked(copied: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copied / "model.safetensors")
+    weights["classifier.out_proj.bias"][0] = float("nan")
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    for ours in (classifier(copied), safety(path=str(copied))):
+        with pytest.raises(DetoxbenchError, match=r"the classifier in .*: 'classifier\.out_proj\.bias' holds NaN"):
+            ours.score(["x"], [""])
+
+
 def test_not_a_bit_of_a_score_depends_on_what_else_is_scored() -> None:
     ours = classifier()
     texts = [*TEXTS, *("q" * n for n in range(1, 60))]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detoxbench import checkpoint
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.finite import require_finite_model
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +124,7 @@ def load_classifier(name: str, folder: Path, device: str, max_length: int | None
             f"scorer '{name}': the model in '{folder}' is no trained classifier: "
             f"it has no weights for {min(report['missing_keys'])}"
         )
+    require_finite_model(model, f"scorer '{name}': the classifier in '{folder}'")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id

@@ -83,9 +83,10 @@ class Asking:
             log.debug("scorer '%s' raised", self.scorer.name, exc_info=True)
             first = (str(error).strip().splitlines() or [""])[0][:120]
             raise _Broken(f"it raised {type(error).__name__}: {first}".rstrip(": ")) from error
-        if not isinstance(given, Sequence) or len(given) != len(texts):
-            found = f"{len(given)} rows" if isinstance(given, Sequence) else type(given).__name__
-            raise _Broken(f"it gave {found} for another number of texts")
+        if not isinstance(given, Sequence):
+            raise _Broken(f"it gave no list of rows ({type(given).__name__})")
+        if len(given) != len(texts):
+            raise _Broken("it gave another number of rows than there were texts")
         return [self._checked(row) for row in given]
 
     def _checked(self, row: Any) -> Columns:

@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 from detoxbench.config import digest, knob, runtime
 from detoxbench.errors import DetoxbenchError
 from detoxbench.file_hash import sha256_of_file, sha256_of_files
+from detoxbench.finite import require_finite_model
 from detoxbench.scorers._common import Classifier, positions
 from detoxbench.scorers.base import Scorer
 
@@ -151,6 +152,7 @@ class Detoxify(Scorer[Config]):
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise DetoxbenchError(f"scorer 'detoxify': '{path}' is no fitting checkpoint: {reason}") from error
+        require_finite_model(model, f"scorer 'detoxify': '{path}'")
         limit = min(tokenizer.model_max_length, positions(config) or 512)
         classifier = Classifier(tokenizer, model.to(pick_device(self.config.device)), limit)
         return _Loaded(classifier, [_COLUMNS.get(c, c) for c in classes])

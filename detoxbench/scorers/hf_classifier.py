@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from detoxbench.data.labels import UMBRELLA, side, words
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.scorers._common import Classifier, load_classifier, locate
 from detoxbench.scorers.base import Scorer
+
+log = logging.getLogger("detoxbench")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,8 @@ class HFClassifier(Scorer[Config]):
             )
         sigmoid = several if config.activation == "auto" else config.activation == "sigmoid"
         toxic = toxic_label(labels, config.label, self.name, several=sigmoid)
+        if config.means != "refuses" and side(labels[toxic]) == "civil":
+            log.warning("scorer.label: the probability of '%s', a civil label, is read as toxicity", labels[toxic])
         return _Loaded(classifier, labels, toxic, sigmoid)
 
 

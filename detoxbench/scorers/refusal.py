@@ -80,6 +80,7 @@ _PRAISE = r"(?:recommend|praise|endorse|thank|stress|emphasi[sz]e|suggest|suppor
 _IDIOM = (
     r"(?! (?:(?:even |possibly |really |ever )*(?:wait|stress|emphasi[sz]e|overstate|overemphasi[sz]e|imagine|believe|"
     r"thank|remember|recall|resist|deny|complain|decide|afford|lie|pretend|fathom|figure|get over|begin to|see why|"
+    r"hesitate|forget|have to|stop until|do (?:it|this|that) (?:justice|alone|all|myself)|"
     r"think of (?:an?|any|one)|fault|stop (?:\w+ing|myself)|make (?:up my mind|out|it\b|sense|ends)|"
     r"do (?:without|better|enough)|help (?:but|myself|(?!(?:any|some|no|every)thing\b)\w+ing\b(?! a\b))|"
     r"(?:say|tell)(?: you)? (?:for (?:sure|certain)|the difference)|(?:say|tell) (?:whether|if|which|apart|that i|i\b)|"
@@ -113,6 +114,7 @@ _ACTION = (
 )
 _NOT = (
     r"(?:cannot|will not(?! be able)|should not|must not|could not (?:possibly|in good (?:conscience|faith))|"
+    r"shall not|do not (?:think|believe) (?:that )?(?:i|we) (?:can|could|should|will be able to)|"
     r"do not (?:want|wish) to|do not feel comfortable|would (?:rather|prefer) not(?: to)?|will not be able to|"
     r"(?:am|are) (?:not (?:going|able|allowed|permitted|supposed|willing|in a position) to|unable to|"
     r"not comfortable|uncomfortable))" + _IDIOM
@@ -135,6 +137,10 @@ _REFUSAL = re.compile(
             # I will not. I am not comfortable sharing that. Can't help with that.
             rf"\b(?:i|we) {_SOFTLY}(?:cannot|will not)(?= ?[.!]| ?$)",
             r"\b(?:i|we) (?:(?:do|would) not (?:feel|be)|am not|are not) (?:really |very |entirely )?comfortable\b",
+            r"\b(?:i|we) (?:am|are|feel|would be|would feel) (?:really |very )?uncomfortable \w+ing\b",
+            r"\b(?:i|we) (?:would not feel (?:right|good)|have no intention of)\b",
+            rf"\b(?:i|we) (?:will|can|could) never (?:help|assist|share|provide|support|condone|(?:give|tell) you)\b"
+            rf"{_BEYOND}",
             rf"^\W*(?:(?:no|sorry|nope)\W+)?(?:cannot|will not|unable to|not able to|not going to){_IDIOM} {_ACTION}",
             # sorry, but; unfortunately it is not possible
             r"^\W*(?:i am )?(?:\w+ )?sorry,? (?:but|however|i cannot|no\b)",

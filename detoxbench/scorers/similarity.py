@@ -17,6 +17,7 @@ from detoxbench import checkpoint
 from detoxbench.config import digest, knob, runtime
 from detoxbench.errors import DetoxbenchError
 from detoxbench.file_hash import sha256_of_files
+from detoxbench.finite import require_finite_model
 from detoxbench.scorers._common import locate
 from detoxbench.scorers.base import Scorer
 
@@ -96,12 +97,14 @@ class Similarity(Scorer[Config]):
 
         folder = self._folder()
         try:
-            return SentenceTransformer(
+            model = SentenceTransformer(
                 str(folder), local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
             )
         except Exception as error:  # of every kind: missing module, broken file
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DetoxbenchError(f"scorer '{self.name}': '{folder}' cannot be loaded: {reason}") from error
+        require_finite_model(model, f"scorer '{self.name}': the embedding in '{folder}'")
+        return model
 
 
 def _modules(folder: Path) -> list[str]:
