@@ -7,19 +7,23 @@ Why a sample does not depend on its neighbours:
   intervention (paired comparisons).
 - What is left is rounding: in another batch shape the same row's logits differ in the last bits. A token whose lead
   over the runner-up (or whose place inside the nucleus) is smaller than `tie_tolerance` is therefore decided again on
-  its row computed alone, which depends on nothing but the row. In float32 the result is exact; in lower precision
-  near-ties are only counted (`Generated.contested`), since there they are no longer rare.
+  its row computed alone, which depends on nothing but the row. So results are exact where all arithmetic is float32.
+- In lower precision near-ties are only counted (`Generated.contested`), since there they are no longer rare. There the
+  batches are what must not change: they are planned over all requests, whatever is made already.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence, Set
+import logging
+from collections.abc import Container, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from detoxbench import precision
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import require_finite_logits
@@ -32,10 +36,14 @@ if TYPE_CHECKING:
 
     from detoxbench.lm import LanguageModel
 
+log = logging.getLogger("detoxbench")
+
 LEAVE = 8
 """Finished rows leave a batch together, once they are one in so many: their leaving copies the cache of all others."""
 WORTH_SHARING = 0.5
 """Beginnings that prompts share are read first, and once, where this leaves at most such a share of the tokens."""
+FLOAT32_LOSS = 64
+"""Units in the last place by which rounding may move a float32 logit: more than `tie_tolerance` from 130 on."""
 
 
 class Generated(msgspec.Struct, frozen=True):
@@ -63,37 +71,68 @@ class _Row:
 
 
 def generate(
-    lm: LanguageModel, requests: Sequence[Request], gen: GenSpec, seed: int, *, ends: Set[int] | None = None
+    lm: LanguageModel,
+    requests: Sequence[Request],
+    gen: GenSpec,
+    seed: int,
+    *,
+    ends: Set[int] | None = None,
+    made: Container[tuple[str, int]] = (),
 ) -> Iterator[list[Generated]]:
     """Yield finished samples, batch by batch, longest prompts first.
 
-    `ends` are the tokens that end a text, by default the model's.
+    `ends` are the tokens that end a text, by default the model's. Samples that are `made` already, by (request id,
+    sample), are not yielded: a batch of such samples is passed over, and one that holds others too is run whole, so
+    that a sample is always made beside the same others.
 
-    A batch holds at most `gen.batch_tokens` tokens (prompt and new, over its rows) and at least one row; out of memory
-    halves it and goes on. Prompts that leave no room for `gen.max_new_tokens` in the model's context lose their
-    beginning. Raises DetoxbenchError where `max_new_tokens` alone does not fit.
+    A batch holds at most `gen.batch_tokens` tokens (prompt and new, over its rows) and at least one row; one that finds
+    too little memory is run in halves. Prompts that leave no room for `gen.max_new_tokens` in the model's context lose
+    their beginning. Raises DetoxbenchError where `max_new_tokens` alone does not fit.
     """
-    rows = _rows(lm, requests, gen, seed)
-    budget = gen.batch_tokens
+    ends = lm.eos_ids if ends is None else ends
+    for batch in _batches(lm, _rows(lm, requests, gen, seed), gen):
+        yield from _finished(lm, batch, gen, ends, made)
+
+
+def _batches(lm: LanguageModel, rows: list[_Row], gen: GenSpec) -> Iterator[list[_Row]]:
     while rows:
         width = len(rows[0].prompt) + gen.max_new_tokens  # the first is the longest
-        size = min(len(rows), max(1, budget // width))
+        size = min(len(rows), max(1, gen.batch_tokens // width))
         if lm.architecture.reserved:  # a sliding window would count padding between a prefix and the prompt
             size = next((i for i in range(size) if len(rows[i].prompt) < len(rows[0].prompt)), size)
-        batch = rows[:size]
-        fits = True
-        try:
-            _run(lm, batch, gen, lm.eos_ids if ends is None else ends)
-        except (MemoryError, RuntimeError) as error:
-            if size == 1 or not _out_of_memory(error):
-                raise
-            fits = False
-        if not fits:  # here, since the exception kept the batch's tensors alive
-            budget = size // 2 * width
-            _forget(batch)
-            continue
+        yield rows[:size]
         rows = rows[size:]
-        yield [Generated(_sample(lm, row), row.contested, row.cut) for row in batch]
+
+
+def _finished(
+    lm: LanguageModel, batch: list[_Row], gen: GenSpec, end_ids: Set[int], made: Container[tuple[str, int]]
+) -> Iterator[list[Generated]]:
+    new = [row for row in batch if (row.request.id, row.sample) not in made]
+    if not new:
+        return
+    fits = True
+    try:
+        _run(lm, batch, gen, end_ids)
+    except (MemoryError, RuntimeError) as error:
+        if len(batch) == 1 or not _out_of_memory(error):
+            raise
+        fits = False
+    if fits:
+        yield [Generated(_sample(lm, row), row.contested, row.cut) for row in new]
+        return
+    _forget(batch)  # here, since the exception kept the batch's tensors alive
+    _tell_of_halving(gen.batch_tokens)
+    # The batches to come are tried whole again: what one is made of must not hang on what was run before a kill.
+    middle = len(batch) // 2
+    for half in (batch[:middle], batch[middle:]):
+        yield from _finished(lm, half, gen, end_ids, made)
+
+
+@cache
+def _tell_of_halving(batch_tokens: int) -> None:
+    log.warning(
+        "out of memory: batches are run in halves; a smaller gen.batch_tokens (now %d) saves the tries", batch_tokens
+    )
 
 
 def _rows(lm: LanguageModel, requests: Sequence[Request], gen: GenSpec, seed: int) -> list[_Row]:
@@ -123,8 +162,9 @@ def _run(lm: LanguageModel, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -
         read = mask.shape[1] - gen.max_new_tokens
         positions = mask[:, :read].sum(1, keepdim=True)
         keys = torch.tensor([row.key for row in rows])
+        spacing = precision.spacing(lm.model)
         for step in range(gen.max_new_tokens):
-            tokens = _choose(lm, logits, rows, keys, gen, step)
+            tokens = _choose(lm, logits, rows, keys, gen, step, spacing)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 if not row.done:
                     row.new.append(token)
@@ -244,28 +284,31 @@ def processed(lm: LanguageModel, logits: Tensor) -> Tensor:
     return logits
 
 
-def _choose(lm: LanguageModel, logits: Tensor, rows: list[_Row], keys: Tensor, gen: GenSpec, step: int) -> Tensor:
-    """The next token of every row (on the CPU), near-ties decided on the row computed alone."""
+def _choose(
+    lm: LanguageModel, logits: Tensor, rows: list[_Row], keys: Tensor, gen: GenSpec, step: int, spacing: float
+) -> Tensor:
+    """The next token of every row (on the CPU). Near-ties are counted and, where the `spacing` of numbers is float32's,
+    decided on the row computed alone."""
     import torch
 
     if logits.device.type == "mps":  # has no float64, which the noise and the nucleus are computed in
         logits = logits.cpu()
     _check(lm, logits, rows, gen, step)
-    exact = lm.dtype == torch.float32
-    tolerance = gen.tie_tolerance
-    if not exact:  # a few units in the last place of the largest logit
-        lowest, highest = logits.aminmax()
-        tolerance = 8 * torch.finfo(lm.dtype).eps * max(-float(lowest), float(highest))
-    tokens, contested = pick(logits, keys, gen, step, tolerance)
-    if tolerance > 0:
-        for i in torch.nonzero(contested)[:, 0].tolist():
-            if rows[i].done:
-                continue
-            rows[i].contested += 1
-            if exact:
-                alone = _alone(lm, rows[i])
-                _check(lm, alone, rows[i : i + 1], gen, step)
-                tokens[i] = pick(alone, keys[i : i + 1], gen, step, 0.0)[0][0]
+    exact = spacing <= precision.FLOAT32
+    if exact:
+        tokens, contested = pick(logits, keys, gen, step, gen.tie_tolerance, FLOAT32_LOSS * spacing)
+        if not gen.tie_tolerance:
+            return tokens
+    else:
+        tokens, contested = pick(logits, keys, gen, step, 0.0, spacing)
+    for i in torch.nonzero(contested)[:, 0].tolist():
+        if rows[i].done:
+            continue
+        rows[i].contested += 1
+        if exact:
+            alone = _alone(lm, rows[i])
+            _check(lm, alone, rows[i : i + 1], gen, step)
+            tokens[i] = pick(alone, keys[i : i + 1], gen, step, 0.0)[0][0]
     return tokens
 
 

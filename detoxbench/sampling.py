@@ -21,144 +21,187 @@ PART = 2**21
 """Logits looked at at a time on the CPU: what is made of them stays in caches, and in memory that is at hand."""
 NOISE_PART = 2**15
 """Noise values computed at a time on the CPU."""
+SUM_ERROR = 1e-6
+"""How far off a sum of float32 probabilities may be; measured: 2e-7 at a vocabulary of 32,000."""
+
+
+class Near(NamedTuple):
+    """How close two logits must lie so that rounding could change their order."""
+
+    absolute: float
+    relative: float
+    """Units in the last place, as the spacing of numbers between 1 and 2."""
+    temperature: float = 1.0
+
+    def of(self, scaled: Tensor) -> Tensor:
+        """The distance at these logits, which are divided by the temperature (float32)."""
+        import torch
+
+        # Sign and mantissa masked: the power of two below a number, by which its type's spacing grows.
+        magnitude = ((scaled * self.temperature).view(torch.int32) & 0x7F800000).view(torch.float32)
+        return (self.absolute + self.relative * magnitude) / self.temperature
 
 
 class Candidates(NamedTuple):
-    """Tokens that may be sampled, [rows, candidates], the most probable first."""
+    """Tokens that may be sampled, [rows, candidates], the most probable first, of equal ones the lower id."""
 
     values: Tensor
     """Logits by temperature."""
     ids: Tensor
+    inside: Tensor
+    """What top-k and top-p leave: drawn from these."""
     may: Tensor
-    """May be sampled, were every logit moved by the slack ..."""
+    """Would be inside if near logits changed places ..."""
     surely: Tensor
-    """... and may be in any case."""
+    """... and are in any case."""
     whole: Tensor
-    """Whether they hold all that may be sampled, [rows]."""
+    """Whether they hold all that may be inside, [rows]."""
 
 
-def pick(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, tolerance: float) -> tuple[Tensor, Tensor]:
+def pick(
+    logits: Tensor, keys: Tensor, gen: GenSpec, step: int, tolerance: float, relative: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """(tokens [rows], contested [rows]), both on the CPU, of logits [rows, vocabulary] and the rows' noise keys.
 
-    `contested` marks rows whose token could change if every logit moved by `tolerance`: the best two lie closer than
-    that, or the best one stands at the edge of what top-k and top-p leave.
+    The tokens depend on a row's own logits and key alone. Ties go to the lower token id: at the edge of top-k and
+    top-p, among the most probable, among equal noisy scores. `contested` marks rows whose token could be another one if
+    logits changed places that are no further apart than `tolerance` and a unit in the last place of numbers whose
+    spacing at 1 is `relative`: the best two are that close, or the best one stands that close to the edge of what top-k
+    and top-p leave.
     """
     import torch
 
+    logits, near = logits.float(), Near(tolerance, relative)
     part = max(1, PART // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     found = []
     for i in range(0, len(logits), part):
         some = logits[i : i + part]
         if gen.do_sample:
-            found.append(_drawn(some, keys[i : i + part], gen, step, tolerance))
+            found.append(_drawn(some, keys[i : i + part], gen, step, near))
         else:
-            found.append(_most_probable(some, tolerance))
+            found.append(_most_probable(some, near))
     tokens, contested = zip(*found, strict=True)
     return torch.cat(tokens).cpu(), torch.cat(contested).cpu()
 
 
-def _most_probable(logits: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def _most_probable(logits: Tensor, near: Near) -> tuple[Tensor, Tensor]:
     values, ids = _top(logits, 2)
-    lead, tokens = values[:, 0] - values[:, 1], ids[:, 0].clone()
-    tied = lead == 0
-    if bool(tied.any()):  # among equal logits the lowest token id is the rule
+    tokens = ids[:, 0].clone()
+    tied = values[:, 0] == values[:, 1]
+    if bool(tied.any()):  # there may be more of them than two
         tokens[tied] = logits[tied].argmax(-1)
-    return tokens, lead < tolerance
+    return tokens, _close(values, values, near)
 
 
-def _drawn(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, tolerance: float) -> tuple[Tensor, Tensor]:
+def _drawn(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, near: Near) -> tuple[Tensor, Tensor]:
     import torch
 
-    scaled, slack = logits / gen.temperature if gen.temperature != 1 else logits, tolerance / gen.temperature
-    keys = keys.to(logits.device)
+    if gen.temperature != 1:
+        logits, near = logits / gen.temperature, near._replace(temperature=gen.temperature)
+    keys, vocabulary = keys.to(logits.device), logits.shape[1]
     tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
     contested = torch.empty(len(logits), dtype=torch.bool, device=logits.device)
-    rows, vocabulary = torch.arange(len(logits), device=logits.device), logits.shape[1]
-    probabilities = _softmax(scaled, slack) if gen.top_p < 1 and not 0 < gen.top_k < vocabulary else None
+    rows = torch.arange(len(logits), device=logits.device)
+    whole_mass = mass(logits) if gen.top_p < 1 and not 0 < gen.top_k < vocabulary else None
     for size in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
-        found = candidates(scaled, probabilities, gen, slack, size)
+        found = candidates(logits, whole_mass, gen, near, size)
         done = found.whole
         if bool(done.any()):
             every = bool(done.all())
-            values, ids, may, surely, _ = found if every else (part[done] for part in found)
-            last = max(2, int(may.any(0).nonzero()[-1]) + 1)  # noise is the dearest, so only for these
-            values, ids, may = values[:, :last], ids[:, :last], may[:, :last]
-            noisy = torch.where(may, values.double() + gumbel(keys[rows[done]], step, ids), -torch.inf)
-            best = noisy.topk(min(2, noisy.shape[1]), dim=-1)
-            winner = best.indices[:, :1]
-            tokens[rows[done]] = ids.gather(1, winner)[:, 0]
-            close = best.values[:, 0] - best.values[:, -1] < slack
-            contested[rows[done]] = close | ~surely.gather(1, winner)[:, 0]
+            of_done = found if every else Candidates(*(part[done] for part in found))
+            tokens[rows[done]], contested[rows[done]] = _noisiest(of_done, keys[rows[done]], step, near)
             if every:
                 break
-        scaled, rows = scaled[~done], rows[~done]
-        probabilities = None if probabilities is None else probabilities[~done]
+        logits, rows = logits[~done], rows[~done]
+        whole_mass = None if whole_mass is None else whole_mass[~done]
     return tokens, contested
 
 
-def _softmax(scaled: Tensor, slack: float) -> Tensor:
-    # The fused one takes half the time, and is off by up to 4e-6 at a vocabulary of 32,000 (torch 2.13, CPU).
-    return scaled.softmax(-1) if slack > 1e-5 else (scaled - scaled.logsumexp(-1, keepdim=True)).exp()
+def _noisiest(found: Candidates, keys: Tensor, step: int, near: Near) -> tuple[Tensor, Tensor]:
+    """The tokens drawn, and whether they are contested."""
+    import torch
+
+    last = max(2, int(found.may.sum(-1).max()))  # noise is the dearest, so only for these
+    values, ids, inside, may, surely = (part[:, :last] for part in found[:5])
+    noisy = values.double() + gumbel(keys, step, ids)
+    drawn = noisy.masked_fill(~inside, -torch.inf)
+    tokens = torch.where(drawn == drawn.amax(-1, keepdim=True), ids, torch.iinfo(ids.dtype).max).amin(-1)
+    best = noisy.masked_fill_(~may, -torch.inf).topk(2, dim=-1)
+    close = _close(best.values, values.gather(1, best.indices), near)
+    return tokens, close | ~surely.gather(1, best.indices[:, :1])[:, 0]
 
 
-def candidates(scaled: Tensor, probabilities: Tensor | None, gen: GenSpec, slack: float, size: int) -> Candidates:
-    """The `size` most probable tokens, and which of them may be sampled.
+def _close(scores: Tensor, logits: Tensor, near: Near) -> Tensor:
+    """Whether the first of two scores leads by no more than rounding of their logits (both [rows, 2]) could move."""
+    first, second = scores.unbind(-1)
+    return (second > -math.inf) & (first - second <= near.of(logits).amax(-1))
+
+
+def mass(logits: Tensor) -> Tensor:
+    """The sum of the exponentials of logits less the largest one, [rows, 1]: what makes probabilities of them."""
+    return (logits - logits.amax(-1, keepdim=True)).exp_().sum(-1, keepdim=True).double()
+
+
+def candidates(logits: Tensor, whole_mass: Tensor | None, gen: GenSpec, near: Near, size: int) -> Candidates:
+    """The `size` most probable tokens, and which of them may be sampled; logits are divided by the temperature.
 
     A token is in the nucleus when the tokens before it hold less than top_p (the smallest set that reaches top_p) of
-    the distribution that top-k left, as in transformers. `probabilities` are those of `scaled`, needed where top-p cuts
-    and top-k does not. "May" and "surely" differ by `slack` on both criteria.
+    the distribution that top-k left, as in transformers. `whole_mass` is the logits' `mass`, needed where top-p cuts
+    and top-k does not. A logit of -inf is no candidate.
     """
     import torch
 
-    vocabulary = scaled.shape[1]
+    vocabulary = logits.shape[1]
     top_k = min(gen.top_k, vocabulary) if gen.top_k else vocabulary
     if top_k == vocabulary and gen.top_p >= 1:  # nothing is cut off, so nothing needs an order
-        everything = torch.ones_like(scaled, dtype=torch.bool)
-        ids = torch.arange(vocabulary, device=scaled.device).expand(len(scaled), -1)
-        return Candidates(scaled, ids, everything, everything, everything[:, 0])
-    size = min(max(size, top_k + 1), vocabulary) if top_k < vocabulary else min(size, vocabulary)
-    values, ids = _top(scaled, size)
-    may = sure = torch.ones_like(values, dtype=torch.bool)
-    whole = torch.full((len(scaled),), size == vocabulary, device=scaled.device)
-    if top_k < vocabulary:
-        last_inside, first_outside = values[:, top_k - 1 : top_k], values[:, top_k : top_k + 1]
-        may, sure = values >= last_inside - slack, values > first_outside + slack
-        may[:, top_k:] &= slack > 0  # without slack, equal values do not widen the set
-        whole |= ~may[:, -1]
+        everything = torch.ones_like(logits, dtype=torch.bool)
+        ids = torch.arange(vocabulary, device=logits.device).expand(len(logits), -1)
+        return Candidates(logits, ids, everything, everything, everything, everything[:, 0])
+    values, ids = _top(logits, min(max(size, top_k + 1) if top_k < vocabulary else size, vocabulary))
+    column = torch.arange(values.shape[1], device=logits.device)
+    possible = values > -torch.inf
+    left = inner = inside = outer = possible & (column < top_k)
     if gen.top_p < 1:
-        if probabilities is None:
-            probability = (values - values[:, :top_k].logsumexp(-1, keepdim=True)).exp().double()
-        else:
-            probability = probabilities.gather(1, ids).double()
-        before = probability.cumsum(-1) - probability
-        may, sure = may & (before < gen.top_p + slack), sure & (before < gen.top_p - slack)
-        whole |= before[:, -1] >= gen.top_p + slack
-        may[:, 0] = sure[:, 0] = True
-    return Candidates(values, ids, may, sure, whole)
+        weights = (values - values[:, :1]).exp().double()
+        held = weights[:, :top_k].sum(-1, keepdim=True) if whole_mass is None else whole_mass
+        before = (weights.cumsum(-1) - weights) / held
+        # If two groups of logits move apart by d, the odds of their masses change by the factor exp(d).
+        margin = near.of(values[:, :1]) * gen.top_p * (1 - gen.top_p) + SUM_ERROR
+        inner, inside, outer = (left & (before < gen.top_p + m) | (column == 0) for m in (-margin, 0.0, margin))
+    last_inside = values.gather(1, outer.sum(-1, keepdim=True).clamp(min=1) - 1)
+    first_outside = torch.nn.functional.pad(values, (0, 1), value=-torch.inf).gather(1, inner.sum(-1, keepdim=True))
+    may = possible & (values >= last_inside - near.of(last_inside))
+    surely = values - near.of(values) > first_outside
+    # Of the tokens that equal the last candidate some may be missing, so that it has to be outside itself.
+    whole = ~may[:, -1] if values.shape[1] < vocabulary else torch.ones_like(may[:, -1])
+    return Candidates(values, ids, inside, may, surely, whole)
 
 
 def _top(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest values of each row, the largest first, and where they stand.
+    """The k largest values of each row of float32, and where they stand: the largest first, of equal ones the first.
 
-    In two steps, 2 to 4 times faster on a CPU where k is far below the length of a row: the k largest lie in those k
-    groups whose own largest are largest (and in the few values that are in no group).
+    Only among those that equal the k-th, it is left open which ones are found. The k largest lie in those k groups
+    whose own largest are largest (and in the few values that are in no group): looking only there is 2 to 4 times
+    faster on a CPU where k is far below the length of a row.
     """
     import torch
 
     length = x.shape[1]
+    ids = torch.arange(length, device=x.device).expand(len(x), -1)
     members = math.isqrt(length // k)
-    if members < 4:
-        if k == length:
-            return x.sort(dim=-1, descending=True)[:2]
-        return x.topk(k, dim=-1)[:2]
-    groups = length // members
-    whole = members * groups  # the member m of group g stands at m * groups + g
-    largest = x[:, :whole].view(len(x), members, groups).amax(1)
-    first = largest.topk(k, dim=-1, sorted=False).indices
-    ids = (first[:, None] + torch.arange(0, whole, groups, device=x.device)[:, None]).flatten(1)
-    ids = torch.cat([ids, torch.arange(whole, length, device=x.device).expand(len(x), -1)], dim=1)
-    best = x.gather(1, ids).topk(k, dim=-1)
-    return best.values, ids.gather(1, best.indices)
+    if members >= 4:
+        groups = length // members
+        whole = members * groups  # the member m of group g stands at m * groups + g
+        largest = x[:, :whole].view(len(x), members, groups).amax(1)
+        first = largest.topk(k, dim=-1, sorted=False).indices
+        found = (first[:, None] + torch.arange(0, whole, groups, device=x.device)[:, None]).flatten(1)
+        ids = torch.cat([found, ids[:, whole:]], dim=1)
+        x = x.gather(1, ids)
+    # Integers without equals, in the order of (value, -id): a float's bits are in its order, but for the sign's.
+    bits = (x + 0.0).view(torch.int32)  # makes 0.0 of -0.0
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long().mul_(2**32).sub_(ids)
+    order = keys.argsort(-1, descending=True) if k == x.shape[1] else keys.topk(k, dim=-1).indices
+    return x.gather(1, order), ids.gather(1, order)
 
 
 def noise_key(seed: int, request: str, sample: int) -> int:

@@ -1,0 +1,41 @@
+"""How exactly a model computes: not what its weights' type says, but what comes out of its products.
+
+TF32 (an environment variable or a setting of torch), the bf16 products of a CPU and autocast all round the factors of
+float32 products, without a word. They are found by multiplying, since settings differ between versions of torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FLOAT32 = 2.0**-23
+"""`spacing` of a model that computes in float32."""
+NAMES = {FLOAT32: "float32", 2.0**-10: "tf32 or float16", 2.0**-7: "bfloat16"}
+"""What `products` finds."""
+SIDE = 128
+"""Of the matrices multiplied: large enough that libraries do not turn to other routines."""
+
+
+def spacing(model: nn.Module) -> float:
+    """The relative distance of neighbouring numbers in the coarsest type that a model computes in."""
+    import torch
+
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    device = next(model.parameters()).device
+    return max([products(device), *(torch.finfo(dtype).eps for dtype in types)])
+
+
+def products(device: torch.device) -> float:
+    """The `spacing` that factors of float32 products keep on a device: a key of NAMES."""
+    import torch
+
+    one = torch.eye(SIDE, device=device)
+    for coarse in (2.0**-7, 2.0**-10):
+        x = torch.full_like(one, 1 + coarse / 4)  # what is coarse makes 1 of it
+        if not torch.equal((x @ one).float(), x):
+            return coarse
+    return FLOAT32
