@@ -46,7 +46,10 @@ FILES = ("run.json", "samples.jsonl", "scores.jsonl", "clusters.json")
 MANIFEST = "manifest.json"
 LARGEST = 2 << 30
 """Bytes of a pack when unpacked: 10,000 prompts x 25 continuations under ten methods are 1.4 GB."""
-SHARED_PROVENANCE = ("packages", "python", "platform", "device", "cpus", "threads", "git")
+SHARED_PROVENANCE = (
+    "packages", "python", "platform", "device", "cuda", "driver", "cpus", "threads", "git",
+    "attention", "products", "float32_matmul_precision",
+)  # fmt: skip
 _MEMBER = re.compile(r"runs/([0-9a-f]{16})/([a-z]+\.jsonl?)")
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 _CHUNK = 1 << 20

@@ -12,8 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detoxbench import precision
+
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 _PACKAGES = ("detoxbench", "torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "lm_eval")
 
@@ -27,10 +30,27 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cuda": torch.version.cuda,
+        "driver": _driver() if device.type == "cuda" else None,
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git(),
+    }
+
+
+def arithmetic(model: PreTrainedModel) -> dict[str, Any]:
+    """What the last bits of a model's outputs hang on beside hardware and versions: the kernels of its attention, the
+    type that its products are really made in, and what torch was told about it."""
+    import torch
+
+    return {
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "products": precision.NAMES[precision.products(model.device)],
+        "float32_matmul_precision": {
+            name: getattr(backend.matmul, "fp32_precision", None)
+            for name, backend in (("cuda", torch.backends.cuda), ("mkldnn", torch.backends.mkldnn))
+        },
     }
 
 
@@ -92,6 +112,16 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told[0] if told else None
 
 
 def _git() -> dict[str, Any] | None:

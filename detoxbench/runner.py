@@ -13,7 +13,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,8 @@ class _Generation(msgspec.Struct):
     device: str
     fit: _Fit | None = None
     """All fits together, where each record has its own."""
+    arithmetic: dict[str, Any] = {}
+    """How the model computed (`provenance.arithmetic`)."""
 
 
 class _RecordFit(msgspec.Struct):
@@ -156,6 +158,8 @@ class _RecordFit(msgspec.Struct):
     peak_mb: float | None
     info: dict[str, Any]
     digest: str | None = None
+    group: str = ""
+    """The first of the records that share its batches: a run that was killed goes on with a whole group."""
 
 
 def _fit(cell: Cell) -> _Fit:
@@ -211,16 +215,15 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
         from detoxbench.generation import Generated
 
         lm = _lm(cell)
+        computes = _arithmetic(cell, lm)
         tokens, seconds = 0, 0.0
         with appending(folder / PARTIAL, Generated) as (rows, append):
             made = {(g.sample.id, g.sample.sample): g for g in rows}
             wanted = [(r.id, k) for r in cell.requests for k in range(gen.n if r.text is None else 1)]
-            unmade = {request for request, k in wanted if (request, k) not in made}
-            left = [r for r in cell.requests if r.id in unmade]
             title = f"{cell.method.name}: {cell.suite.name}"
             answers = _answers_per_record if cell.per_record else _answers
             with bar(title, len(wanted), done=len(made)) as advance:
-                for batch, took in answers(cell, lm, left):
+                for batch, took in answers(cell, lm, made):
                     append(batch)
                     made |= {(g.sample.id, g.sample.sample): g for g in batch}
                     tokens += sum(g.sample.tokens for g in batch)
@@ -237,6 +240,7 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
             cut_prompts=sum(g.cut > 0 for g in ordered),
             device=str(lm.device),
             fit=fit,
+            arithmetic=computes,
         )
         write_atomic(done, encode_lines(samples))
         write_atomic(finished, msgspec.json.encode(generation))
@@ -245,14 +249,31 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
         return samples, generation
 
 
-def _answers(cell: Cell, lm: LanguageModel, left: Sequence[Request]) -> Iterator[tuple[list[Generated], float]]:
-    """Batches of samples under the one intervention, each with the seconds that it took."""
+def _arithmetic(cell: Cell, lm: LanguageModel) -> dict[str, Any]:
+    """How the model computes; told where that is not what `model.dtype` says."""
+    from detoxbench.provenance import arithmetic
+
+    found = arithmetic(lm.model)
+    if cell.spec.model.dtype == "float32" and found["products"] != "float32":
+        log.warning(
+            "model.dtype=float32, but products are made in %s (autocast, torch.set_float32_matmul_precision or an "
+            "environment variable such as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE): texts depend on their batch",
+            found["products"],
+        )
+    return found
+
+
+def _answers(
+    cell: Cell, lm: LanguageModel, made: Container[tuple[str, int]]
+) -> Iterator[tuple[list[Generated], float]]:
+    """Batches of the samples that are not `made` yet, under the one intervention, with the seconds that each took."""
     if cell.suite.observer is not None:
-        yield from _observed(lm, _intervention(cell), cell.suite.observer(lm, cell.suite.config, cell.requests), left)
+        observer = cell.suite.observer(lm, cell.suite.config, cell.requests)
+        yield from _observed(lm, _intervention(cell), observer, [r for r in cell.requests if (r.id, 0) not in made])
         return
     with lm.applied(_intervention(cell)):
         start = time.perf_counter()
-        for batch in _asked(cell, lm, [cell.requests], left):
+        for batch in _asked(cell, lm, [cell.requests], made):
             yield batch, time.perf_counter() - start
             start = time.perf_counter()
 
@@ -284,37 +305,39 @@ def _observed(
 
 
 def _asked(
-    cell: Cell, lm: LanguageModel, parts: Sequence[Sequence[Request]], left: Sequence[Request]
+    cell: Cell, lm: LanguageModel, parts: Sequence[Sequence[Request]], made: Container[tuple[str, int]]
 ) -> Iterator[list[Generated]]:
-    """Samples of those requests that are `left`: given texts are read, in chunks of each part, others made."""
+    """The samples of all `parts` that are not `made` yet: given texts are read, in chunks of each part, others
+    generated, in batches over all of them. What is in a chunk or a batch does not depend on what is made."""
     from detoxbench.generation import generate
     from detoxbench.likelihood import read
 
     for requests in parts:
-        yield from read(lm, [r for r in requests if r.text is not None], {r.id for r in left})
-    yield from generate(lm, [r for r in left if r.text is None], cell.spec.gen, cell.spec.seed)
+        given = [r for r in requests if r.text is not None]
+        yield from read(lm, given, {r.id for r in given if (r.id, 0) not in made})
+    asked = [r for requests in parts for r in requests if r.text is None]
+    yield from generate(lm, asked, cell.spec.gen, cell.spec.seed, made=made)
 
 
 def _answers_per_record(
-    cell: Cell, lm: LanguageModel, left: Sequence[Request]
+    cell: Cell, lm: LanguageModel, made: Container[tuple[str, int]]
 ) -> Iterator[tuple[list[Generated], float]]:
     """Each record's samples under the intervention fitted on it, several records in one batch, with the seconds that
     generating them took."""
-    requests, unmade = _by_record(cell.requests), _by_record(left)
-    for group in _fitted_groups(cell, lm, unmade):
-        parts, asked = [requests[record] for record in group], [r for record in group for r in unmade[record]]
+    requests = _by_record(cell.requests)
+    for group in _fitted_groups(cell, lm, requests, made):
         with lm.routed(group) if len(group) > 1 else lm.applied(*group.values()):
             start = time.perf_counter()
-            for batch in _asked(cell, lm, parts, asked):
+            for batch in _asked(cell, lm, [requests[record] for record in group], made):
                 yield batch, time.perf_counter() - start
                 start = time.perf_counter()
 
 
 def _fitted_groups(
-    cell: Cell, lm: LanguageModel, unmade: Mapping[str, Sequence[Request]]
+    cell: Cell, lm: LanguageModel, requests: Mapping[str, Sequence[Request]], made: Container[tuple[str, int]]
 ) -> Iterator[dict[str, Intervention]]:
-    """Record -> intervention for the records that have `unmade` samples, as many at a time as one batch may have rows
-    for and `gen.edits_mb` holds; one that cannot differ by row comes alone.
+    """Record -> intervention, as many records at a time as one batch may have rows for and `gen.edits_mb` holds; one
+    that cannot differ by row comes alone. The first group is the one of the first record that lacks samples.
 
     What a fit recorded is on disk before its samples are, so that every record that has samples has it.
     """
@@ -322,19 +345,20 @@ def _fitted_groups(
     from detoxbench.routing import routable
 
     gen, names = cell.spec.gen, list(cell.records)
-    wanted = [i for i, record in enumerate(names) if record in unmade]
-    fits = cell.method.fit_many(lm, list(cell.records.values()), wanted)
     group: dict[str, Intervention] = {}
     size, rows = 0.0, 0
-    with appending(cell.generation_folder / FITS, _RecordFit) as (_, append):
+    with appending(cell.generation_folder / FITS, _RecordFit) as (earlier, append):
+        wanted = range(_first_to_fit(names, requests, gen.n, made, earlier), len(names))
+        fits = cell.method.fit_many(lm, list(cell.records.values()), wanted)
         for i in wanted:
             with Meter(lm.device) as meter:
                 intervention = next(fits)
-            info, made = dict(intervention.info), intervention.digest()
-            append([_RecordFit(names[i], meter.seconds, meter.peak_mb, info, made)])
             more = intervention.artifact_bytes() if routable(lm, intervention) else math.inf
-            asked = len(unmade[names[i]]) * gen.n
+            asked = len(requests[names[i]]) * gen.n
             full = size + more > gen.edits_mb * 2**20 or (rows + asked) * gen.max_new_tokens > gen.batch_tokens
+            first = names[i] if full or not group else next(iter(group))
+            info, digest = dict(intervention.info), intervention.digest()
+            append([_RecordFit(names[i], meter.seconds, meter.peak_mb, info, digest, first)])
             if group and full:
                 yield group
                 group.clear()  # here, so that nobody holds it while the next is fitted
@@ -344,6 +368,23 @@ def _fitted_groups(
             del intervention
     if group:
         yield group
+
+
+def _first_to_fit(
+    names: Sequence[str],
+    requests: Mapping[str, Sequence[Request]],
+    n: int,
+    made: Container[tuple[str, int]],
+    earlier: Sequence[_RecordFit],
+) -> int:
+    """Where to go on among the records: at the first of the group of the first one that lacks a sample."""
+
+    def lacks(record: str) -> bool:
+        return any((r.id, k) not in made for r in requests[record] for k in range(n if r.text is None else 1))
+
+    groups = {fit.record: fit.group for fit in earlier}
+    record = next((name for name in names if lacks(name)), None)
+    return len(names) if record is None else names.index(groups.get(record) or record)
 
 
 def _by_record(requests: Sequence[Request]) -> dict[str, list[Request]]:
@@ -484,7 +525,7 @@ def _finish(
         diagnostics=fit.info,
         fit=fit.digest,
         base_run_id=base.run_id if base else None,
-        provenance=provenance(torch.device(generation.device)),
+        provenance=provenance(torch.device(generation.device)) | generation.arithmetic,
     )
 
     def fill(folder: Path) -> None:

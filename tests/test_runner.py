@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 import detoxbench as db
-from detoxbench import runner
+from detoxbench import generation, runner
 from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.composition import compose
 from detoxbench.errors import DetoxbenchError
@@ -237,6 +237,58 @@ def test_killed_twice_the_third_try_finishes_with_the_same_bytes(tmp_path: Path)
     records = [json.loads((tmp_path / w / planned.folder.name / "run.json").read_text()) for w in ("killed", "whole")]
     assert records[0]["metrics"] == records[1]["metrics"]
     assert not partial.exists()
+
+
+class Cut(BaseException):
+    """Like a kill: nothing of ours catches it."""
+
+
+BFLOAT16 = {
+    "one for all": ["suite=real_toxicity_prompts", "suite.prompts=12", "gen.n=3", "gen.batch_tokens=180"],
+    "one a record": [
+        "suite=safeedit", "suite.records=7", "method=dinm", "method.protocol=per_record", "method.num_steps=2",
+        "gen.batch_tokens=120", "gen.max_new_tokens=12",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BFLOAT16)
+def test_in_bf16_a_cut_changes_neither_batches_nor_bytes(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it hits: after a batch, in the middle of one, and again in the try after."""
+    ran, run = list[tuple[str, ...]](), generation._run
+    stop: int | None = None
+
+    def watched(lm: Any, rows: Any, *given: Any) -> None:
+        if len(ran) == stop:
+            raise Cut
+        run(lm, rows, *given)
+        ran.append(tuple(f"{row.request.id} {row.sample}" for row in rows))
+
+    def bytes_of(folder: str) -> bytes:
+        result = db.run([*BFLOAT16[what], "model.dtype=bfloat16", "with_base=false", f"runs_dir={tmp_path / folder}"])
+        return b"".join((result.folder / name).read_bytes() for name in ("samples.jsonl", "scores.jsonl"))
+
+    monkeypatch.setattr(generation, "_run", watched)
+    monkeypatch.setattr(runner, "_relative_speed", lambda *_: 1.0)
+    expected, whole = bytes_of("whole"), list(ran)
+    assert len(whole) >= 4
+    for cut in (1, 3) if what == "one for all" else (2,):
+        done = list[tuple[str, ...]]()
+        for after in (cut, 1):
+            stop = after
+            ran.clear()
+            with pytest.raises(Cut):
+                bytes_of(f"cut {cut}")
+            done += ran
+            (partial,) = tmp_path.glob(f"cut {cut}/.stages/generate-*/partial.jsonl")
+            partial.write_bytes(partial.read_bytes()[:-9])  # a kill in the middle of a line
+        ran.clear()
+        stop = None
+        assert bytes_of(f"cut {cut}") == expected
+        assert set(done + ran) == set(whole)
+        assert len(done + ran) <= len(whole) + 2 * (3 if what == "one a record" else 1)
 
 
 def test_the_controls_of_a_method_are_run_beside_it(tmp_path: Path) -> None:
