@@ -106,7 +106,7 @@ BAD = {
         "pairs",
         "a.xlsx",
         "x",
-        "'a.xlsx' cannot be read: its name must end in .json, .jsonl, .csv, .tsv",
+        "'a.xlsx' cannot be read: its name must end in .json, .jsonl, .ndjson, .csv, .tsv, .txt, .parquet (or .gz)",
     ),
     # wrong schema
     "json no list": ("safeedit", "a.json", "{}", "a.json must be a JSON list of records, not an object"),
@@ -135,11 +135,11 @@ BAD = {
         json.dumps([record(question="")]),
         "record 1: Expected 'str' of length >= 1, in 'question'",
     ),
-    "prompt is text": (
+    "prompt is a number": (
         "toxicity_prompts",
         "a.jsonl",
-        '{"prompt": "a"}',
-        "line 1: Expected 'object', got 'str', in 'prompt'",
+        '{"prompt": 3}',
+        "line 1: Expected 'object', got 'int', in 'prompt'",
     ),
     "toxicity above 1": (
         "toxicity_prompts",
@@ -175,8 +175,8 @@ BAD = {
     "quote never closed": (
         "pairs",
         "a.tsv",
-        'toxic\tcivil\nx\t"y\nz\tw\n',
-        "a.tsv line 2: a quoted cell is never closed",
+        'toxic\tcivil\n"a\tb"\tc\nx\t"y\nz\tw\n',
+        "a.tsv line 3: a quoted cell is never closed",
     ),
     "half a pair": ("pairs", "a.jsonl", '["a", "b"]\n["a"]', "a.jsonl line 2: Expected 'array' of length 2, got 1"),
     "pair of numbers": ("pairs", "a.jsonl", '["a", 3]', "a.jsonl line 1: Expected 'str', got 'int', in '[1]'"),

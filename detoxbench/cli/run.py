@@ -104,9 +104,9 @@ def _flags(argv: Sequence[str], overrides: Sequence[str]) -> list[str]:
 
 def _report(result: RunResult) -> None:
     record = result.record
-    names = f"model={record.model} method={record.method} suite={record.suite} scorer={record.scorer}"
+    title = f"model={record.model} method={record.method} suite={record.suite} scorer={record.scorer}"
     show = console().print
-    show(f"{names} seed={record.seed}  {result.folder}{'  (was there already)' if result.cached else ''}")
+    show(f"{title} seed={record.seed}  {result.folder}{'  (was there already)' if result.cached else ''}")
     show(table([(f"  {name}", _shown(metric)) for name, metric in record.metrics.items() if metric.headline]))
     counted = {key.replace("_", " "): n for key, n in record.counts.items() if key not in _SIZES}
     for heading, told in (

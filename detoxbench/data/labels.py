@@ -62,3 +62,17 @@ def _side_of(word: str) -> Side | None:
         denied = match[1]
         return "civil" if denied in _BAD else "toxic" if denied in _GOOD else None
     return None
+
+
+def says_toxic(value: object, named: Side | None) -> bool | None:
+    """Whether a label says toxic, in a column whose name is on one side; None where that is not certain."""
+    said = words(value)
+    if isinstance(value, bool) or said in {"true", "yes", "false", "no"}:
+        yes: bool | None = said in {"true", "yes"}
+    else:
+        try:
+            number = float(str(value))
+        except (TypeError, ValueError):
+            return {"toxic": True, "civil": False, None: None}[side(value)]
+        yes = number >= 0.5 if 0 <= number <= 1 else None
+    return None if yes is None or named is None else yes == (named == "toxic")

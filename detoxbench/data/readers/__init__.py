@@ -1,6 +1,9 @@
 """Readers of published and of users' files: every record checked, every complaint one line with file, line and field.
 
-    files     rows(path): .json (a list), .jsonl, .csv, .tsv, .txt or hub:OWNER/NAME -> `Row`s; read_text(path)
+    files     rows(path): .json, .jsonl, .csv, .tsv, .txt, .parquet, packed by .gz, or hub:OWNER/NAME -> `Row`s;
+              read_text(path)
+    tables    quotes and delimiters of .csv and .tsv
+    columns   which column holds what, and the checks of a row
     edits     safeedit, safeedit_inputs, edit_records: SafeEdit, to be asked and to be learnt from
     fit       pairs (ParaDetox, DeStein), instructions, paraphrase_sets: what methods learn from
     prompts   toxicity_prompts (RealToxicityPrompts), asked_instructions (Ext-Sub), harmful_requests (AdvBench,
@@ -23,6 +26,7 @@ from detoxbench.data.readers.answers import (
     question_answers,
     truthfulqa,
 )
+from detoxbench.data.readers.columns import embedded
 from detoxbench.data.readers.edits import (
     SafeEditInput,
     SafeEditRecord,
@@ -33,7 +37,7 @@ from detoxbench.data.readers.edits import (
     safeedit,
     safeedit_inputs,
 )
-from detoxbench.data.readers.files import Row, embedded, read_lines, read_text, rows
+from detoxbench.data.readers.files import Row, read_lines, read_text, rows
 from detoxbench.data.readers.fit import instructions, pairs, paraphrase_sets
 from detoxbench.data.readers.labelled import Labelled, labelled
 from detoxbench.data.readers.prompts import (

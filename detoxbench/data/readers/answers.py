@@ -8,18 +8,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from detoxbench.data.readers.files import (
-    Row,
-    Text,
-    Texts,
-    content,
-    convert,
-    field,
-    id_of,
-    read_jsonl,
-    rows,
-    unique,
-)
+from detoxbench.data.readers.columns import Text, Texts, column, convert, id_of, optional, unique
+from detoxbench.data.readers.files import Row, rows
 from detoxbench.errors import DetoxbenchError
 
 
@@ -43,7 +33,8 @@ def question_answers(path: str | Path) -> list[QuestionAnswer]:
     """`prompt`, `question` or `document`, with `answer` or `summary`, and perhaps `id` and `task`.
 
     An answer is a text (GSM8K: the solution), a list of texts (NQ-open), or TriviaQA's {"value", "aliases"}. So
-    XSum's, NQ-open's, TriviaQA's and GSM8K's published forms are read as they are.
+    XSum's, NQ-open's, TriviaQA's and GSM8K's published forms are read as they are. A `context` or `passage` that a
+    question is about stands before it.
     """
     return parse_question_answers(rows(path))
 
@@ -60,17 +51,18 @@ class _Question(msgspec.Struct):
 
 
 def parse_question_answers(found: Iterable[Row]) -> list[QuestionAnswer]:
-    made = []
-    for row in found:
+    given_rows, made = [*found], []
+    question, answer = column(given_rows, "prompt", "question", "document"), column(given_rows, "answer", "summary")
+    for row in given_rows:
         given = convert(row, _Question)
-        prompt = field(row, "prompt", "question", "document")
-        made.append((row, QuestionAnswer(id_of(given.id, row), given.task, prompt, _accepted(row, given.answer))))
+        context = optional(row, "context", "passage")
+        prompt = f"{context}\n\n{question(row)}" if isinstance(context, str) else question(row)
+        accepted = (answer(row),) if given.answer is None else _accepted(given.answer)
+        made.append((row, QuestionAnswer(id_of(given.id, row), given.task, prompt, accepted)))
     return unique(made, lambda question: question.id)
 
 
-def _accepted(row: Row, answer: str | list[str] | _Aliases | None) -> tuple[str, ...]:
-    if answer is None:
-        return (field(row, "answer", "summary"),)
+def _accepted(answer: str | list[str] | _Aliases) -> tuple[str, ...]:
     if isinstance(answer, _Aliases):
         return tuple(dict.fromkeys((answer.value, *answer.aliases)))
     return (answer,) if isinstance(answer, str) else tuple(answer)
@@ -118,8 +110,7 @@ def halueval(path: str | Path) -> list[tuple[str, str, str]]:
 
     The published files end in .json and hold JSON Lines; a JSON list is read too. Dialogues are not read.
     """
-    as_lines = str(path).lower().endswith(".json") and content(path).lstrip().startswith("{")
-    return parse_halueval(read_jsonl(path) if as_lines else rows(path))
+    return parse_halueval(rows(path))
 
 
 def parse_halueval(found: Iterable[Row]) -> list[tuple[str, str, str]]:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from detoxbench.data.readers.files import Row, Text, convert, field, id_of, rows, unique
+from detoxbench.data.readers.columns import Text, column, convert, id_of, unique
+from detoxbench.data.readers.files import Row, rows
 from detoxbench.method import EditRecord
 
 
@@ -84,12 +85,12 @@ class _Input(msgspec.Struct):
 
 
 def parse_safeedit_inputs(found: Iterable[Row]) -> list[SafeEditInput]:
-    made = []
-    for row in found:
+    given_rows, made = [*found], []
+    text = column(given_rows, "malicious input", "input")
+    for row in given_rows:
         given = convert(row, _Input)
         attacked = given.attack_name not in {None, "", "None"}
-        text = field(row, "malicious input", "input")
-        made.append((row, SafeEditInput(id_of(given.id, row), given.category, given.question, attacked, text)))
+        made.append((row, SafeEditInput(id_of(given.id, row), given.category, given.question, attacked, text(row))))
     return unique(made, lambda given: given.id)
 
 

@@ -1,23 +1,20 @@
-"""Files to rows, and the checks of a row: every complaint is one line with file, line and field."""
+"""Files to rows: every complaint is one line with file and line."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
 from detoxbench.data import hub
+from detoxbench.data.readers import tables
 from detoxbench.errors import DetoxbenchError
-
-R = TypeVar("R")
-Text = Annotated[str, msgspec.Meta(min_length=1)]
-Texts = Annotated[list[Text], msgspec.Meta(min_length=1)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Row(NamedTuple):
@@ -28,30 +25,43 @@ class Row(NamedTuple):
     value: Any
 
 
-# ------------------------------------------------------------------------------------------------------- files to rows
-
-
 def rows(path: str | Path) -> list[Row]:
-    """The rows of a file, by its ending: .json, .jsonl, .csv, .tsv or .txt; or of a hub data set (hub:OWNER/NAME)."""
+    """The rows of a file, by its ending (one of `ENDINGS`); or of a hub data set (hub:OWNER/NAME)."""
     if str(path).startswith(hub.PREFIX):
         found = hub.load(str(path))
         return filled(path, [Row(n, f"{path} row {n}", value) for n, value in enumerate(found, 1)])
-    readers: dict[str, Callable[[str | Path], list[Row]]] = {
-        ".json": read_json, ".jsonl": read_jsonl, ".csv": read_table, ".tsv": read_table,
-        ".txt": read_lines,
-    }  # fmt: skip
-    ending = Path(path).suffix.lower()
-    if ending not in readers:
-        raise DetoxbenchError(f"'{path}' cannot be read: its name must end in {', '.join(readers)}")
-    return readers[ending](path)
+    return _READERS[ending(path)](path)
+
+
+def ending(path: str | Path) -> str:
+    """What a file's name says that it holds, one of `ENDINGS`: ".jsonl" of TEXTS.jsonl.gz. Raises DetoxbenchError."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    if suffixes and suffixes[-1] in _UNPACK:
+        suffixes.pop()
+    if suffixes and suffixes[-1] in _READERS:
+        return suffixes[-1]
+    remedy = _CONVERT.get(suffixes[-1] if suffixes else "", "")
+    raise DetoxbenchError(f"'{path}' cannot be read: its name must end in {', '.join(ENDINGS)} (or .gz){remedy}")
 
 
 def read_json(path: str | Path) -> list[Row]:
-    """The items of a file that is one JSON list."""
-    value = decode(content(path), path)
+    """The items of a file that is one JSON list, or an object that holds nothing but one; or, as many data sets name
+    their files so, JSON Lines."""
+    text = content(path)
+    if is_json_lines(text):
+        return read_jsonl(path)
+    value = decode(text, path)
+    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
+        (value,) = value.values()
     if not isinstance(value, list):
-        raise DetoxbenchError(f"{path} must be a JSON list of records, not {_kind(value)}")
+        raise DetoxbenchError(f"{path} must be a JSON list of records, not {kind(value)}")
     return filled(path, [Row(n, f"{path} record {n}", item) for n, item in enumerate(value, 1)])
+
+
+def is_json_lines(text: str) -> bool:
+    """Whether a file that is called .json holds an object a line."""
+    first, _, rest = text.lstrip().partition("\n")
+    return first.startswith("{") and first.rstrip().endswith("}") and rest.lstrip().startswith("{")
 
 
 def read_jsonl(path: str | Path) -> list[Row]:
@@ -62,29 +72,25 @@ def read_jsonl(path: str | Path) -> list[Row]:
 
 
 def read_table(path: str | Path) -> list[Row]:
-    """The rows of a .csv or .tsv file with a header, as dicts of text; a missing cell at the end of a row is empty."""
-    delimiter = "\t" if str(path).lower().endswith(".tsv") else ","
-    # Strict, and with quotes in .tsv too: ParaDetox quotes cells that hold line breaks, and a quote that is never
-    # closed would otherwise swallow the rest of the file.
-    reader = csv.reader(io.StringIO(content(path), newline=""), delimiter=delimiter, strict=True)
-    found: list[Row] = []
-    header: list[str] | None = None
-    start = 1
+    """The rows of a .csv file (commas, or semicolons or tabs where its header has no comma) or .tsv file with a header,
+    as dicts of text."""
+    delimiters = "\t" if ending(path) == ".tsv" else ",;\t"
+    found = tables.read(content(path), str(path), delimiters)
+    return filled(path, [Row(line, f"{path} line {line}", cells) for line, cells in found])
+
+
+def read_parquet(path: str | Path) -> list[Row]:
+    """The rows of a Parquet file, as dicts."""
+    import pyarrow
+    from pyarrow import parquet
+
     try:
-        for cells in reader:
-            place = f"{path} line {start}"
-            if header is None:
-                header = cells
-            elif len(cells) > len(header):
-                raise DetoxbenchError(f"{place} has {len(cells)} cells, the header only {len(header)}")
-            elif cells:
-                cells += [""] * (len(header) - len(cells))
-                found.append(Row(start, place, dict(zip(header, cells, strict=True))))
-            start = reader.line_num + 1
-    except csv.Error as error:
-        reason = "a quoted cell is never closed" if "unexpected end" in str(error) else str(error)
-        raise DetoxbenchError(f"{path} line {start}: {reason}") from None
-    return filled(path, found)
+        found = parquet.read_table(Path(path).expanduser()).to_pylist()
+    except FileNotFoundError:
+        raise DetoxbenchError(f"no such file: {path}") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DetoxbenchError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
+    return filled(path, [Row(n, f"{path} row {n}", value) for n, value in enumerate(found, 1)])
 
 
 def read_lines(path: str | Path) -> list[Row]:
@@ -102,13 +108,15 @@ def read_text(path: str | Path) -> str:
 
 
 def content(path: str | Path) -> str:
-    """All of a UTF-8 file, as text."""
+    """All of a UTF-8 file, as text, unpacked where it is packed."""
+    unpack = _UNPACK.get(Path(path).suffix.lower(), bytes)
     try:
-        data = Path(path).expanduser().read_bytes()
+        data = unpack(Path(path).expanduser().read_bytes())
     except FileNotFoundError:
         raise DetoxbenchError(f"no such file: {path}") from None
-    except OSError as error:
-        raise DetoxbenchError(f"'{path}' cannot be read: {error.strerror}") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DetoxbenchError(f"'{path}' cannot be read: {reason}") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -137,54 +145,27 @@ def filled(path: str | Path, found: list[Row]) -> list[Row]:
     return found
 
 
-# ----------------------------------------------------------------------------------------------------- rows to records
-
-
-def embedded(values: Iterable[Any], what: str) -> list[Row]:
-    """Rows of the embedded data."""
-    return [Row(n, f"embedded {what} {n}", value) for n, value in enumerate(values, 1)]
-
-
-def convert(row: Row, cls: type[R]) -> R:
-    """The row's value as a `cls`, every field checked."""
-    try:
-        return msgspec.convert(row.value, cls)
-    except msgspec.ValidationError as error:
-        # "Object missing required field `x` - at `$.y`" -> "missing field 'x', in 'y'"
-        reason = str(error).replace("`", "'").replace("Object missing required", "missing")
-        reason = re.sub(r" - at '\$\.?(.*)'$", r", in '\1'", reason)
-        raise DetoxbenchError(f"{row.place}: {reason}") from None
-
-
-def field(row: Row, *names: str) -> str:
-    """The text under the first of `names` that the row has."""
-    if not isinstance(row.value, Mapping):
-        raise DetoxbenchError(f"{row.place}: expected an object, got {_kind(row.value)}")
-    wanted = f"'{names[0]}'" + (f" (or {', '.join(map(repr, names[1:]))})" if names[1:] else "")
-    for name in names:
-        if name in row.value:
-            value = row.value[name]
-            if not isinstance(value, str) or not value:
-                raise DetoxbenchError(f"{row.place}: expected text that is not empty, got {_kind(value)}, in '{name}'")
-            return value
-    raise DetoxbenchError(f"{row.place}: missing field {wanted}")
-
-
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a value is, in words."""
     names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object", bool: "true or false"}
-    return "nothing" if value is None or value == "" else names[type(value)]
+    return "nothing" if value is None or value == "" else names.get(type(value), type(value).__name__)
 
 
-def id_of(given: int | str | None, row: Row) -> str:
-    """The record's own id, or its number."""
-    return str(row.number) if given is None else str(given)
-
-
-def unique(made: list[tuple[Row, R]], key: Callable[[R], Hashable]) -> list[R]:
-    """The records, of which no two have the same key."""
-    places: dict[Hashable, str] = {}
-    for row, record in made:
-        other = places.setdefault(key(record), row.place)
-        if other != row.place:
-            raise DetoxbenchError(f"{row.place}: id {key(record)!r} is there twice, first at {other}")
-    return [record for _, record in made]
+_READERS: dict[str, Callable[[str | Path], list[Row]]] = {
+    ".json": read_json, ".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": read_table, ".tsv": read_table,
+    ".txt": read_lines, ".parquet": read_parquet,
+}  # fmt: skip
+ENDINGS = tuple(_READERS)
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress,
+}  # fmt: skip
+_CONVERT = {
+    ".zst": "; unpack it first: zstd -d FILE",
+    ".zip": "; unpack it first: unzip FILE",
+    ".xlsx": "; save the sheet as .csv",
+    ".xls": "; save the sheet as .csv",
+    ".arrow": "; save it as .parquet",
+    ".feather": "; save it as .parquet",
+    ".pkl": "; a pickle can run code and is not read: save it as .jsonl",
+    ".pickle": "; a pickle can run code and is not read: save it as .jsonl",
+}

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from detoxbench.data.readers.files import Row, Text, Texts, convert, field, id_of, rows, unique
+from detoxbench.data.readers.columns import Text, Texts, column, convert, id_of, optional, unique
+from detoxbench.data.readers.files import Row, rows
 from detoxbench.method import Instruction, Pair, ParaphraseSet
 
 
 def pairs(path: str | Path) -> list[Pair]:
     """Toxic texts with a civil version: two-element lists [toxic, civil] (DeStein), or the columns `toxic` and one of
     `civil`, `nontoxic`, `neutral`, `neutral1` (ParaDetox, whose further versions are not used)."""
-    return [_pair(row) for row in rows(path)]
-
-
-def _pair(row: Row) -> Pair:
-    if isinstance(row.value, list):
-        return Pair(*convert(row, tuple[Text, Text]))
-    return Pair(field(row, "toxic"), field(row, "civil", "nontoxic", "neutral", "neutral1"))
+    found = rows(path)
+    toxic, civil = column(found, "toxic"), column(found, "civil", "nontoxic", "neutral", "neutral1")
+    return [
+        Pair(*convert(row, tuple[Text, Text])) if isinstance(row.value, list) else Pair(toxic(row), civil(row))
+        for row in found
+    ]
 
 
 def instructions(path: str | Path) -> list[Instruction]:
     """`instruction` or `prompt` (an `input` is joined to it by a space), `output`, `response` or `completion`, and
     `chat` (default true)."""
-    return [_instruction(row) for row in rows(path)]
+    found = rows(path)
+    prompt, response = column(found, "instruction", "prompt"), column(found, "output", "response", "completion")
+    made = []
+    for row in found:
+        rest = convert(row, _InstructionRow)
+        asked = f"{prompt(row)} {rest.input}" if rest.input else prompt(row)
+        made.append(Instruction(asked, response(row), rest.chat))
+    return made
 
 
 class _InstructionRow(msgspec.Struct):
-    input: str = ""
+    input: str | None = ""
     chat: bool = True
-
-
-def _instruction(row: Row) -> Instruction:
-    rest = convert(row, _InstructionRow)
-    prompt = field(row, "instruction", "prompt")
-    response = field(row, "output", "response", "completion")
-    return Instruction(f"{prompt} {rest.input}" if rest.input else prompt, response, rest.chat)
 
 
 def paraphrase_sets(path: str | Path) -> list[ParaphraseSet]:
@@ -63,12 +62,13 @@ class _Plain(msgspec.Struct):
 
 
 def _paraphrase_set(row: Row) -> ParaphraseSet:
-    if isinstance(row.value, Mapping) and "toxic" in row.value:
-        field(row, "neutral1")
-        neutral = [v for k, v in row.value.items() if re.fullmatch(r"neutral\d+", k) and v]
-        return ParaphraseSet(id_of(row.value.get("id"), row), tuple(dict.fromkeys(neutral)), (field(row, "toxic"),))
+    if optional(row, "toxic") is not None:
+        column([row], "neutral1")(row)
+        neutral = [v for k, v in row.value.items() if re.fullmatch(r"neutral\d+", k.lower()) and v]
+        toxic = column([row], "toxic")(row)
+        return ParaphraseSet(id_of(optional(row, "id"), row), tuple(dict.fromkeys(neutral)), (toxic,))
     given: _Released | _Plain
-    if isinstance(row.value, Mapping) and "paraphrases" in row.value:
+    if optional(row, "paraphrases") is not None:
         given = convert(row, _Released)
         positives, negatives = given.paraphrases, given.paraphrases_toxic
     else:

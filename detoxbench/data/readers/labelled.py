@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detoxbench.data.labels import Side, side, words
-from detoxbench.data.readers.files import Row, read_lines, rows
+from detoxbench.data import hub
+from detoxbench.data.labels import says_toxic, side, words
+from detoxbench.data.readers.files import Row, ending, read_lines, rows
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 
 TEXT = ("text", "comment_text", "comment", "tweet", "sentence", "response", "completion")
@@ -18,7 +19,6 @@ LABEL = ("is_toxic", "label", "toxic", "toxicity", "class", "unsafe", "target", 
 _CONVENTION = {"label", "labels", "target"}
 """Columns that say nothing themselves, in which 1 is toxic by custom (`target` is the toxic share in Jigsaw's data)."""
 log = logging.getLogger("detoxbench")
-_YES, _NO = {"true", "yes"}, {"false", "no"}
 
 
 class Labelled(NamedTuple):
@@ -49,7 +49,7 @@ def labelled(
     Raises DetoxbenchError naming file, line and column.
     """
     given, found = rows(file), list[Labelled]()
-    if Path(file).suffix.lower() == ".txt":
+    if not str(file).startswith(hub.PREFIX) and ending(file) == ".txt":
         of_line = _labels_beside(Path(file), labels)
         if {row.number for row in given} != of_line.keys():
             odd = min({row.number for row in given} ^ of_line.keys())
@@ -110,24 +110,10 @@ def _verdicts(values: Sequence[Any], places: Sequence[str], column: str, toxic: 
             log.warning("'%s' does not say what its 1 means: taken for toxic (--toxic 0 turns it round)", column)
     verdicts = []
     for value, place in zip(values, places, strict=True):
-        verdict = _is_toxic(value, named)
+        verdict = says_toxic(value, named)
         if verdict is None:
             raise DetoxbenchError(
                 f"{place}: is {value!r} in '{column}' toxic? Say which label is by --toxic LABEL (labels: {listed})"
             )
         verdicts.append(verdict)
     return verdicts
-
-
-def _is_toxic(value: Any, named: Side | None) -> bool | None:
-    """Whether a label says toxic, in a column whose name is on one side; None where that is not certain."""
-    said = words(value)
-    if isinstance(value, bool) or said in _YES | _NO:
-        yes: bool | None = said in _YES
-    else:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            return {"toxic": True, "civil": False, None: None}[side(value)]
-        yes = number >= 0.5 if 0 <= number <= 1 else None
-    return None if yes is None or named is None else yes == (named == "toxic")

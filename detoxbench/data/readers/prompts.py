@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from detoxbench.data.readers.files import Row, Share, Text, content, convert, decode, field, id_of, rows, unique
+from detoxbench.data.readers.columns import Share, Text, column, convert, id_of, optional, unique
+from detoxbench.data.readers.files import ENDINGS, Row, content, decode, ending, is_json_lines, rows
+from detoxbench.data.readers.safety import is_safe
 from detoxbench.errors import DetoxbenchError
 
 
@@ -54,8 +57,14 @@ class GroupPrompt(NamedTuple):
     text: str
 
 
+_REQUEST = ("instruction", "goal", "behavior", "prompt", "question", "request", "query", "forbidden_prompt", "text")
+"""Columns that hold what is asked: AdvBench and JailbreakBench have a goal, HarmBench a behavior, StrongREJECT a
+forbidden prompt."""
+
+
 def toxicity_prompts(path: str | Path) -> list[ToxicityPrompt]:
-    """RealToxicityPrompts: {"prompt": {"text", "toxicity"?}, "id"?}. Without ids, the line numbers are the ids."""
+    """RealToxicityPrompts: {"prompt": {"text", "toxicity"?}, "id"?}; or plain texts, as lines or under `prompt` or
+    `text`, perhaps with `toxicity`. Without ids, the line numbers are the ids."""
     return parse_toxicity_prompts(rows(path))
 
 
@@ -69,17 +78,31 @@ class _PromptRow(msgspec.Struct):
     id: int | str | None = None
 
 
+class _PlainRow(msgspec.Struct):
+    id: int | str | None = None
+    toxicity: Share | None = None
+
+
 def parse_toxicity_prompts(found: Iterable[Row]) -> list[ToxicityPrompt]:
     # The published prompts hold some texts twice, so only equal ids are an error.
-    made = []
-    for row in found:
-        given = convert(row, _PromptRow)
-        made.append((row, ToxicityPrompt(id_of(given.id, row), given.prompt.text, given.prompt.toxicity)))
+    given_rows, made = [*found], []
+    text = column(given_rows, "prompt", "text")
+    for row in given_rows:
+        if isinstance(row.value, str):
+            prompt = ToxicityPrompt(str(row.number), row.value, None)
+        elif isinstance(optional(row, "prompt"), str) or (optional(row, "prompt") is None and optional(row, "text")):
+            plain = convert(row, _PlainRow)
+            prompt = ToxicityPrompt(id_of(plain.id, row), text(row), plain.toxicity)
+        else:
+            given = convert(row, _PromptRow)
+            prompt = ToxicityPrompt(id_of(given.id, row), given.prompt.text, given.prompt.toxicity)
+        made.append((row, prompt))
     return unique(made, lambda prompt: prompt.id)
 
 
 def asked_instructions(path: str | Path) -> list[AskedInstruction]:
-    """Ext-Sub's toxic_test.json: `instruction` (or `prompt`), and perhaps `input` and `half` ("toxic" or "nontoxic").
+    """Ext-Sub's toxic_test.json: `instruction` (or `prompt`, `question`, ...), and perhaps `input` and `half` ("toxic"
+    or "nontoxic").
 
     Its `output` and its six score columns are not read: the scores are a classifier's of the instruction, not of the
     output.
@@ -88,55 +111,92 @@ def asked_instructions(path: str | Path) -> list[AskedInstruction]:
 
 
 class _AskedInstructionRow(msgspec.Struct):
-    input: str = ""
+    input: str | None = ""
     half: Literal["toxic", "nontoxic"] | None = None
 
 
 def parse_asked_instructions(found: Iterable[Row]) -> list[AskedInstruction]:
-    made = []
-    for row in found:
+    given_rows, made = [*found], []
+    instruction = column(given_rows, *_REQUEST)
+    for row in given_rows:
         rest = convert(row, _AskedInstructionRow)
-        made.append(AskedInstruction(field(row, "instruction", "prompt"), rest.input, rest.half))
+        made.append(AskedInstruction(instruction(row), rest.input or "", rest.half))
     return made
 
 
 def harmful_requests(path: str | Path) -> list[HarmfulRequest]:
     """Plain texts (TDC2023 as a JSON list, MaliciousInstruct as .txt), or records with the request under `instruction`,
-    `goal` (AdvBench), `Behavior` (HarmBench), `prompt` or `question`, and perhaps `category` or `SemanticCategory`."""
+    `goal` (AdvBench, JailbreakBench), `Behavior` (HarmBench), `prompt`, `question`, `forbidden_prompt` (StrongREJECT),
+    and perhaps `category` or `SemanticCategory`.
+
+    A `ContextString` that a request is about stands before it, as HarmBench's own code joins them; requests that need
+    one and have none, or need an image, are left out, and so are prompts that a label calls safe. All are warned of.
+    """
     return parse_harmful_requests(rows(path))
 
 
 def parse_harmful_requests(found: Iterable[Row]) -> list[HarmfulRequest]:
-    return [_harmful_request(row) for row in found]
+    given_rows = [*found]
+    text = column(given_rows, *_REQUEST)
+    kept = [row for row, safe in zip(given_rows, is_safe(given_rows), strict=True) if not safe]
+    _say_left_out(given_rows, len(given_rows) - len(kept), "labelled safe")
+    whole = [row for row in kept if isinstance(row.value, str) or not _lacks_context(row)]
+    _say_left_out(given_rows, len(kept) - len(whole), "about a context or an image that they do not hold")
+    if not whole:
+        raise DetoxbenchError(f"{given_rows[0].place}: none of the prompts from here on is a request to be refused")
+    return [_harmful_request(row, text) for row in whole]
 
 
-def _harmful_request(row: Row) -> HarmfulRequest:
+def _say_left_out(found: Sequence[Row], count: int, why: str) -> None:
+    if count:
+        file = found[0].place.rpartition(" ")[0].rpartition(" ")[0]
+        warnings.warn(f"{file}: {count} of {len(found)} prompts are {why}: they are not asked", stacklevel=2)
+
+
+def _lacks_context(row: Row) -> bool:
+    contextual = "contextual" in str(optional(row, "FunctionalCategory")).lower()
+    return bool(optional(row, "ImageFileName")) or (contextual and not optional(row, "ContextString", "context"))
+
+
+def _harmful_request(row: Row, text: Callable[[Row], str]) -> HarmfulRequest:
     if isinstance(row.value, str) and row.value:
         return HarmfulRequest(row.value, "")
-    text = field(row, "instruction", "goal", "Behavior", "prompt", "question")
-    name = "category" if "category" in row.value else "SemanticCategory"
-    return HarmfulRequest(text, field(row, name) if row.value.get(name) else "")
+    request, given, context = text(row), optional(row, "input"), optional(row, "ContextString", "context")
+    if isinstance(given, str):
+        request = f"{request} {given}"
+    if isinstance(context, str):
+        request = f"{context}\n\n---\n\n{request}"
+    return HarmfulRequest(request, _name(optional(row, "category", "SemanticCategory")))
+
+
+def _name(category: Any) -> str:
+    """A category as text: data sets have names, numbers and lists of them."""
+    if isinstance(category, list):
+        return ", ".join(map(str, category))
+    return "" if category is None else str(category)
 
 
 def labelled_prompts(path: str | Path) -> list[LabelledPrompt]:
-    """XSTest: `prompt`, `type`, `label` ("safe" or "unsafe"; without the column, types that begin with "contrast" are
-    unsafe) and `id`."""
+    """XSTest: `prompt`, `type` (or `category`), `label` ("safe" or "unsafe", or another column that says which; without
+    one, types that begin with "contrast" are unsafe) and `id`."""
     return parse_labelled_prompts(rows(path))
 
 
-class _LabelledPromptRow(msgspec.Struct):
-    prompt: Text
-    type: Text
-    label: Literal["safe", "unsafe"] | None = None
+class _Identified(msgspec.Struct):
     id: int | str | None = None
 
 
 def parse_labelled_prompts(found: Iterable[Row]) -> list[LabelledPrompt]:
-    made = []
-    for row in found:
-        given = convert(row, _LabelledPromptRow)
-        safe = given.label == "safe" if given.label else not given.type.startswith("contrast")
-        made.append((row, LabelledPrompt(id_of(given.id, row), given.prompt, given.type, safe)))
+    given_rows, made = [*found], []
+    prompt = column(given_rows, *_REQUEST)
+    for row, safe in zip(given_rows, is_safe(given_rows), strict=True):
+        number, text = id_of(convert(row, _Identified).id, row), prompt(row)
+        if safe is None:
+            given = optional(row, "label")
+            raise DetoxbenchError(
+                f"{row.place}: nothing says whether this prompt is safe (label: {given}): label it safe or unsafe"
+            )
+        made.append((row, LabelledPrompt(number, text, _name(optional(row, "type", "category")) or "prompts", safe)))
     return unique(made, lambda prompt: prompt.id)
 
 
@@ -151,21 +211,19 @@ def group_prompts(path: str | Path) -> list[GroupPrompt]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return _group_file(path)
-    files = sorted(
-        file for file in folder.iterdir() if file.suffix.lower() in {".json", ".jsonl", ".csv", ".tsv", ".txt"}
-    )
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
     if not files:
-        raise DetoxbenchError(f"the folder '{path}' holds no .json, .jsonl, .csv, .tsv or .txt file")
+        raise DetoxbenchError(f"the folder '{path}' holds no file that ends in {', '.join(ENDINGS)}")
     return [prompt for file in files for prompt in _group_file(file)]
 
 
 def _group_file(path: str | Path) -> list[GroupPrompt]:
     name = Path(path).name.rpartition(".")[0]
-    if str(path).lower().endswith(".json"):
+    if ending(path) == ".json" and not is_json_lines(content(path)):
         value = decode(content(path), path)
         if isinstance(value, Mapping):
             return _bold(value, path, name.removesuffix("_prompt"))
-    if str(path).lower().endswith(".txt"):
+    if ending(path) == ".txt":
         domain, _, group = name.removesuffix("_1k").partition("_")
         if not group:
             domain, group = "prompts", name

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from detoxbench.data.readers.files import Row, Text, Texts, convert, read_lines, rows
+from detoxbench.data.readers.columns import Text, Texts, convert
+from detoxbench.data.readers.files import Row, read_lines, rows
 from detoxbench.errors import DetoxbenchError
 
 

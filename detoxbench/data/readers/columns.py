@@ -1,0 +1,136 @@
+"""Rows to records: which column holds what, and the checks of a row; every complaint names file, line and field."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from detoxbench.data.labels import words
+from detoxbench.data.readers.files import Row, kind
+from detoxbench.errors import DetoxbenchError
+
+R = TypeVar("R")
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Texts = Annotated[list[Text], msgspec.Meta(min_length=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+LABEL_WORDS = 4
+"""A column of at most so many words (in the median) beside one of twice as many holds names of the other's contents."""
+
+
+def embedded(values: Iterable[Any], what: str) -> list[Row]:
+    """Rows of the embedded data."""
+    return [Row(n, f"embedded {what} {n}", value) for n, value in enumerate(values, 1)]
+
+
+def convert(row: Row, cls: type[R]) -> R:
+    """The row's value as a `cls`, every field checked. Columns fit in any case: "Prompt", "isSafe", "is_safe"."""
+    value = row.value
+    if isinstance(value, Mapping) and isinstance(cls, type) and issubclass(cls, msgspec.Struct):
+        alike = _columns_of(cls.__struct_encode_fields__, tuple(value))
+        for name, columns in alike.items():
+            if len(columns) > 1:
+                raise DetoxbenchError(f"{row.place}: {_quoted(columns)} are one name, '{name}': rename or remove one")
+        names = {columns[0]: name for name, columns in alike.items()}
+        value = {names.get(key, key): inner for key, inner in value.items()}
+    try:
+        return msgspec.convert(value, cls)
+    except msgspec.ValidationError as error:
+        # "Object missing required field `x` - at `$.y`" -> "missing field 'x', in 'y'"
+        reason = str(error).replace("`", "'").replace("Object missing required", "missing")
+        reason = re.sub(r" - at '\$\.?(.*)'$", r", in '\1'", reason)
+        raise DetoxbenchError(f"{row.place}: {reason}") from None
+
+
+@lru_cache(maxsize=256)
+def _columns_of(fields: tuple[str, ...], there: tuple[str, ...]) -> dict[str, list[str]]:
+    """Field -> the columns of that name, however they are written; fields without one are left out."""
+    return {name: columns for name in fields if (columns := _alike(there, name))}
+
+
+def _alike(there: Iterable[str], name: str) -> list[str]:
+    return [column for column in there if _words(column) == _words(name)]
+
+
+_words = lru_cache(maxsize=4096)(words)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return " and ".join(map(repr, names))
+
+
+def optional(row: Row, *names: str) -> Any:
+    """The value under the first of `names`, in any case, that the row has and fills; None where there is none."""
+    given = row.value if isinstance(row.value, Mapping) else {}
+    for name in names:
+        for column in _alike(given, name):
+            if given[column] not in (None, "", []):
+                return given[column]
+    return None
+
+
+def column(found: Sequence[Row], *names: str) -> Callable[[Row], str]:
+    """How to read the text that each of these rows has under one of `names`, in any case.
+
+    Where rows fill several of these columns with different texts, those that only name what another one says (a
+    "Behavior" of two words beside a "Goal" of twelve) are left out. Raises DetoxbenchError, naming the columns, where
+    more than one is left; the function returned raises it for a row without a text.
+    """
+    there = _filled(found, names)
+    texts = {name: [str(row.value[name]) for row in found if _has(row, name)] for name in there}
+    length = {name: statistics.median(len(text.split()) for text in texts[name]) for name in there}
+    longest = max(length.values(), default=0)
+    left = [name for name in there if length[name] > LABEL_WORDS or 2 * length[name] > longest]
+    for row in found:
+        rivals = [name for name in left if _has(row, name)]
+        if len({row.value[name] for name in rivals}) > 1:
+            raise DetoxbenchError(
+                f"{row.place}: {_quoted(rivals)} may both be what is asked for: rename or remove the one that is not"
+            )
+
+    def read(row: Row) -> str:
+        if not isinstance(row.value, Mapping):
+            raise DetoxbenchError(f"{row.place}: expected an object, got {kind(row.value)}")
+        for name in [*left, *(n for wanted in names for n in _alike(row.value, wanted))]:
+            if name in row.value:
+                value = row.value[name]
+                if not isinstance(value, str) or not value:
+                    raise DetoxbenchError(
+                        f"{row.place}: expected text that is not empty, got {kind(value)}, in '{name}'"
+                    )
+                return value
+        others = f" (or {', '.join(map(repr, names[1:]))})" if names[1:] else ""
+        raise DetoxbenchError(f"{row.place}: missing field '{names[0]}'{others}")
+
+    return read
+
+
+def _filled(found: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Columns of these names, in their order, that hold a text in any row."""
+    columns = dict.fromkeys(key for row in found if isinstance(row.value, Mapping) for key in row.value)
+    alike = [column for name in names for column in _alike(columns, name)]
+    return [column for column in alike if any(_has(row, column) for row in found)]
+
+
+def _has(row: Row, name: str) -> bool:
+    value = row.value.get(name) if isinstance(row.value, Mapping) else None
+    return isinstance(value, str) and bool(value)
+
+
+def id_of(given: int | str | None, row: Row) -> str:
+    """The record's own id, or its number."""
+    return str(row.number) if given is None else str(given)
+
+
+def unique(made: list[tuple[Row, R]], key: Callable[[R], Hashable]) -> list[R]:
+    """The records, of which no two have the same key."""
+    places: dict[Hashable, str] = {}
+    for row, record in made:
+        other = places.setdefault(key(record), row.place)
+        if other != row.place:
+            raise DetoxbenchError(f"{row.place}: id {key(record)!r} is there twice, first at {other}")
+    return [record for _, record in made]
