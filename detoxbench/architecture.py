@@ -74,6 +74,11 @@ class Architecture:
         return int(self._text_config.hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding: token ids go from 0 to one less."""
+        return int(self._model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+    @property
     def heads(self) -> int:
         """Number of query heads."""
         return int(self._text_config.num_attention_heads)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import struct
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from detoxbench.config import digest
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, first_line
 from detoxbench.file_hash import sha256_of_files
 
+HEADER_BYTES = 100_000_000
+"""Of a safetensors file, at the most; as the format has it."""
 _NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.vocab"]
 
 
@@ -94,7 +97,7 @@ def cached_snapshot(path: str, revision: str | None = None, kind: _Kind = _MODEL
     try:
         snapshot = Path(snapshot_download(path, revision=revision, local_files_only=True))
         _check(snapshot, kind)
-    except (LocalEntryNotFoundError, ValueError, DetoxbenchError):
+    except (LocalEntryNotFoundError, ValueError, _Incomplete):
         return None
     return snapshot
 
@@ -170,13 +173,115 @@ def _never_read(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in _NOT_READ)
 
 
+class _Incomplete(DetoxbenchError):
+    """Files are missing that a download brings."""
+
+
 def _check(folder: Path, kind: _Kind) -> None:
     if not (folder / kind.config).is_file():
-        raise DetoxbenchError(f"'{folder}' is no {kind.noun} folder: it has no {kind.config}")
-    if not any(folder.glob(kind.weights)):
-        pickled = any(folder.glob("*.bin"))
-        remedy = "convert its .bin (pickle is not loaded)" if pickled else "download them, or name another folder"
-        raise DetoxbenchError(f"the {kind.noun} folder '{folder}' has no weights ({kind.weights}): {remedy}")
+        raise _Incomplete(f"'{folder}' is no {kind.noun} folder: it has no {kind.config}")
+    if kind is _MODEL:
+        check_model(folder)
+    elif not any(folder.glob(kind.weights)):
+        raise _without_weights(folder, kind)
+
+
+def check_model(folder: Path) -> None:
+    """Raises DetoxbenchError for a model folder that would be loaded as something else than it says, naming the file:
+    pickled or missing weights, shards elsewhere, an adapter that transformers would put on, packed weights."""
+    files = _weight_files(folder)
+    for file in files:
+        _check_types(file)
+    if (folder / "adapter_config.json").exists():
+        raise DetoxbenchError(
+            f"the model folder '{folder}' has an adapter_config.json beside its config.json, and transformers would "
+            "put that adapter on: take the adapter's files out if it is merged already, else merge it first"
+        )
+    config = _json(folder / "config.json")
+    if config.get("transformers_weights"):
+        raise DetoxbenchError(
+            f"'{folder / 'config.json'}' names weights of its own (transformers_weights): take that entry out"
+        )
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    packed = next((q for part in parts if (q := part.get("quantization_config"))), None)
+    if packed:
+        how = packed.get("quant_method") if isinstance(packed, dict) else None
+        raise DetoxbenchError(
+            f"the model in '{folder}' is quantised ({how or 'quantization_config'}): packed weights cannot be changed "
+            "exactly; name the checkpoint it was made from, or save one from model.dequantize()"
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads the weights from: one, or the shards that the index names."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        raise _without_weights(folder, _MODEL)
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise DetoxbenchError(f"'{index}' has no weight_map: download it again")
+    names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        if not re.fullmatch(r"[^/\\]+\.safetensors", name):
+            raise DetoxbenchError(
+                f"'{index}' names the shard '{name}': shards are safetensors files in its own folder "
+                "(pickle is not loaded); convert or move it there"
+            )
+        if not (folder / name).is_file():
+            raise _Incomplete(f"the model folder '{folder}' lacks the shard '{name}' that its index names: download it")
+        target, inside = (folder / name).resolve(), folder.resolve()
+        # The hub's cache keeps what a snapshot shows in a folder beside it.
+        if target.parent != inside and target.parent != inside.parents[1] / "blobs":
+            raise DetoxbenchError(
+                f"the shard '{folder / name}' is a link out of its folder, to '{target}': name the folder it lies in"
+            )
+    return [folder / name for name in names]
+
+
+def _check_types(file: Path) -> None:
+    """Raises DetoxbenchError for weights of whole numbers, which would be taken for the weights themselves."""
+    for name, tensor in header(file).items():
+        if name.endswith("weight") and re.match(r"[IU]\d|BOOL", str(tensor.get("dtype"))):
+            raise DetoxbenchError(
+                f"'{file}' holds '{name}' as {tensor['dtype']}: packed weights cannot be changed exactly; name the "
+                "checkpoint they were made from"
+            )
+
+
+def header(file: Path) -> dict[str, Any]:
+    """Names, types, shapes and places of the tensors in a safetensors file. Raises DetoxbenchError where it is none."""
+    try:
+        with open(file, "rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            found: dict[str, Any] = json.loads(opened.read(length) if length < HEADER_BYTES else b"")
+            found.pop("__metadata__", None)
+            last = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise DetoxbenchError(f"'{file}' cannot be loaded, it is no safetensors file: {error}") from None
+    if file.stat().st_size != 8 + length + last:
+        raise DetoxbenchError(
+            f"'{file}' cannot be loaded: it has {file.stat().st_size} bytes, its header says {8 + length + last}; "
+            "download it again"
+        )
+    return found
+
+
+def _without_weights(folder: Path, kind: _Kind) -> _Incomplete:
+    pickled = any(folder.glob("*.bin"))
+    remedy = "convert its .bin (pickle is not loaded)" if pickled else "download them, or name another folder"
+    return _Incomplete(f"the {kind.noun} folder '{folder}' has no weights ({kind.weights}): {remedy}")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DetoxbenchError(f"'{file}' cannot be read: {first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise DetoxbenchError(f"'{file}' cannot be read: it is no JSON object")
+    return found
 
 
 def _may_be_hub_id(path: str) -> bool:

@@ -27,6 +27,7 @@ from detoxbench import precision
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import require_finite_logits
+from detoxbench.forward import next_logits
 from detoxbench.kv_cache import Cache
 from detoxbench.sampling import noise_key, pick
 from detoxbench.suites.base import Request, Sample
@@ -160,7 +161,6 @@ def _run(lm: LanguageModel, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -
     with torch.inference_mode():
         logits, cache, mask = _prefill(lm, rows, gen.max_new_tokens)
         read = mask.shape[1] - gen.max_new_tokens
-        positions = mask[:, :read].sum(1, keepdim=True)
         keys = torch.tensor([row.key for row in rows])
         spacing = precision.spacing(lm.model)
         for step in range(gen.max_new_tokens):
@@ -177,16 +177,10 @@ def _run(lm: LanguageModel, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -
                 rows, tokens, keys = [rows[i] for i in going], tokens[stay], keys[stay]
                 here = stay.to(lm.device)
                 cache.select(here)
-                mask, positions = mask[here], positions[here]
+                mask = mask[here]
             with lm.reading([row.request.record for row in rows], 0):
-                output = lm.model(
-                    input_ids=tokens[:, None].to(lm.device),
-                    attention_mask=mask[:, : read + step + 1],
-                    position_ids=positions + step,
-                    past_key_values=cache.past,
-                    use_cache=True,
-                )
-            logits = processed(lm, output.logits[:, -1])
+                new = next_logits(lm.model, tokens[:, None].to(lm.device), mask[:, : read + step + 1], cache)
+            logits = processed(lm, new[:, -1])
 
 
 def _prefill(lm: LanguageModel, rows: list[_Row], more: int) -> tuple[Tensor, Cache, Tensor]:
@@ -230,18 +224,9 @@ def _prefill(lm: LanguageModel, rows: list[_Row], more: int) -> tuple[Tensor, Ca
 def _forward(lm: LanguageModel, records: Sequence[str], ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
     """Read more of some prompts, ids [rows, new] behind what the cache holds, mask [rows, held and new]: the next-token
     logits [rows, vocabulary]."""
-    new = ids.shape[1]
-    mask = mask.to(lm.device)
-    with lm.reading(records, new):
-        output = lm.model(
-            input_ids=ids.to(lm.device),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -new:],
-            past_key_values=cache.past,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-    return processed(lm, output.logits[:, -1])
+    with lm.reading(records, ids.shape[1]):
+        logits = next_logits(lm.model, ids.to(lm.device), mask.to(lm.device), cache)
+    return processed(lm, logits[:, -1])
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -328,8 +313,8 @@ def _alone(lm: LanguageModel, row: _Row) -> Tensor:
 
     ids = torch.tensor([row.prompt + row.new], device=lm.device)
     with lm.reading([row.request.record], len(row.prompt)):
-        output = lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
-    return processed(lm, output.logits[:, -1])
+        logits = next_logits(lm.model, ids, torch.ones_like(ids))
+    return processed(lm, logits[:, -1])
 
 
 def _sample(lm: LanguageModel, row: _Row) -> Sample:

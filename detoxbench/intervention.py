@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import LARGEST, require_finite, require_finite_values
+from detoxbench.forward import cache_name
+from detoxbench.kv_cache import Cache
 from detoxbench.store import write_folder
 
 if TYPE_CHECKING:
@@ -352,18 +354,23 @@ def _prefixed(lm: LanguageModel, prefix: Prefix) -> Callable[..., Any]:
     """A pre-hook of the whole model: an empty cache begins with the prefix, which every position may look at."""
     kv = prefix.kv.to(lm.device, lm.dtype)
     tokens = kv.shape[3]
+    config, name = lm.model.config.get_text_config(), cache_name(lm.model.__class__)
+    if not Cache(config, tokens).movable:
+        raise DetoxbenchError(
+            f"a prefix needs attention in every layer; some of {type(lm.model).__name__} are recurrent"
+        )
 
     def begin(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         from transformers import DynamicCache
 
         ids = args[0] if args else given["input_ids"]
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        cache, mask = given.get(name), given.get("attention_mask")
         if cache is None:
-            cache = DynamicCache(config=lm.model.config.get_text_config())
+            cache = DynamicCache(config=config)
         if cache.get_seq_length() == 0:
             for layer, (keys, values) in enumerate(kv):
                 cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
-        given = {**given, "past_key_values": cache}
+        given = {**given, name: cache}
         if mask is not None:
             import torch
 

@@ -33,7 +33,8 @@ class Cache:
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order; a row may come several times."""
-        self.past.batch_select_indices(rows)
+        for layer in self.past.layers:  # recurrent layers know this method alone
+            layer.reorder_cache(rows)
 
     def move(self, rows: Tensor, positions: Tensor) -> None:
         """Row i becomes the `positions[i]` of the row `rows[i]`; all layers must be `movable`."""
@@ -56,8 +57,9 @@ def _layer() -> type:
         def hold(self, keys: Tensor, values: Tensor) -> None:
             self.keys, self.values, self.buffers = keys, values, []
 
-        def batch_select_indices(self, indices: Tensor) -> None:
-            self.hold(self.keys[indices], self.values[indices])
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            if self.is_initialized:  # else it shares the keys and values of another layer
+                self.hold(self.keys[beam_idx], self.values[beam_idx])
 
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
             if not self.is_initialized:

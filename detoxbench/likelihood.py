@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.finite import require_finite_logits
+from detoxbench.forward import next_logits
 from detoxbench.generation import Generated, processed
 from detoxbench.suites.base import Request, Sample
 
@@ -113,7 +114,7 @@ def read_rows(lm: LanguageModel, rows: Sequence[Row]) -> list[tuple[float, bool]
     """
     import torch
 
-    vocabulary = lm.model.get_output_embeddings().weight.shape[0] if lm.device.type == "cpu" else 0
+    vocabulary = lm.architecture.vocabulary if lm.device.type == "cpu" else 0
     results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), -rows[i].lead, i))
     while order:
@@ -136,15 +137,8 @@ def read_rows(lm: LanguageModel, rows: Sequence[Row]) -> list[tuple[float, bool]
             mask[k, begin : begin + len(rows[i].ids)] = 1
         ids, mask = ids.to(lm.device), mask.to(lm.device)
         with torch.inference_mode(), lm.reading([rows[i].record for i in batch], lead):
-            output = lm.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                use_cache=False,
-                logits_to_keep=rest + 1,
-            )
             # The last position predicts nothing that is given; to cut it off would copy all the others.
-            logits = processed(lm, output.logits.flatten(0, 1))
+            logits = processed(lm, next_logits(lm.model, ids, mask, last=rest + 1).flatten(0, 1))
             targets = torch.nn.functional.pad(ids[:, lead:], (0, 1)).flatten()
             nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").view(size, rest + 1)
             largest, likeliest = logits.max(-1)

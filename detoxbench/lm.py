@@ -76,37 +76,23 @@ class LanguageModel:
         """Load a local folder, a hub id, or 'fable' (the embedded model trained with `seed`).
 
         `dtype` is float32, float16 or bfloat16; `device` is auto (cuda, then mps, then cpu) or a torch device.
-        Raises DetoxbenchError when the model cannot be had.
+        Raises DetoxbenchError when the model cannot be had, is not what its folder says (`pretrained.load`), or is of
+        a kind that the engine cannot serve (`serving.require_served`).
         """
         folder = find(path, revision=revision, seed=seed)
-        import torch
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+        from detoxbench import pretrained
+        from detoxbench.serving import require_served
 
-        # Loading shows a bar of its own and warns of generation flags that the engine never reads.
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=getattr(torch, dtype),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DetoxbenchError(f"the model in '{folder}' cannot be loaded: {reason}") from error
-        require_finite_model(model, f"the model in '{folder}', read as {dtype}")
-        return cls(
+        model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, f"the model in '{folder}'")
+        lm = cls(
             model.to(pick_device(device)),
             tokenizer,
             name=name or path,
             fingerprint=checkpoint.fingerprint(folder),
             chat_template=chat_template,
         )
+        require_served(lm)
+        return lm
 
     @property
     def device(self) -> torch.device:
@@ -115,6 +101,13 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def bare(self) -> bool:
+        """Whether a forward pass is the model's own: no hook, prefix, route or logit function is in force."""
+        if self.route is not None or self.logit_functions or self.architecture.reserved:
+            return False
+        return not any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
 
     @property
     def eos_ids(self) -> set[int]:
@@ -183,7 +176,10 @@ class LanguageModel:
         `settings` are fields of GenSpec, given instead of `gen`: `lm.generate(["hello"], max_new_tokens=5)`.
         """
         from detoxbench.generation import generate
+        from detoxbench.serving import require_served
 
+        if self.bare:
+            require_served(self)
         gen = GenSpec(**settings) if gen is None else gen
         requests = [
             p if isinstance(p, Request) else Request(id=str(i), prompt=p, record=str(i), kind="prompt")

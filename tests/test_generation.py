@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from detoxbench import generation, sampling
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError
+from detoxbench.forward import cache_name
 from detoxbench.kv_cache import Cache
 from detoxbench.suites.base import Request
 from tests.tiny import CHARACTERS, FAMILIES, tiny
@@ -248,16 +249,16 @@ def test_the_cache_holds_what_that_of_transformers_holds(family: str, room: int)
     from transformers import DynamicCache
 
     model = tiny(family).model
-    ours, theirs = Cache(model.config, room), DynamicCache()
+    ours, theirs, name = Cache(model.config, room), DynamicCache(), cache_name(type(model))
     ids = torch.arange(3, 3 + 3 * 9).view(3, 9)
     with torch.inference_mode():
         for part in (ids[:, :4], ids[:, 4:5], ids[:, 5:8]):
-            made = [model(part, past_key_values=past, use_cache=True).logits for past in (ours.past, theirs)]
+            made = [model(part, use_cache=True, **{name: past}).logits for past in (ours.past, theirs)]
             assert torch.equal(*made)
         order = torch.tensor([2, 0, 2, 1])
         ours.select(order)
-        theirs.batch_select_indices(order)
-        made = [model(ids[order, 8:], past_key_values=past, use_cache=True).logits for past in (ours.past, theirs)]
+        theirs.reorder_cache(order)
+        made = [model(ids[order, 8:], use_cache=True, **{name: past}).logits for past in (ours.past, theirs)]
     assert torch.equal(*made)
     for one, two in zip(ours.past.layers, theirs.layers, strict=True):
         assert torch.equal(one.keys, two.keys)

@@ -221,7 +221,7 @@ def test_what_is_no_classifier_is_named(tmp_path: Path, copied: Path) -> None:
     lm = tiny("gpt2")
     lm.model.save_pretrained(tmp_path / "lm")
     lm.tokenizer.save_pretrained(tmp_path / "lm")
-    with pytest.raises(DetoxbenchError, match=r"is no trained classifier: it has no weights for score\.weight"):
+    with pytest.raises(DetoxbenchError, match=r"is not complete: it has no weights for score\.weight"):
         classifier(tmp_path / "lm").score(["x"], [""])
     reconfigure(copied, problem_type="regression")
     with pytest.raises(UsageError, match="is a regression and gives no probabilities"):

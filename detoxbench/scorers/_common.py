@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detoxbench import checkpoint
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.finite import require_finite_model
 
 if TYPE_CHECKING:
     import torch
@@ -95,36 +94,11 @@ def locate(name: str, path: str, revision: str | None) -> Path:
 
 def load_classifier(name: str, folder: Path, device: str, max_length: int | None = None) -> Classifier:
     """A sequence classifier from safetensors. `max_length` lowers how many tokens it reads, and cannot raise it."""
-    import torch
-    import transformers
-    from transformers.utils import logging
-
+    from detoxbench import pretrained
     from detoxbench.lm import pick_device
 
-    # Loading shows a bar of its own, and a report of weights that a classifier leaves unused.
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-    def loaded(kind: Callable[..., Any], **more: Any) -> Any:
-        return kind(folder, local_files_only=True, trust_remote_code=False, **more)
-
-    try:
-        tokenizer = loaded(transformers.AutoTokenizer.from_pretrained)
-        model, report = loaded(
-            transformers.AutoModelForSequenceClassification.from_pretrained,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # of every kind: missing file, unknown architecture, broken tensor file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DetoxbenchError(f"scorer '{name}': the classifier in '{folder}' cannot be loaded: {reason}") from error
-    if report["missing_keys"]:
-        raise DetoxbenchError(
-            f"scorer '{name}': the model in '{folder}' is no trained classifier: "
-            f"it has no weights for {min(report['missing_keys'])}"
-        )
-    require_finite_model(model, f"scorer '{name}': the classifier in '{folder}'")
+    thing = f"scorer '{name}': the classifier in '{folder}'"
+    model, tokenizer = pretrained.load("AutoModelForSequenceClassification", folder, "float32", thing)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id

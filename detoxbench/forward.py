@@ -1,0 +1,58 @@
+"""The forward pass of a causal language model of any family: the one place that knows what it is called with."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from detoxbench.errors import DetoxbenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detoxbench.kv_cache import Cache
+
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What transformers calls the cache: since 5.24 `cache`, before `past_key_values`, of state-space models
+`cache_params`."""
+
+
+def next_logits(model: Any, ids: Tensor, mask: Tensor, cache: Cache | None = None, last: int = 1) -> Tensor:
+    """Logits of the `last` positions, [rows, last, vocabulary], as the model gives them.
+
+    `ids` [rows, new] stand behind what `cache` holds, and are added to it; `mask` is [rows, held and new]. Positions
+    count what the mask lets through, so padding on the left moves nothing. Raises DetoxbenchError for a model that
+    takes no cache where one is given.
+    """
+    given = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+        "use_cache": cache is not None,
+        "logits_to_keep": last,
+    }
+    names, and_others = _parameters(model.__class__)
+    given = {name: value for name, value in given.items() if and_others or name in names}
+    if cache is not None:
+        given[cache_name(model.__class__)] = cache.past
+    logits: Tensor = model(**given).logits
+    return logits[:, -last:]
+
+
+@cache
+def cache_name(kind: type) -> str:
+    """Under which name the forward pass of this class takes the cache: a name that it lists, since one that falls into
+    its **kwargs may be dropped without a word. Raises DetoxbenchError where it lists none."""
+    names, _ = _parameters(kind)
+    for name in _CACHE_NAMES:
+        if name in names:
+            return name
+    raise DetoxbenchError(f"the forward pass of {kind.__name__} takes no cache ({', '.join(_CACHE_NAMES)})")
+
+
+@cache
+def _parameters(kind: type) -> tuple[frozenset[str], bool]:
+    """The names that the forward pass of this class lists, and whether it takes others as well."""
+    found = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
+    return frozenset(p.name for p in found), any(p.kind is p.VAR_KEYWORD for p in found)

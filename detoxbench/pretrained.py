@@ -1,0 +1,113 @@
+"""Loading with transformers: one way for every model, so that none is used that is not what its folder says."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detoxbench import checkpoint
+from detoxbench.errors import DetoxbenchError, first_line
+from detoxbench.finite import require_finite_model
+
+CAUSAL = "AutoModelForCausalLM"
+_CONSTANTS = r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias)$"
+"""Buffers that older versions of transformers saved; every version computes them."""
+_OTHER_HEADS = {
+    "AutoModelForSequenceClassification": r"(^|\.)pooler\.",
+    "AutoModel": r"(^|\.)(pooler|cls|lm_head|classifier|score|vocab_\w+)\.",
+}
+"""Parts of a checkpoint beside what these classes compute with; here they may be there or not."""
+_SHOWN = 3
+
+
+def load(auto: str, folder: Path, dtype: str, thing: str) -> tuple[Any, Any]:
+    """The model, read by the class `auto` of transformers with weights of `dtype`, and the tokenizer in `folder`.
+
+    Weights are safetensors, and code of the checkpoint is never run. Raises DetoxbenchError, which begins with `thing`
+    ("the model in 'FOLDER'"), for what cannot be loaded, for a model some of whose parameters are not in the checkpoint
+    or the other way round, and for tokens beyond the embedding; NonFiniteError for weights that are NaN or infinite.
+    """
+    import torch
+    import transformers
+    from transformers.utils import logging
+
+    # Loading shows a bar of its own and warns of what is refused below, or never read.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    checkpoint.check_model(folder)
+    offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **offline)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **offline)
+        parts = [config.get_text_config(), config]
+        if (folder / "generation_config.json").is_file():
+            parts.append(transformers.GenerationConfig.from_pretrained(folder, local_files_only=True))
+        named = ("pad_token_id", "bos_token_id", "eos_token_id") if auto == CAUSAL else ("pad_token_id",)
+        _check_tokens(parts, named, tokenizer, f"{thing} cannot be used")
+        model, report = getattr(transformers, auto).from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **offline,
+        )
+    except DetoxbenchError:
+        raise
+    except Exception as error:  # of every kind: missing file, unknown architecture, broken tensor file
+        raise DetoxbenchError(f"{thing} cannot be loaded: {first_line(error)}") from error
+    _check_complete(report, _OTHER_HEADS.get(auto), thing)
+    require_finite_model(model, f"{thing}, read as {dtype}")
+    return model, tokenizer
+
+
+def _check_complete(report: Any, other_heads: str | None, thing: str) -> None:
+    """Raises DetoxbenchError where model and checkpoint do not hold the same."""
+
+    def left(names: Iterable[str]) -> list[str]:
+        return sorted(n for n in names if not other_heads or not re.search(other_heads, n))
+
+    missing = left(report["missing_keys"])
+    if missing:
+        raise DetoxbenchError(
+            f"{thing} is not complete: it has no weights for {_listed(missing)}, which would be random; name the "
+            "checkpoint that was trained for this"
+        )
+    unused = [name for name in left(report["unexpected_keys"]) if not re.search(_CONSTANTS, name)]
+    if unused:
+        raise DetoxbenchError(
+            f"{thing} holds weights that its config.json has no place for: {_listed(unused)}; correct config.json, or "
+            "take them out"
+        )
+    unfit = sorted(str(key) for key in report["mismatched_keys"]) + list(report["error_msgs"])
+    if unfit:
+        raise DetoxbenchError(f"{thing} does not fit its config.json: {_listed(unfit)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _check_tokens(parts: Sequence[Any], named: Sequence[str], tokenizer: Any, refusal: str) -> None:
+    """Raises DetoxbenchError for a token that the embedding has no row for: of the tokenizer, and the `named` ones of
+    the configurations in `parts`, of which the first says how many rows there are."""
+    rows = getattr(parts[0], "vocab_size", None)
+    if rows is None:
+        return
+    last, token = max((i, token) for token, i in tokenizer.get_vocab().items())
+    if last >= rows:
+        raise DetoxbenchError(
+            f"{refusal}: its tokenizer goes up to token {last} ('{token}'), its embedding has {rows} rows; take the "
+            "tokenizer that belongs to it, or enlarge the embedding (resize_token_embeddings)"
+        )
+    for part, name in itertools.product(parts, named):
+        value = getattr(part, name, None)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and not (isinstance(one, int) and -1 <= one < rows):  # -1 is an older sign for none
+                file = "generation_config.json" if type(part).__name__ == "GenerationConfig" else "config.json"
+                raise DetoxbenchError(
+                    f"{refusal}: the {name} in its {file} is {one}, its embedding has {rows} rows; correct it there"
+                )

@@ -1,0 +1,171 @@
+"""Can the engine serve this model? Tried on a few tokens, since no list of families stays true.
+
+A cache that is dropped or wrongly reordered, padding that is seen, positions that are not passed on: all of them give
+texts that read well and are another model's. So before a model is used, a few sequences are read as the engine reads
+them (beginnings shared, padded, spread, rows leaving in between), and as a whole without a cache or a neighbour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from detoxbench.errors import DetoxbenchError, first_line
+from detoxbench.forward import next_logits
+from detoxbench.generation import _prefill, _Row
+from detoxbench.suites.base import Request
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from detoxbench.lm import LanguageModel
+
+READ, STEPS = 40, 3
+"""Tokens read before the cached steps, and how many steps."""
+ROUNDING = 1e-3
+"""What rounding may make of any float32 logit, as a share of their range."""
+UNITS, UNITS_AT_MOST = 2, 16
+"""In lower precision, of the root mean square over the vocabulary (single logits are off by more): units in the last
+place of the largest logit. Twice what uncached batches differ by, where that is more (routers of experts), up to the
+second number."""
+TEXT = "The quick brown fox jumps over the lazy dog, while five boxing wizards pack my box with a dozen liquor jugs. "
+
+_served: set[tuple[object, ...]] = set()
+
+
+class _Comparison(NamedTuple):
+    """Next-token logits of one row after one step, [vocabulary], by cached steps and without a cache."""
+
+    row: str
+    cached: Tensor
+    whole: Tensor
+
+
+def require_served(lm: LanguageModel) -> None:
+    """Raises DetoxbenchError for a model whose cached steps are not what it computes without a cache.
+
+    Nothing may be in force on `lm`. About a dozen forward passes of at most 43 tokens, once for a configuration, type
+    and device: it is code that is tried, not weights.
+    """
+    import transformers
+
+    key = (type(lm.model), lm.model.config.to_json_string(), lm.dtype, lm.device.type)
+    if key in _served:
+        return
+    try:
+        # Where experts are routed, a near-tie may fall the other way by rounding; it does not in other tokens as well.
+        fault = _fault(lm, 0) and _fault(lm, 1)
+    except Exception as error:  # of every kind: a family may fail anywhere
+        fault = f"reading {READ} tokens fails ({first_line(error)})"
+    if fault is None:
+        return  # it says nothing of the family; the generation names the request and the token
+    if fault:
+        raise DetoxbenchError(
+            f"the model '{lm.name}' ({type(lm.model).__name__}, {str(lm.dtype)[6:]}) cannot be generated from with "
+            f"transformers {transformers.__version__}: {fault}; name another model"
+        )
+    _served.add(key)
+
+
+def _fault(lm: LanguageModel, begin: int) -> str | None:
+    """What is wrong with the logits of sequences from the `begin`-th token on; empty if nothing is, None for a model
+    that gives NaN without a cache as well."""
+    import torch
+
+    with torch.inference_mode():
+        comparisons, noise = _compared(lm, begin)
+    if any(whole.isnan().any() for _, _, whole in comparisons):
+        return None
+    for row, cached, whole in comparisons:
+        there = whole.isfinite()
+        if not torch.equal(there, cached.isfinite()):
+            return f"next-token logits of cached steps are not finite in a row that is {row}"
+        apart = _apart(cached[there], whole[there], lm.dtype)
+        allowed = _allowed(whole[there], lm.dtype, noise)
+        if apart > allowed:
+            return (
+                f"next-token logits of cached steps are off by {apart:.2g} in a row that is {row} "
+                f"(rounding is at most {allowed:.2g})"
+            )
+    return ""
+
+
+def _compared(lm: LanguageModel, begin: int) -> tuple[list[_Comparison], float]:
+    """All rows after all steps, and by how much the logits of a row differ in a batch without a cache or padding."""
+    import torch
+
+    read = min(READ, (lm.architecture.context or READ + STEPS) - STEPS)
+    stream = _tokens(lm, begin, 3 * READ)
+    shared, rest, steps = stream[: read - 4], iter(stream[read:]), stream[-STEPS:]
+    one, other, shorter = ([*shared, *(next(rest) for _ in range(n))] for n in (4, 4, 2))
+    padded = [next(rest) for _ in range(2 * read // 3)]
+    whole = {tuple(ids): _whole(lm, [ids + steps])[0] for ids in (one, other, shorter, padded)}
+    # Rows that share their beginning, one that is twice there, and one that is padded; two leave and one moves.
+    batch, order = [one, padded, other, shorter, one], [4, 3, 1, 0]
+    found = [
+        _Comparison("padded" if len(ids) < read else "not padded", logits, whole[tuple(ids)][step])
+        for ids, step, logits in (*_cached(lm, batch, steps, order), *_cached(lm, [padded], steps, [0]))
+    ]
+    if lm.dtype == torch.float32:
+        return found, 0.0
+    pairs = zip(_whole(lm, [one + steps, other + steps])[0], whole[tuple(one)], strict=True)
+    return found, max(_apart(together, alone, lm.dtype) for together, alone in pairs)
+
+
+def _cached(
+    lm: LanguageModel, prompts: list[list[int]], steps: list[int], order: list[int]
+) -> Iterator[tuple[list[int], int, Tensor]]:
+    """Read `prompts` as the engine does and go on with `steps`, after the first in this `order` of rows: for every row
+    its prompt, the step and the logits [vocabulary]."""
+    import torch
+
+    requests = [Request(id=str(i), prompt="", record=str(i), kind="prompt") for i in range(len(prompts))]
+    rows = [_Row(request, 0, ids, 0, 0) for request, ids in zip(requests, prompts, strict=True)]
+    logits, cache, mask = _prefill(lm, rows, len(steps))
+    read = mask.shape[1] - len(steps)
+    for step in range(len(steps) + 1):
+        yield from ((ids, step, row) for ids, row in zip(prompts, logits, strict=True))
+        if step == len(steps):
+            return
+        if step == 1:
+            here = torch.tensor(order, device=lm.device)
+            cache.select(here)
+            prompts, mask = [prompts[i] for i in order], mask[here]
+        ids = torch.full((len(prompts), 1), steps[step], device=lm.device)
+        logits = next_logits(lm.model, ids, mask[:, : read + step + 1], cache)[:, -1].float()
+
+
+def _whole(lm: LanguageModel, sequences: list[list[int]]) -> Tensor:
+    """Logits after the prompt and after every step, without padding or cache: [sequences, steps + 1, vocabulary]."""
+    import torch
+
+    ids = torch.tensor(sequences, device=lm.device)
+    return next_logits(lm.model, ids, torch.ones_like(ids), last=STEPS + 1).float()
+
+
+def _apart(one: Tensor, other: Tensor, dtype: torch.dtype) -> float:
+    """How far logits are apart: at most in float32, as root mean square in lower precision."""
+    import torch
+
+    difference = (one - other).nan_to_num(0, 0, 0)  # tokens that are forbidden are at -inf in both
+    return float(difference.abs().max() if dtype == torch.float32 else difference.square().mean().sqrt())
+
+
+def _allowed(logits: Tensor, dtype: torch.dtype, noise: float) -> float:
+    """By how much logits may be off."""
+    import torch
+
+    if dtype == torch.float32:
+        return ROUNDING * float(logits.max() - logits.min())
+    largest = float(logits.abs().max())
+    unit = torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
+    return min(max(UNITS * unit, 2 * noise), UNITS_AT_MOST * unit)
+
+
+def _tokens(lm: LanguageModel, begin: int, count: int) -> list[int]:
+    """`count` ordinary tokens of the model, from the `begin`-th of a text that comes again and again."""
+    special = set(lm.tokenizer.all_special_ids)
+    ids = [i for i in lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"] if i not in special]
+    return [int(ids[(begin + i) % len(ids)]) for i in range(count)]
