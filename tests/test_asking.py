@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from detoxbench import metrics, runner
+from detoxbench import metrics, remarks, runner
 from detoxbench.cell import plan
 from detoxbench.composition import compose
 from detoxbench.config import build
@@ -281,3 +281,15 @@ def test_what_does_not_fit_is_refused_in_plan_and_before_a_weight_is_read(tmp_pa
         with pytest.raises(UsageError, match="suite 'safeedit' reads 1 as toxic or unsafe"):
             act()
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_table_with_refusals_says_what_turns_them() -> None:
+    matcher, others = {"name": "refusal"}, [{"name": "embedded"}, {"name": "not installed here"}]
+    for identity in (
+        {"scorer": matcher, "suite": {}},
+        {"scorer": others[0], "suite": {"scorers": {"refusal": matcher}}},
+    ):
+        (note,) = remarks.of_scorers(identity)
+        assert note.startswith("scorer refusal: refusals are found by phrases")
+        assert "docs/suites.md" in note
+    assert remarks.of_scorers({"scorer": others[0], "suite": {"scorers": {"x": others[1]}}}) == []
