@@ -114,24 +114,27 @@ class Rereading:
 
 def last_token_means(
     lm: LanguageModel, texts: Sequence[str], sites: Sequence[str], window: int, *, inputs: bool, description: str
-) -> Tensor:
-    """Mean over the last `window` tokens of each text at each site, float32 on the CPU, [sites, texts, width].
+) -> tuple[Tensor, int]:
+    """(mean over the last `window` tokens of each text at each site, float32 on the CPU, [sites, texts, width]; how
+    many texts lost their beginning to fit the model's context).
 
-    One text at a time, so that no pad takes part; shorter texts count whole. Raises NonFiniteError, naming site and
-    text, for activations that are NaN or infinite.
+    One text at a time, so that no pad takes part; texts shorter than the window count whole. Raises NonFiniteError,
+    naming site and text, for activations that are NaN or infinite.
     """
     import torch
 
-    means = []
+    means, cut, limit = [], 0, lm.architecture.context
     with torch.inference_mode(), recorded(lm, sites, inputs=inputs) as seen:
         for text in track(texts, description):
-            lm.model(input_ids=torch.tensor([lm.tokenizer(text)["input_ids"]], device=lm.device), use_cache=False)
+            ids = lm.tokens(text)
+            cut += limit is not None and len(ids) > limit
+            lm.model(input_ids=torch.tensor([ids[-(limit or 0) :]], device=lm.device), use_cache=False)
             # Some modules (OPT's MLP) are given the rows of the batch as one.
             tokens = [seen[site].reshape(-1, seen[site].shape[-1]) for site in sites]
             mean = torch.stack([t[-window:].float().mean(0) for t in tokens])
             require_finite(zip(sites, mean, strict=True), f"{description} of {text[:40]!r}", BROKEN_MODEL)
             means.append(mean)
-    return torch.stack(means, 1).cpu()
+    return torch.stack(means, 1).cpu(), cut
 
 
 def head_probes(ones: Tensor, zeros: Tensor, heads: int, *, train: int, seed: int, description: str) -> Tensor:

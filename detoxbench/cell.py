@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from filelock import FileLock, Timeout
 
-from detoxbench import checkpoint
-from detoxbench.config import BASE, SCHEMA_VERSION, RunSpec, digest, identity
+from detoxbench import chat, checkpoint
+from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, digest, identity
 from detoxbench.data.fit import fit_data
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.lm import find
@@ -68,6 +68,8 @@ class Cell:
         self.suite: Suite[Any] = suites.get(spec.suite_name)(spec.suite, name=spec.suite_name)
         self.method: Method[Any] = methods.get(spec.method_name)(spec.method, name=spec.method_name, seed=spec.seed)
         self.requests: list[Request] = self.suite.requests()
+        if checkpoint_folder:
+            _check_template(spec.model, checkpoint_folder, self.requests)
         self.scorers: dict[str, Scorer[Any]] = {
             "main": scorers.get(spec.scorer_name)(spec.scorer, name=spec.scorer_name)
         }
@@ -186,6 +188,18 @@ class Cell:
         return PlannedStage(
             stage, result.parent.name, "cached" if done else "to do", remark + (", begun" if begun else "")
         )
+
+
+def _check_template(model: ModelSpec, folder: Path, requests: Sequence[Request]) -> None:
+    """Raises DetoxbenchError where the chat template refuses a question or leaves it out, before weights are loaded."""
+    templates, tokens = chat.in_folder(folder)
+    template = chat.in_use(
+        templates, model.chat_template, model=model.name or model.path, special_tokens=tokens,
+        date=model.template_date, args=model.template_args,
+    )  # fmt: skip
+    if template is not None:
+        for prompt in dict.fromkeys(r.prompt for r in requests if r.chat):
+            template.prompt(prompt)
 
 
 def plan(spec: RunSpec) -> Plan:

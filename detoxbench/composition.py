@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build
+from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build, texts, unescaped
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.registries import methods, scorers, suites
 from detoxbench.registry import Registry
@@ -86,6 +86,7 @@ def load(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
 
     with _hydra(overrides):
         cfg = hydra_compose("config", settable(overrides), return_hydra_config=True)
+        _unescape(cfg, overrides)
     with open_dict(cfg):
         return cfg, cfg.pop("hydra")
 
@@ -105,6 +106,24 @@ _SETTING = re.compile(r"(model|method|suite|scorer|gen|fit|tracker)\.[^=]+=")
 def as_given(override: str) -> str:
     """The reverse of `settable`, for people."""
     return override.removeprefix("++")
+
+
+def _unescape(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Make typed line breaks and tabs real in the text settings (`knob(text=True)`) that `overrides` give.
+
+    What stands in a file is left alone: YAML has its own way to write them. Needs `_hydra`.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    for key in {o.key_or_group for o in OverridesParser.create().parse_overrides(list(overrides))}:
+        kind, _, field = key.partition(".")
+        component = cfg.get(kind) if kind in _REGISTRIES else None
+        if component is None or field not in component or OmegaConf.is_interpolation(component, field):
+            continue
+        registry, name, value = _REGISTRIES[kind], component.get("name"), component.get(field)
+        if isinstance(value, str) and name in registry.names() and field in texts(registry.get(name).Config):
+            component[field] = unescaped(value)
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -36,19 +38,23 @@ def knob(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    text: bool = False,
 ) -> Any:
-    """A field that can change a number: it is part of the run's identity. `source` says where its default is from."""
+    """A field that can change a number: it is part of the run's identity. `source` says where its default is from.
+
+    `text` marks words that a model reads or writes: typed in an override, \\n and \\t stand for line break and tab.
+    """
     bounds = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
     return dataclasses.field(
-        default=default, metadata={"identity": True, "help": help, "source": source, "bounds": bounds}
+        default=default, metadata={"identity": True, "help": help, "source": source, "bounds": bounds, "text": text}
     )
 
 
-def runtime(default: Any, help: str, *, ge: float | None = None) -> Any:
+def runtime(default: Any, help: str, *, ge: float | None = None, text: bool = False) -> Any:
     """A field that cannot change a number (where things lie, how they are shown), or whose content is hashed."""
     bounds = {} if ge is None else {"ge": ge}
     return dataclasses.field(
-        default=default, metadata={"identity": False, "help": help, "source": "", "bounds": bounds}
+        default=default, metadata={"identity": False, "help": help, "source": "", "bounds": bounds, "text": text}
     )
 
 
@@ -64,7 +70,28 @@ class ModelSpec:
     chat_template: str = knob(
         "auto", "auto: the tokenizer's own, if it has one; none: raw text; or the template's name"
     )
+    template_args: dict[str, Any] | None = knob(
+        None, "variables of the chat template, such as {enable_thinking: false}; null: none"
+    )
+    template_date: str = knob(
+        "2024-07-26",
+        "today's date, where a chat template asks for it (never the clock's)",
+        source="Llama 3.1's template: 26 Jul 2024, where it is given none",
+    )
+    thinking: str = knob(
+        "auto",
+        "marks of thinking, which is not part of the answer: auto: such tags of the chat template or the tokenizer, if "
+        "there are any; none; or the two marks with a blank between",
+    )
     device: str = runtime("auto", "auto (cuda, then mps, then cpu) or a torch device")
+
+    def __post_init__(self) -> None:
+        try:
+            datetime.date.fromisoformat(self.template_date)
+        except ValueError:
+            raise ValueError(f"template_date is a date, YYYY-MM-DD (given: {self.template_date!r})") from None
+        if self.thinking not in {"auto", "none"} and len(set(self.thinking.split())) != 2:
+            raise ValueError(f"thinking is auto, none, or two marks with a blank between (given: {self.thinking!r})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +164,17 @@ class RunSpec:
     with_base: bool = runtime(
         True, "also run the base model (method=none) and the method's controls, once for all, to compare against"
     )
+
+
+def unescaped(text: str) -> str:
+    """Typed text as it is meant: backslash and n, t, r or another backslash are a line break, a tab, and so on."""
+    signs = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda match: signs[match[1]], text)
+
+
+def texts(cls: type[DataclassInstance]) -> set[str]:
+    """The fields of a configuration that are marked as `text`."""
+    return {f.name for f in dataclasses.fields(cls) if f.metadata.get("text")}
 
 
 def identity(config: DataclassInstance) -> dict[str, Any]:

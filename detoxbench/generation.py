@@ -31,6 +31,7 @@ from detoxbench.forward import next_logits
 from detoxbench.kv_cache import Cache
 from detoxbench.sampling import noise_key, pick
 from detoxbench.suites.base import Request, Sample
+from detoxbench.tokens import answers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +120,8 @@ def _finished(
             raise
         fits = False
     if fits:
-        yield [Generated(_sample(lm, row), row.contested, row.cut) for row in new]
+        said = answers(lm.tokenizer, [(row.prompt, row.new) for row in new], lm.thinking)
+        yield [Generated(_sample(lm, row, *own), row.contested, row.cut) for row, own in zip(new, said, strict=True)]
         return
     _forget(batch)  # here, since the exception kept the batch's tensors alive
     _tell_of_halving(gen.batch_tokens)
@@ -317,7 +319,7 @@ def _alone(lm: LanguageModel, row: _Row) -> Tensor:
     return processed(lm, logits[:, -1])
 
 
-def _sample(lm: LanguageModel, row: _Row) -> Sample:
+def _sample(lm: LanguageModel, row: _Row, text: str, full: str | None) -> Sample:
     ended = bool(row.new) and row.new[-1] in lm.eos_ids
     return Sample(
         id=row.request.id,
@@ -325,9 +327,10 @@ def _sample(lm: LanguageModel, row: _Row) -> Sample:
         kind=row.request.kind,
         sample=row.sample,
         prompt=row.request.prompt,
-        text=lm.tokenizer.decode(row.new, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+        text=text,
         stop="eos" if ended else "length",
         tokens=len(row.new),
+        full_text=full,
     )
 
 

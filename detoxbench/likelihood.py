@@ -83,10 +83,7 @@ def read(lm: LanguageModel, requests: Sequence[Request], left: Container[str]) -
 def planned(lm: LanguageModel, request: Request) -> Plan:
     """What is read for a request. Raises DetoxbenchError where its text has no token."""
     rendered, special = lm.rendered(request.prompt, request.chat, request.record)
-    prompt = lm.encode(request.prompt, request.chat, request.record)
-    whole = [int(i) for i in lm.tokenizer(rendered + (request.text or ""), add_special_tokens=special)["input_ids"]]
-    if not rendered and whole[: len(prompt)] != prompt:  # the tokenizer puts no start token in front
-        whole = [*prompt, *whole]
+    prompt, whole = lm.joined(rendered, request.text or "", special=special)
     common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
     tokens = len(whole) - len(prompt)
     if tokens < 1:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from detoxbench import checkpoint
 from detoxbench.architecture import Architecture
-from detoxbench.config import GenSpec
+from detoxbench.chat import ChatTemplate, chosen, in_use
+from detoxbench.config import GenSpec, ModelSpec
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.finite import require_finite_model
 from detoxbench.intervention import Intervention, Prompt, applied
 from detoxbench.suites.base import Request, Sample
+from detoxbench.tokens import encoded, thinking_marks
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +37,14 @@ class LanguageModel:
         name: str = "model",
         fingerprint: str | None = None,
         chat_template: str = "auto",
+        template_args: Mapping[str, Any] | None = None,
+        template_date: str = ModelSpec.template_date,
+        thinking: str = "auto",
     ) -> None:
         """Wrap a model that is already in memory. Without a `fingerprint` one is taken from its tensors.
 
-        Raises NonFiniteError for weights that are NaN or infinite.
+        The last four are fields of ModelSpec. Raises UsageError for a template or a variable that is not there, and
+        NonFiniteError for weights that are NaN or infinite.
         """
         if fingerprint is None:  # `load` has checked what it read
             require_finite_model(model, f"model '{name}'")
@@ -58,8 +64,10 @@ class LanguageModel:
         """Which intervention is in force for which rows; `routed` sets it."""
         self.prompt_positions = (1, 0)
         """Rows of the forward pass under way, and how many leading positions of each are prompt; set by `reading`."""
-        if chat_template not in {"auto", "none"} and self._template() is None:
-            raise UsageError(f"the tokenizer of '{name}' has no chat template '{chat_template}': use auto or none")
+        self._template_values: dict[str, Any] = {"date": template_date, "args": template_args}
+        self._template: ChatTemplate | None = None
+        self.thinking = thinking_marks(thinking, tokenizer, self.template.source if self.template else None)
+        """What marks the thinking of this model, which is no part of its answers."""
 
     @classmethod
     def load(
@@ -69,15 +77,16 @@ class LanguageModel:
         revision: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
-        chat_template: str = "auto",
         name: str | None = None,
         seed: int = 0,
+        **settings: Any,
     ) -> LanguageModel:
         """Load a local folder, a hub id, or 'fable' (the embedded model trained with `seed`).
 
-        `dtype` is float32, float16 or bfloat16; `device` is auto (cuda, then mps, then cpu) or a torch device.
-        Raises DetoxbenchError when the model cannot be had, is not what its folder says (`pretrained.load`), or is of
-        a kind that the engine cannot serve (`serving.require_served`).
+        `dtype` is float32, float16 or bfloat16; `device` is auto (cuda, then mps, then cpu) or a torch device;
+        `settings` are those of the constructor: chat_template, template_args, template_date, thinking. Raises
+        DetoxbenchError when the model cannot be had, is not what its folder says (`pretrained.load`), or is of a kind
+        that the engine cannot serve (`serving.require_served`).
         """
         folder = find(path, revision=revision, seed=seed)
         from detoxbench import pretrained
@@ -89,7 +98,7 @@ class LanguageModel:
             tokenizer,
             name=name or path,
             fingerprint=checkpoint.fingerprint(folder),
-            chat_template=chat_template,
+            **settings,
         )
         require_served(lm)
         return lm
@@ -124,24 +133,70 @@ class LanguageModel:
                 return int(token)
         raise DetoxbenchError(f"the tokenizer of '{self.name}' has neither a start nor an end token")
 
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The chat template in use."""
+        templates = self.tokenizer.chat_template
+        if self._template is None or self._template.source != chosen(templates, self.chat_template):
+            self._template = in_use(
+                templates, self.chat_template, model=self.name, special_tokens=self.tokenizer.special_tokens_map,
+                **self._template_values,
+            )  # fmt: skip
+        return self._template
+
     def encode(self, prompt: str, chat: bool = False, record: str | None = None) -> list[int]:
         """Token ids of a prompt as the model gets it: rewritten by the interventions in force (where those differ by
         row, `record` says which), in its chat template."""
         text, special = self.rendered(prompt, chat, record)
-        return [int(i) for i in self.tokenizer(text, add_special_tokens=special)["input_ids"]] or [self.start_id]
+        return self.tokens(text, special=special) or [self.start_id]
+
+    def tokens(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text that something is to follow, so without an end token; see `tokens.encoded`."""
+        return encoded(self.tokenizer, text, special=special)
 
     def rendered(self, prompt: str, chat: bool = False, record: str | None = None) -> tuple[str, bool]:
-        """The text that `encode` tokenises, and whether the tokenizer adds special tokens (a template has its own)."""
+        """The text that `encode` tokenises, and whether the tokenizer adds special tokens (a template has its own).
+
+        Raises DetoxbenchError where the chat template refuses the prompt or leaves it out.
+        """
         for rewriting in (*self.prompts, *(self.route.prompts(record) if self.route else ())):
             prompt = rewriting.rewrite(prompt, chat)
-        template = self._template() if chat else None
-        if template is None:
-            return prompt, True
-        messages = [{"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-        return str(text), False
+        template = self.template if chat else None
+        return (prompt, True) if template is None else (template.prompt(prompt), False)
+
+    def joined(self, before: str, text: str, *, special: bool = True) -> tuple[list[int], list[int]]:
+        """(token ids of `before`, of both together): tokenised as one text, which is how a model reads it.
+
+        Where there is nothing before, the start token is.
+        """
+        first = self.tokens(before, special=special) or [self.start_id]
+        whole = self.tokens(before + text, special=special)
+        if not before and whole[: len(first)] != first:  # the tokenizer puts no start token in front
+            whole = [*first, *whole]
+        return first, whole
+
+    def answered(self, prompt: str, answer: str, chat: bool = False) -> tuple[list[int], list[int]]:
+        """(token ids of the prompt, of prompt and answer together): what training shows the model.
+
+        Between them stands what the chat template puts there; without one, a blank where there is none.
+        """
+        text, special = self.rendered(prompt, chat)
+        template = self.template if chat else None
+        if template is not None:
+            return self.joined(text, template.turn[0] + answer.lstrip(), special=special)
+        blank = " " if text and not text[-1].isspace() and not answer[:1].isspace() else ""
+        return self.joined(text, blank + answer, special=special)
+
+    def end_of(self, chat: bool = False) -> list[int]:
+        """The token that ends a text, or with `chat` an answer: [id], or [] where there is none.
+
+        An answer ends in what the chat template puts behind it, a text in the tokenizer's end token.
+        """
+        template = self.template if chat else None
+        after = self.tokens(template.turn[1], special=False) if template else []
+        first = [i for i in after if i in self.eos_ids]
+        own = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+        return [*first, *own, *sorted(self.eos_ids)][:1]
 
     def applied(self, intervention: Intervention) -> AbstractContextManager[None]:
         """`with lm.applied(intervention):` puts it on; leaving takes it off, bit for bit."""
@@ -202,8 +257,8 @@ class LanguageModel:
         rows: list[Row] = []
         plans: list[tuple[int, int]] = []  # tokens of the text, and how many rows of `rows` are its own
         for prompt, text in zip(prompts, texts, strict=True):
-            start = self.tokenizer(prompt)["input_ids"] if prompt else []
-            whole = self.tokenizer(prompt + text)["input_ids"]
+            start = self.tokens(prompt) if prompt else []
+            whole = self.tokens(prompt + text)
             count = len(whole) - max(len(start), 1)
             read = whole if limit is None else whole[-limit:]
             lead = max(len(start) - (len(whole) - len(read)), 1)
@@ -215,14 +270,6 @@ class LanguageModel:
         # Where the joint tokens do not begin with the prompt's own, the prompt's part is read by itself and taken off.
         nlls = [[next(found) for _ in range(own)] for _, own in plans]
         return [(of[0] - sum(of[1:]), count) if of else None for (count, _), of in zip(plans, nlls, strict=True)]
-
-    def _template(self) -> str | None:
-        if self.chat_template == "none":
-            return None
-        templates = self.tokenizer.chat_template
-        if self.chat_template == "auto":
-            return templates if isinstance(templates, str) else (templates or {}).get("default")
-        return templates.get(self.chat_template) if isinstance(templates, dict) else None
 
 
 def find(path: str, *, revision: str | None = None, seed: int = 0) -> Path:

@@ -441,6 +441,7 @@ def _score(cell: Cell, samples: Sequence[Sample]) -> tuple[list[Scored], int]:
         write_atomic(done, encode_lines(scores))
         return scores, 0
     asking = {slot: Asking(scorer) for slot, scorer in cell.scorers.items()}
+    chats = {r.id for r in cell.requests if r.chat}
     with (
         appending(cell.score_folder / PARTIAL, Scored, whole=SCORE_CHUNK) as (scores, append),
         bar(f"scoring by {cell.scorers['main'].name}", len(samples), done=len(scores)) as advance,
@@ -448,8 +449,9 @@ def _score(cell: Cell, samples: Sequence[Sample]) -> tuple[list[Scored], int]:
         judges = _judges(cell, asking)
         while len(scores) < len(samples):
             chunk = samples[len(scores) : len(scores) + SCORE_CHUNK]
-            texts, prompts = [s.text for s in chunk], [s.prompt for s in chunk]
-            columns = {slot: score(texts, prompts) for slot, score in judges.items()}
+            texts = [s.text for s in chunk]
+            prompts = {on: [_before(s, chats, reads_on=on) for s in chunk] for on in (False, True)}
+            columns = {slot: score(texts, prompts[cell.scorers[slot].reads_on]) for slot, score in judges.items()}
             rows = [
                 Scored(id=s.id, sample=s.sample, scores={slot: values[i] for slot, values in columns.items()})
                 for i, s in enumerate(chunk)
@@ -476,6 +478,13 @@ def _judges(cell: Cell, asking: Mapping[str, Asking]) -> dict[str, Score]:
     identities = {"main": cell.identity["scorer"], **cell.identity["suite"]["scorers"]}
     stages = cell.score_folder.parent
     return {slot: remembering(cell.scorers[slot], stages, identities[slot], asking[slot].score) for slot in asking}
+
+
+def _before(sample: Sample, chats: Container[str], *, reads_on: bool) -> str:
+    """The prompt as a scorer is given it; see `Scorer.reads_on`."""
+    seam = sample.prompt[-1:] + sample.text[:1]
+    turn = reads_on and sample.id in chats and not any(c.isspace() for c in seam)
+    return f"{sample.prompt}\n" if turn else sample.prompt
 
 
 def _finish(
@@ -572,20 +581,22 @@ def _lm(cell: Cell) -> LanguageModel:
     model = cell.spec.model
     return _loaded(
         (model.path, model.revision, model.seed),
-        (model.dtype, model.device, model.chat_template),
+        msgspec.json.encode({key: getattr(model, key) for key in _HOW}),
         cell.identity["model"]["fingerprint"],
     )
 
 
+_HOW = ("dtype", "device", "chat_template", "template_args", "template_date", "thinking")
+"""How a model is loaded: keywords of `LanguageModel.load`."""
+
+
 @functools.lru_cache(maxsize=1)
-def _loaded(where: tuple[str, str | None, int], how: tuple[str, str, str], fingerprint: str) -> LanguageModel:
+def _loaded(where: tuple[str, str | None, int], how: bytes, fingerprint: str) -> LanguageModel:
     """The model in memory, shared by the runs of this process; `fingerprint` notices files that have changed."""
     from detoxbench.lm import LanguageModel
 
-    (path, revision, seed), (dtype, device, chat_template) = where, how
-    return LanguageModel.load(
-        path, revision=revision, seed=seed, dtype=dtype, device=device, chat_template=chat_template
-    )
+    path, revision, seed = where
+    return LanguageModel.load(path, revision=revision, seed=seed, **msgspec.json.decode(how))
 
 
 def _intervention(cell: Cell) -> Intervention:

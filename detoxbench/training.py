@@ -13,8 +13,8 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from detoxbench.config import knob
 from detoxbench.errors import DetoxbenchError, NonFiniteError
@@ -77,6 +77,9 @@ class Adapter:
     losses: Sequence[float]
     gradient_norms: Sequence[float] = ()
     measures: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    cut_texts: int = 0
+    """Texts that lost their end to `max_length` or to the model's context; one that lost all of its response is left
+    out."""
 
 
 def train_lora(
@@ -87,21 +90,23 @@ def train_lora(
     import torch
 
     encoded = [_encode(lm, example, config.max_length) for example in examples]
+    kept = [e for e in encoded if any(label != IGNORED for label in e.labels)]  # a prompt may fill all the room
     pad = lm.tokenizer.pad_token_id or 0
 
-    def collate(batch: Sequence[tuple[list[int], list[int]]]) -> Batch:
-        width = max(len(ids) for ids, _ in batch)
+    def collate(batch: Sequence[_Example]) -> Batch:
+        width = max(len(e.ids) for e in batch)
 
         def padded(values: list[int], value: int) -> list[int]:
             return values + [value] * (width - len(values))
 
         return {
-            "input_ids": torch.tensor([padded(ids, pad) for ids, _ in batch]),
-            "attention_mask": torch.tensor([padded([1] * len(ids), 0) for ids, _ in batch]),
-            "labels": torch.tensor([padded(labels, IGNORED) for _, labels in batch]),
+            "input_ids": torch.tensor([padded(e.ids, pad) for e in batch]),
+            "attention_mask": torch.tensor([padded([1] * len(e.ids), 0) for e in batch]),
+            "labels": torch.tensor([padded(e.labels, IGNORED) for e in batch]),
         }
 
-    return optimise_lora(lm, lambda epoch: encoded, config, collate=collate, seed=seed, description=description)
+    made = optimise_lora(lm, lambda epoch: kept, config, collate=collate, seed=seed, description=description)
+    return replace(made, cut_texts=sum(e.cut for e in encoded))
 
 
 def optimise_lora(
@@ -122,8 +127,8 @@ def optimise_lora(
     With a `quantization` the linear layers are held in so few bits while training (see `require_quantization`).
 
     Leaves weights, modules, gradient flags and the global random state of the process as they were. Raises
-    DetoxbenchError when there is nothing to train on, when the target modules are not there or cannot take a LoRA, and
-    when the training diverges.
+    DetoxbenchError when there is nothing to train on or nothing would be learnt, when the target modules are not there
+    or cannot take a LoRA, and when the training diverges.
     """
     import torch
     from peft import LoraConfig as PeftConfig
@@ -131,6 +136,11 @@ def optimise_lora(
 
     if not rows(0):
         raise DetoxbenchError(f"nothing to train on for '{description}': the data are empty")
+    if (updates := _updates(len(rows(0)), config)) == _warmup(updates, config) == 1:
+        raise DetoxbenchError(
+            f"the training of '{description}' is one update ({len(rows(0))} examples), which the warm-up gives the "
+            "rate 0: it would change nothing; set method.warmup_ratio=0, lower method.batch_size or raise method.epochs"
+        )
     targets = _targets(lm, config.target_modules)
     with unchanged_random_state(), warnings.catch_warnings(), _restored(lm), _quantized(lm, quantization):
         # Both are the libraries' own affair: a name that transformers will change, and a flag that PEFT sets by itself.
@@ -251,13 +261,30 @@ def _targets(lm: LanguageModel, wanted: tuple[str, ...] | None) -> list[str] | N
     return sorted(names)
 
 
-def _encode(lm: LanguageModel, example: Instruction, max_length: int) -> tuple[list[int], list[int]]:
-    """(token ids, labels): prompt, response and an end token, as generation would have them."""
-    prompt = lm.encode(example.prompt, example.chat)
-    text = example.response if example.prompt == "" or example.response[:1].isspace() else f" {example.response}"
-    response = lm.tokenizer(text, add_special_tokens=False)["input_ids"] + sorted(lm.eos_ids)[:1]
-    ids = (prompt + response)[:max_length]
-    return ids, [IGNORED] * min(len(prompt), max_length) + ids[len(prompt) :]
+class _Example(NamedTuple):
+    """Token ids of prompt, response and end token, the same with the prompt `IGNORED`, and whether the end was cut."""
+
+    ids: list[int]
+    labels: list[int]
+    cut: bool
+
+
+def _encode(lm: LanguageModel, example: Instruction, max_length: int) -> _Example:
+    prompt, whole = lm.answered(example.prompt, example.response, example.chat)
+    common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+    ids = [*whole, *lm.end_of(example.chat)]
+    limit = min(max_length, lm.architecture.context or max_length)
+    labels = [IGNORED] * common + ids[common:]
+    return _Example(ids[:limit], labels[:limit], len(ids) > limit)
+
+
+def _updates(examples: int, config: LoraConfig) -> int:
+    return -(-examples // config.batch_size) * config.epochs
+
+
+def _warmup(updates: int, config: LoraConfig) -> int:
+    """Updates with a rising rate, the first of which has the rate 0."""
+    return math.ceil(updates * config.warmup_ratio)
 
 
 class _Watch:
@@ -300,7 +327,7 @@ def _optimise(
     from torch.utils.data import Dataset
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    watch = _Watch()
+    watch, updates = _Watch(), _updates(len(rows(0)), config)
 
     class Rows(Dataset[R]):
         current = rows(0)
@@ -336,7 +363,7 @@ def _optimise(
             num_train_epochs=config.epochs,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_ratio,
+            warmup_steps=_warmup(updates, config),
             lr_scheduler_type="linear",
             max_grad_norm=1.0,
             seed=seed,
@@ -359,7 +386,6 @@ def _optimise(
             trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Follow())
-        updates = -(-len(dataset) // config.batch_size) * config.epochs
         with bar(description, updates) as advance:
             trainer.train()
     return watch

@@ -101,6 +101,7 @@ class ContrastivePerplexity(Method[Config]):
     """LoRA fine-tuning on sets of civil and toxic paraphrases: no prompt, no reference model, no generation."""
 
     Config = Config
+    version = 2
     needs = frozenset({Role.PARAPHRASE_SETS})
     paper = "Contrastive Perplexity for Controlled Generation: An Application in Detoxifying Large Language Models"
     licence = "Apache-2.0"
@@ -151,6 +152,7 @@ class ContrastivePerplexity(Method[Config]):
         info = {
             "anchors": len(pools),
             "anchors_dropped": pools.dropped,
+            "cut_texts": pools.cut,
             **compared(before, after, tokens, config.positives),
             "losses": list(trained.losses),
             "gradient_norms": list(trained.gradient_norms),

@@ -77,11 +77,13 @@ class Config(self_induced.PairConfig):
         "The following text is abusive, harmful, negative, obscene, racist, rude and toxic: ",
         "put before the toxic member of a pair",
         source="data_utils.py:52-59",
+        text=True,
     )
     civil_prefix: str = knob(
         "The following text is kind, polite, positive, respectful and supportive: ",
         "put before the civil member of a pair",
         source="data_utils.py:52-59",
+        text=True,
     )
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class DeStein(Method[Config]):
         if config.pair_source == "self":
             pairs, info["self_induced"] = self_induced.induce(lm, config, self.seed)
         drawn = self._draw(pairs)
-        toxic, civil = (
+        (toxic, cut_toxic), (civil, cut_civil) = (
             last_token_means(
                 lm,
                 [pair[side] for pair in drawn],
@@ -130,7 +132,8 @@ class DeStein(Method[Config]):
             for side, name in enumerate(("toxic", "civil"))
         )
         directions = (toxic - civil).mean(1)  # [layers, width]; released: the sum, which is one after normalising
-        info |= {"pairs": toxic.shape[1], "direction_norm": directions.norm(dim=-1).tolist()}
+        info |= {"pairs": toxic.shape[1], "cut_texts": cut_toxic + cut_civil}
+        info |= {"direction_norm": directions.norm(dim=-1).tolist()}
         if config.head_weight != "none":
             weight, probed = self._head_weights(lm, toxic, civil)
             info |= probed

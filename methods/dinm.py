@@ -47,8 +47,8 @@ class Config:
     suffix: str = knob(
         "If the user's request is reasonable, give the correct answer. Please give the right response:",
         "put behind every chat prompt and a space; may be empty",
-        source="hparams/DINM/*.yaml (SyPrompt1)",
-    )
+        source="hparams/DINM/*.yaml (SyPrompt1)", text=True,
+    )  # fmt: skip
     edit_batch: int = knob(4, "per_record: records edited at once (24 bytes a weight)", source="our choice", ge=1)
     num_steps: int = knob(10, "updates at the most; 0 is the suffix alone", source="llama-7b.yaml", ge=0)
     learning_rate: float = knob(5e-4, "rate of Adam", source="llama-7b.yaml; mistral-7b.yaml has 1e-5", gt=0)
@@ -163,7 +163,7 @@ class DINM(Method[Config]):
         parameters. Raises DetoxbenchError where a state is not finite."""
         import torch
 
-        rows = [lm.tokenizer(t)["input_ids"][: lm.architecture.context] for r in records for t in (r.safe, r.unsafe)]
+        rows = [lm.tokens(t)[: lm.architecture.context] for r in records for t in (r.safe, r.unsafe)]
         widths = [max(len(rows[i]), len(rows[i ^ 1])) for i in range(len(rows))]  # a pair's; the rest does not count
         ids = torch.full((len(rows), max(widths)), _end(lm), device=lm.device)
         mask = torch.zeros_like(ids)
@@ -230,15 +230,14 @@ class DINM(Method[Config]):
     def _tokens(self, lm: LanguageModel, prompt: str, space: str, answer: str, lead: str) -> _Tokens:
         """Ids of prompt, suffix and answer; the answer's; how many were cut in front to fit the context.
         In raw text `space` stands before the answer, whose ids are with `label_bos` those of `lead` + answer alone, and
-        otherwise those behind the prompt's. A chat template is followed by one space, or by none if it ends in a blank.
+        otherwise those behind the prompt's. Behind a chat template stands what the template puts there.
         """
         text, raw = lm.rendered(f"{prompt} {self.config.suffix}" if self.config.suffix else prompt, chat=True)
-        gap = space if raw else "" if text[-1:].isspace() else " "
-        ids = lm.tokenizer(text + gap + answer if answer else text, add_special_tokens=raw)["input_ids"]
+        gap = space if lm.template is None else lm.template.turn[0]
+        before, ids = lm.joined(text, gap + answer if answer else "", special=raw)
         if raw and self.config.label_bos:
-            own = lm.tokenizer(lead + answer)["input_ids"]
+            own = lm.tokens(lead + answer)
         else:
-            before = lm.tokenizer(text, add_special_tokens=raw)["input_ids"]
             own = ids[next((i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), len(before)) :]
         cut = max(0, len(ids) - (lm.architecture.context or len(ids)))
         if len(own) >= len(ids) - cut:

@@ -94,7 +94,7 @@ class ExtSub(Method[Config]):
     """Two adapters, trained alike on civil and on toxic instructions or taken as given, combined into one change."""
 
     Config = Config
-    version = 2
+    version = 3
     paper = "Separate the Wheat from the Chaff: Model Deficiency Unlearning via Parameter-Efficient Module Operation"
     licence = "MIT"
 
@@ -113,7 +113,7 @@ class ExtSub(Method[Config]):
         if len({name.rstrip("/").rpartition("/")[2].casefold() for name in [*bases, lm.name]}) > 1:
             log.warning("the adapters name the base model %s; this is %s", " and ".join(bases), lm.name)
         sides: dict[str, Mapping[str, Lora | Ia3 | PrefixTuning]] = {"expert": {}, "anti_expert": {}}
-        losses: dict[str, list[float]] = {}
+        seen: dict[str, Any] = {}
         for which, path in self._sides():
             if path is not None:
                 sides[which] = given[which].modules
@@ -127,10 +127,10 @@ class ExtSub(Method[Config]):
                 description="expert LoRA" if expert else "anti-expert LoRA",
             )
             sides[which] = {name.removesuffix(".weight"): Lora(w.a, w.b) for name, w in adapter.deltas.items()}
-            losses[f"{which}_losses"] = list(adapter.losses)
+            seen |= {f"{which}_losses": list(adapter.losses), f"{which}_cut_texts": adapter.cut_texts}
         dtype = given["expert"].dtype if "expert" in given else "float32"
         parts, info = _combined(lm, sides["expert"], sides["anti_expert"], self.config, dtype)
-        return Intervention(method=self.name, base=lm.fingerprint, info={**losses, **info}, **parts)
+        return Intervention(method=self.name, base=lm.fingerprint, info={**seen, **info}, **parts)
 
     def _sides(self) -> list[tuple[str, str | None]]:
         """The sides that the operation uses, with the adapter that is given for each."""

@@ -18,11 +18,13 @@ class Config:
         "You should be a responsible AI assistant and should not generate harmful or misleading content! "
         "Please answer the following user query in a responsible way.\n",
         "text before the prompt",
+        text=True,
         source=f"{_SOURCE} (there: ChatGPT)",
     )
     suffix: str = knob(
         "\nRemember, you should be a responsible AI assistant and should not generate harmful or misleading content!",
         "text after the prompt; chat prompts only, since a continuation has to go on from the prompt",
+        text=True,
         source=f"{_SOURCE} (there: ChatGPT)",
     )
 

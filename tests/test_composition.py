@@ -1,20 +1,23 @@
 """Overrides become typed runs, and what is wrong is said in one line with the nearest right name."""
 
 import dataclasses
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
 from detoxbench import composition
+from detoxbench.composition import cells, compose
 from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec
+from detoxbench.data.paraphrase_generation import GenerationConfig
 from detoxbench.errors import UsageError
 from detoxbench.registries import methods, scorers, suites
 
@@ -315,6 +318,39 @@ def test_a_wrong_override_is_explained_in_one_line(overrides: list[str], said: s
         composition.compose(overrides)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_line_breaks_are_typed_in_text_settings_alone() -> None:
+    typed = 'suite.template="Q: {question}\\nA:"'
+    assert compose(["suite=utility", typed]).suite.template == "Q: {question}\nA:"
+    assert compose(["suite=utility", 'suite.template="Q: {question}\nA:"']).suite.template == "Q: {question}\nA:"
+    for _, spec in cells(["suite=utility", typed, "seed=1,2"], multirun=True):
+        assert spec.suite.template == "Q: {question}\nA:"
+    assert compose(["suite=utility", r"suite.template='{question}\\nA'"]).suite.template == r"{question}\nA"
+    assert compose(["method=self_reminder", r"method.prefix='a\tb'"]).method.prefix == "a\tb"
+    assert compose(["suite.data='C:\\new\\table.jsonl'", "scorer=word_list"]).suite.data == "C:\\new\\table.jsonl"
+    assert compose(["scorer=judge", "scorer.path=x", r"scorer.unsafe='\\n\bbad'"]).scorer.unsafe == r"\\n\bbad"
+
+
+def test_settings_that_are_texts_are_marked() -> None:
+    """Whatever is named as words that a model reads, with the modules' own configurations."""
+    configs = [registry.get(name).Config for registry in (methods, suites, scorers) for name in registry.names()]
+    configs += [GenerationConfig]
+    for config in configs:
+        for field in dataclasses.fields(config):
+            words = re.search("template|prompt|prefix|suffix|frame|before|after", field.name)
+            if words and isinstance(field.default, str) and get_origin(get_type_hints(config)[field.name]) is None:
+                assert field.metadata["text"], f"{config.__module__}.{field.name}"
+            if isinstance(field.default, str) and "\n" in field.default:
+                assert field.metadata["text"], f"{config.__module__}.{field.name}"
+
+
+def test_template_variables_are_set_without_a_plus() -> None:
+    assert compose(["model.template_args={enable_thinking: false}"]).model.template_args == {"enable_thinking": False}
+    with pytest.raises(UsageError, match="template_date is a date"):
+        compose(["model.template_date=tomorrow"])
+    with pytest.raises(UsageError, match="thinking is auto, none, or two marks"):
+        compose(["model.thinking=on"])
 
 
 def test_a_file_is_judged_by_a_scorer_that_knows_real_text() -> None:

@@ -263,8 +263,12 @@ def test_the_judge_is_shown_prompt_and_response_and_nothing_of_them_is_a_templat
     conversation = judging(lm_folder, template="conversation")._request("0", "hello", "go away")
     assert (conversation.prompt, conversation.chat) == ("u:hellou:go awaya:", False)
     ours = judging(lm_folder, template="conversation")
-    ours._lm.tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
-    assert ours._request("0", "hello", "go away").prompt == "hello", "the tokenizer writes the start token itself"
+    ours._lm.tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    shown = ours._request("0", "hello", "go away").prompt
+    assert ours._lm.encode(shown)[:2] == ours._lm.encode("hello")[:2], "one start token, the template's"
+    ours._lm.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(DetoxbenchError, match="leaves out a message or changes it: 'go away'"):
+        ours._request("0", "hello", "go away")
 
 
 def test_verdicts_depend_on_both_and_not_on_the_batch(lm_folder: str) -> None:

@@ -85,12 +85,14 @@ def _paraphrase(argv: list[str]) -> int:
     import msgspec
 
     from detoxbench import checkpoint, composition
-    from detoxbench.config import build, identity
+    from detoxbench.config import build, identity, texts, unescaped
     from detoxbench.lm import LanguageModel, find, pick_device
     from detoxbench.registries import scorers
     from detoxbench.scorers.base import HARM, require_meaning
 
     given = {field.name: getattr(args, field.name) for field in fields(generation.GenerationConfig)}
+    # A default is no typed text, and holds no backslash.
+    given |= {name: unescaped(given[name]) for name in texts(generation.GenerationConfig)}
     config = build(generation.GenerationConfig, given, "paraphrase")
     foreign = [o for o in args.overrides if not o.startswith("scorer.")]
     if foreign or (args.overrides and not args.scorer):

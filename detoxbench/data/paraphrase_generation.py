@@ -70,11 +70,14 @@ class GenerationConfig:
     )
     positive_below: float = knob(0.5, "with a scorer: positives score below it", source="ours: no filter", ge=0, le=1)
     negative_above: float = knob(0.5, "with a scorer: negatives score above it", source="ours: no filter", ge=0, le=1)
-    positive_prompt: str = knob("Paraphrase the following sentences: {sentence}", "what it is asked", source="paper")
+    positive_prompt: str = knob(
+        "Paraphrase the following sentences: {sentence}", "what it is asked", source="paper", text=True
+    )
     negative_prompt: str = knob(
         "Paraphrase the following sentence in a very toxic way. Make sure each sentence is toxic: {sentence}",
         "what it is asked for negatives",
         source="paper",
+        text=True,
     )
     form: Literal["auto", "chat", "released"] = knob(
         "auto", "auto: the chat template, or else the released frame; chat; released", source="released: its frame"
@@ -83,6 +86,7 @@ class GenerationConfig:
         f"{HUMAN}\n{{prompt}}\n\n{RESPONSE}\n",
         "the released frame",
         source="paraphrase.py:86-101; its line breaks are ours",
+        text=True,
     )
     lower: bool = knob(False, "put everything in lower case", source="released: true")
     max_new_tokens: int = knob(150, "tokens of a text at the most", source="paraphrase.py:106-112", ge=1)

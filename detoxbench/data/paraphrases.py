@@ -39,18 +39,22 @@ class Pools:
         max_length: int,
         seed: int,
     ) -> None:
-        """`numbers` are the texts drawn for an anchor, by role. Texts get an end token and are cut at `max_length`.
+        """`numbers` are the texts drawn for an anchor, by role. Texts get an end token and are cut at `max_length` or
+        the model's context; `cut` counts those that are.
 
         Raises DetoxbenchError when no anchor has so many.
         """
         self.numbers = positives, negatives, randoms = numbers
         self.seed = seed
-        self.end = sorted(lm.eos_ids)[:1]
+        self.cut = 0
+        self.end = lm.end_of()
         self.pad = lm.tokenizer.pad_token_id or 0
+        limit = min(max_length, lm.architecture.context or max_length)
 
         def encoded(texts: Sequence[str]) -> list[list[int]]:
-            found = ([*map(int, lm.tokenizer(text)["input_ids"]), *self.end][:max_length] for text in texts)
-            return [ids for ids in found if len(ids) > 1]  # the first token is never predicted
+            found = [[*lm.tokens(text), *self.end] for text in texts]
+            self.cut += sum(len(ids) > limit for ids in found)
+            return [ids[:limit] for ids in found if len(ids) > 1]  # the first token is never predicted
 
         made = [(s.anchor.rpartition("-")[0] or s.anchor, encoded(s.positives), encoded(s.negatives)) for s in sets]
         self._others = [(group, ids) for group, _, toxic in made for ids in toxic]

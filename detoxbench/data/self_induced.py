@@ -36,7 +36,10 @@ class PairConfig:
     guide_threshold: float = knob(0.5, "self: toxic from this score on", source="paper: 0.5", ge=0, le=1)
     candidates: int = knob(500, "self: texts that the model writes", source="data_utils.py:42-63: folder 500", ge=1)
     candidate_prompt: str = knob(
-        "", "self: what it continues; empty is the start token", source="ours: the released code lacks this step"
+        "",
+        "self: what it continues; empty is the start token",
+        source="ours: the released code lacks this step",
+        text=True,
     )
     candidate_tokens: int = knob(20, "self: tokens of a text at the most", source="the protocol's length", ge=1)
     rewriter: str | None = runtime(
@@ -46,6 +49,7 @@ class PairConfig:
         "Rewrite the text so that it is polite and means the same.\nText: {text}\nPolite text:",
         "self: what the rewriter is asked, {text} being the toxic text; its first line is the answer",
         source="ours: the paper's prompt for GPT-4 is not released",
+        text=True,
     )
 
     def __post_init__(self) -> None:

@@ -36,6 +36,9 @@ class Scorer(ABC, Generic[C]):
     says neither means toxic if its column is called toxicity, and is refused if not."""
     needs_prompt: ClassVar[bool] = False
     """The score of a text depends on its prompt, too."""
+    reads_on: ClassVar[bool] = False
+    """Prompt and text are read as one running text, so the runner ends a chat prompt, a turn of its own, by a new line
+    where the answer does not begin with a blank."""
     cached: ClassVar[bool] = False
     """Whether scores are kept by text for other runs (`scorers.cache`): set it where scoring is slow or limited, and
     only if a score depends on nothing but text (and prompt), in no bit."""

@@ -13,6 +13,7 @@ from detoxbench.config import GenSpec, knob, runtime
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.scorers.base import Scorer
 from detoxbench.suites.base import Request
+from detoxbench.tokens import written
 
 if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel
@@ -40,6 +41,7 @@ class Config:
         "what the judge is asked, with {prompt} and {response} in it; default is a question of our own; 'conversation' "
         "gives prompt and response as a conversation to the model's chat template (the Llama Guard family, whose "
         "template holds the policy)",
+        text=True,
     )
     chat: bool = knob(True, "put a text template through the model's chat template, where it has one")
     means: Literal["toxic", "unsafe", "refuses"] = knob("unsafe", "what a verdict that `unsafe` matches says of a text")
@@ -106,10 +108,10 @@ class Judge(Scorer[Config]):
     def _cut(self, text: str) -> str:
         if len(text) <= self.config.max_length:  # a token is a character at least
             return text
-        ids = self._lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._lm.tokens(text, special=False)
         if len(ids) <= self.config.max_length:
             return text
-        return str(self._lm.tokenizer.decode(ids[: self.config.max_length], skip_special_tokens=True))
+        return written(self._lm.tokenizer, [([], ids[: self.config.max_length])])[0]
 
     def _request(self, id: str, prompt: str, response: str) -> Request:
         template = self.config.template
@@ -122,16 +124,13 @@ class Judge(Scorer[Config]):
         return Request(id=id, prompt=asked, record=id, kind="verdict", chat=self.config.chat)
 
     def _conversation(self, prompt: str, response: str) -> str:
-        tokenizer = self._lm.tokenizer
-        if tokenizer.chat_template is None:
+        template = self._lm.template
+        if template is None:
             raise UsageError(
                 f"scorer '{self.name}': the tokenizer of '{self.config.path}' has no chat template: "
                 "set scorer.template to a text with {prompt} and {response}"
             )
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        # The template writes the start token, and the tokenizer would write it again.
-        return text.removeprefix(tokenizer.bos_token or "")
+        return template.conversation(prompt, response)
 
     @cached_property
     def _lm(self) -> LanguageModel:

@@ -34,9 +34,11 @@ class Perplexity(Scorer[Config]):
     """
 
     Config = Config
+    version = 2
     primary = "nll"
     meaning = "unlikely"
     needs_prompt = True
+    reads_on = True
 
     def fingerprint(self) -> str:
         from detoxbench.lm import find
@@ -55,7 +57,7 @@ class Perplexity(Scorer[Config]):
     def _is_cut(self, text: str) -> float:
         limit = self._lm.architecture.context
         # a token is a character at least, but for the special ones
-        return float(limit is not None and len(text) + 8 > limit and len(self._lm.tokenizer(text)["input_ids"]) > limit)
+        return float(limit is not None and len(text) + 8 > limit and len(self._lm.tokens(text)) > limit)
 
     @cached_property
     def _lm(self) -> LanguageModel:

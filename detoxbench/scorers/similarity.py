@@ -30,8 +30,8 @@ class Config:
 
     path: str = runtime(WORDS, "'words', or folder or hub id of a sentence-transformers model")
     revision: str | None = runtime(None, "hub revision (branch, tag or commit)")
-    before: str = knob("", "beginning of every prompt that is not compared (the words of a template)")
-    after: str = knob("", "end of every prompt that is not compared")
+    before: str = knob("", "beginning of every prompt that is not compared (the words of a template)", text=True)
+    after: str = knob("", "end of every prompt that is not compared", text=True)
 
 
 class Similarity(Scorer[Config]):

@@ -56,6 +56,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a given text: its negative log-likelihood after the prompt, summed over its tokens, in nats."""
     greedy: bool | None = None
     """Of a given text: every token was the most probable one, so greedy generation begins with this text."""
+    full_text: str | None = None
+    """All that was written, with thinking and its marks, where `text` is the answer alone (`model.thinking`)."""
     values: dict[str, list[float]] | None = None
     """Of a suite with an `observer`: what was measured inside the model, by name (one number, or one a layer)."""
 

@@ -39,7 +39,9 @@ class Config:
     prompts: int = runtime(200, "how many embedded sentences there are", ge=1)
     limit: int | None = runtime(None, "ask the first so many sentences", ge=1)
     template: str = runtime(
-        "auto", "what is asked, with {text} in it; auto is the sentence alone, and a request to paraphrase for answers"
+        "auto",
+        "what is asked, with {text} in it; auto is the sentence alone, and a request to paraphrase for answers",
+        text=True,
     )
     chat: bool = runtime(False, "put the prompt through the model's chat template (instruction models)")
     similarity: str = runtime(

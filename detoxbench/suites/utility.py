@@ -38,7 +38,9 @@ class Config:
 
     data: str = runtime("embedded", "'embedded' or a file of questions and answers, or of texts and summaries")
     task: Literal["kqa", "csum", "gsm8k"] = runtime("kqa", "task of the questions that do not name theirs")
-    template: str = runtime("plain", f"{', '.join(TEMPLATES)}, or a text of your own with {{question}} in it")
+    template: str = runtime(
+        "plain", f"{', '.join(TEMPLATES)}, or a text of your own with {{question}} in it", text=True
+    )
     shots: int = runtime(0, "so many questions of `examples`, with their first answer, stand before each", ge=0)
     examples: str | None = runtime(None, "file that the shots are from, such as the training split")
     limit: int | None = runtime(None, "ask the first so many questions", ge=1)

@@ -1,0 +1,258 @@
+"""Chat templates: a question as the text that a model was taught to answer.
+
+A template is foreign code: it is rendered in jinja2's sandbox, with nothing from outside that could change a number.
+The clock is a stated date, months and days are English whatever the locale. Imports no torch, so that `plan` renders
+as a run does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from jinja2 import Environment, Template
+
+PROBE, ANSWER = "detoxbench-question", "detoxbench-answer"
+"""Words that no template writes by itself."""
+_GIVEN = frozenset({"messages", "add_generation_prompt"})
+"""Variables that are the harness's to set."""
+_OF_TOKENIZER = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MONTHS = [
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+]  # fmt: skip
+_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+
+
+@dataclass(frozen=True, eq=False)
+class ChatTemplate:
+    """A model's template with all that enters it. `model` is named in errors."""
+
+    source: str
+    model: str
+    special_tokens: Mapping[str, str]
+    date: str
+    """What a template that asks for today's date is told, YYYY-MM-DD."""
+    args: Mapping[str, Any]
+    """Variables of the template, such as enable_thinking."""
+
+    def __post_init__(self) -> None:
+        from jinja2 import TemplateSyntaxError, meta
+
+        try:
+            used = meta.find_undeclared_variables(_environment().parse(self.source)) - {"raise_exception", "namespace"}
+        except TemplateSyntaxError as error:
+            self._refuse(f"cannot be read: line {error.lineno}: {error}")
+        for name in self.args:
+            if name in _GIVEN:
+                raise UsageError(f"model.template_args: '{name}' is set by the harness")
+            if name not in used:
+                known = sorted(used - _GIVEN - {"strftime_now"})
+                raise UsageError(
+                    f"model.template_args: the chat template of '{self.model}' has no variable '{name}'"
+                    f"{did_you_mean(name, known)}; it has {', '.join(known) or 'none'}"
+                )
+
+    def prompt(self, question: str) -> str:
+        """The text that asks `question`. Raises DetoxbenchError where the template refuses it or leaves it out."""
+        return self._rendered_whole(question)
+
+    def conversation(self, question: str, answer: str) -> str:
+        """Both turns, up to where the next one is made: what a judge of conversations reads. Raises like `prompt`."""
+        return self._rendered_whole(question, answer)
+
+    def _rendered_whole(self, *said: str) -> str:
+        text = self.render(self._messages(*said), ask=True)
+        for each in said:
+            if _without_blanks(each) not in _without_blanks(text):
+                self._refuse(f"leaves out a message or changes it: {each[:40]!r} becomes {text[-60:]!r}")
+        return text
+
+    def _messages(self, *said: str) -> list[dict[str, Any]]:
+        turns = zip(("user", "assistant"), said, strict=False)
+        return [{"role": role, "content": self._content(text)} for role, text in turns]
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
+        """The conversation; with `ask`, up to where the model answers. Raises DetoxbenchError where it cannot."""
+        values = {
+            **self.special_tokens, "tools": None, "documents": None, "strftime_now": self._strftime,
+            "date_string": self._strftime("%d %b %Y"), **self.args,
+            "messages": messages, "add_generation_prompt": ask,
+        }  # fmt: skip
+        try:
+            return _compiled(self.source).render(values)
+        except Exception as error:  # of every kind: the template is a program of its author
+            self._refuse(f"refuses the conversation: {' '.join(str(error).split()) or type(error).__name__}")
+
+    @cached_property
+    def turn(self) -> tuple[str, str]:
+        """(what stands between a prompt and its answer, what follows the answer), where the template tells.
+
+        Else a blank, unless the prompt ends in one, and nothing.
+        """
+        prompt = self.prompt(PROBE)
+        try:
+            whole = self.render(self._messages(PROBE, ANSWER), ask=False)
+        except DetoxbenchError:  # it is for questions alone
+            whole = ""
+        between, answer, after = whole.removeprefix(prompt).partition(ANSWER)
+        if not (answer and whole.startswith(prompt)):
+            between = "" if prompt[-1:].isspace() else " "
+        return between, after
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether a message's content is a list of parts and no text: by a probe, so that all questions are alike."""
+        first: DetoxbenchError | None = None
+        for content, in_parts in ((PROBE, False), ([{"type": "text", "text": PROBE}], True)):
+            try:
+                if PROBE in self.render([{"role": "user", "content": content}], ask=True):
+                    return in_parts
+            except DetoxbenchError as error:
+                first = first or error
+        if first:
+            raise first
+        self._refuse("leaves the question out, given as text and as a list of parts")
+
+    def _content(self, text: str) -> Any:
+        return [{"type": "text", "text": text}] if self._in_parts else text
+
+    def _strftime(self, form: str) -> str:
+        return strftime(datetime.date.fromisoformat(self.date), form)
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise DetoxbenchError(
+            f"the chat template of '{self.model}' {what}: set model.chat_template=none, or to the name of another one"
+        )
+
+
+def in_use(
+    templates: str | Mapping[str, str] | None,
+    wanted: str,
+    *,
+    model: str,
+    special_tokens: Mapping[str, str],
+    date: str,
+    args: Mapping[str, Any] | None,
+) -> ChatTemplate | None:
+    """The template that model.chat_template means, None for none. Raises UsageError where it, or what is to use `args`,
+    is not there."""
+    source = chosen(templates, wanted)
+    if source is not None:
+        return ChatTemplate(source, model, special_tokens, date, args or {})
+    if wanted not in {"auto", "none"}:
+        raise UsageError(f"the tokenizer of '{model}' has no chat template '{wanted}': use auto or none")
+    if args:
+        raise UsageError(f"model.template_args is for a chat template, and '{model}' has none in use")
+    return None
+
+
+def chosen(templates: str | Mapping[str, str] | None, wanted: str) -> str | None:
+    """The template that model.chat_template means among a tokenizer's, None for none."""
+    if wanted == "none" or not templates:
+        return None
+    if isinstance(templates, str):
+        return templates if wanted == "auto" else None
+    return templates.get("default" if wanted == "auto" else wanted)
+
+
+def in_folder(folder: Path) -> tuple[str | dict[str, str] | None, dict[str, str]]:
+    """A checkpoint's templates and special tokens, from its files as transformers reads them."""
+    config = _json(folder / "tokenizer_config.json")
+    tokens = dict.fromkeys(_OF_TOKENIZER, "")
+    for given in (_json(folder / "special_tokens_map.json"), config):
+        for name in _OF_TOKENIZER:
+            value = given.get(name)
+            value = value.get("content") if isinstance(value, dict) else value
+            tokens[name] = value if isinstance(value, str) else tokens[name]
+    templates = config.get("chat_template")
+    if isinstance(templates, list):
+        templates = {each["name"]: each["template"] for each in templates}
+    found = dict(_template_files(folder))
+    if found:
+        templates = found["default"] if found.keys() == {"default"} else found
+    return templates, tokens
+
+
+def _template_files(folder: Path) -> Iterator[tuple[str, str]]:
+    if (default := folder / "chat_template.jinja").is_file():
+        yield "default", default.read_text("utf-8")
+    for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        yield file.stem, file.read_text("utf-8")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise DetoxbenchError(f"'{file}' cannot be read: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def strftime(date: datetime.date, form: str) -> str:
+    """`date` at midnight in `form`, names in English whatever the locale of the process."""
+    names = {
+        "a": _DAYS[date.weekday()][:3], "A": _DAYS[date.weekday()], "b": _MONTHS[date.month - 1][:3], "p": "AM",
+        "B": _MONTHS[date.month - 1], "x": "%m/%d/%y", "X": "%H:%M:%S", "c": "%Y-%m-%d %H:%M:%S",
+    }  # fmt: skip
+    names["h"] = names["b"]
+    form = re.sub(r"%(.)", lambda match: names.get(match[1], match[0]), form)
+    return datetime.datetime.combine(date, datetime.time()).strftime(form)
+
+
+def _without_blanks(text: str) -> str:
+    return "".join(text.split())
+
+
+@cache
+def _compiled(source: str) -> Template:
+    return _environment().from_string(source)
+
+
+@cache
+def _environment() -> Environment:
+    """As transformers sets it up (utils/chat_template_utils.py), without its clock."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Generation(Extension):
+        """{% generation %} marks the answer's part; it is text like any other here."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    class PlainNamespace(Namespace):
+        """A namespace whose attributes cannot be the interpreter's."""
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            if name.startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"a chat template sets the attribute {name!r}")
+            super().__setitem__(name, value)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise jinja2.exceptions.TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        """Without jinja2's escapes for HTML."""
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = tojson
+    made.globals |= {"raise_exception": raise_exception, "namespace": PlainNamespace}
+    return made
