@@ -84,7 +84,13 @@ def test_runs_say_whether_they_have_the_same_intervention(done: tuple[Path, runn
 def test_prompt_tokens_and_changed_parameters_are_costs_too(done: tuple[Path, runner.RunResult]) -> None:
     reminded = db.run(overrides(done[0], "method=self_reminder")).record.cost
     assert (reminded["added_prompt_tokens"] or 0) > 10
-    tiny_lora = ["method.epochs=1", "fit.limit=8", "method.batch_size=8", "method.micro_batch_size=8"]
+    tiny_lora = [
+        "method.epochs=1",
+        "fit.limit=8",
+        "method.batch_size=8",
+        "method.micro_batch_size=8",
+        "method.warmup_ratio=0",
+    ]
     trained = db.run(overrides(done[0], "method=ext_sub", *tiny_lora)).record.cost
     assert trained["changed_parameters"] == 4 * 2 * 128 * 128  # q_proj and v_proj of four layers
 
