@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import require_finite
 from detoxbench.progress import track
-from detoxbench.routing import replace_forward
+from detoxbench.weight_changes import replace_forward, require_eager
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +23,7 @@ BROKEN_MODEL = "the model is broken, or overflows in its dtype: change model.dty
 @contextmanager
 def recorded(lm: LanguageModel, sites: Sequence[str], *, inputs: bool = False) -> Iterator[dict[str, Tensor]]:
     """The outputs (or inputs) of the named modules in the latest forward pass; of a tuple, its first element."""
+    require_eager(lm)
     seen: dict[str, Tensor] = {}
 
     def keep(site: str) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
 
@@ -39,6 +40,13 @@ _FINAL_NORM = (
     "transformer.norm_f",
     "model.language_model.norm",
 )
+PASS_TOKENS = 16
+"""Tokens of the pass that finds which modules are called."""
+
+
+def without_numbers(path: str) -> str:
+    """`path` with # for the numbers of layers and experts."""
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1#", path)
 
 
 class Architecture:
@@ -49,6 +57,7 @@ class Architecture:
         self._model = model
         self.reserved = 0
         """Positions that a prefix in force takes."""
+        self._called: frozenset[str] | None = None
 
     @property
     def layers(self) -> list[str]:
@@ -99,6 +108,56 @@ class Architecture:
     def transposed(self, path: str) -> bool:
         """Whether the weight at `path` is stored [in, out] (GPT-2's Conv1D) and not [out, in]."""
         return type(self.module(path)).__name__ == "Conv1D"
+
+    def matrices_outside_linear_maps(self) -> dict[str, int]:
+        """Parameters of two dimensions or more that belong to no linear map or embedding, with how many numbers they
+        hold: experts in one tensor, routers, convolutions. Those that differ in numbers alone (layers) count as one."""
+        from torch import nn
+
+        other, found = {*self.linear_maps()}, dict[str, int]()
+        for path, module in self._model.named_modules():
+            if path in other or isinstance(module, nn.Embedding):
+                continue
+            for name, parameter in module.named_parameters(prefix=path, recurse=False):
+                if parameter.dim() > 1:
+                    key = without_numbers(name)
+                    found[key] = found.get(key, 0) + parameter.numel()
+        return found
+
+    def linear_maps(self) -> list[str]:
+        """Paths of all linear maps (Linear, Conv1D), the head among them."""
+        from torch import nn
+
+        return [n for n, m in self._model.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+
+    def called_for_text(self, path: str) -> bool:
+        """Whether the linear map at `path` is called as a module when the model reads text: it is no part of an image
+        or audio tower, and no other code takes its weight and multiplies by itself.
+
+        Found by one forward pass, the first time that it is asked. Modules whose paths differ in numbers alone (layers,
+        experts) count as one, since few tokens do not reach every expert.
+        """
+        if self._called is None:
+            self._called = self._seen_in_a_pass()
+        return without_numbers(path) in self._called
+
+    def _seen_in_a_pass(self) -> frozenset[str]:
+        import torch
+
+        called: set[str] = set()
+        model: Any = self._model
+        handles = [
+            self.module(path).register_forward_pre_hook(lambda *_, path=path: called.add(without_numbers(path)))
+            for path in self.linear_maps()
+        ]
+        ids = torch.arange(PASS_TOKENS, device=model.device)[None] % int(self._text_config.vocab_size)
+        try:
+            with torch.no_grad():
+                model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return frozenset(called)
 
     @property
     def _text_config(self):  # type: ignore[no-untyped-def]

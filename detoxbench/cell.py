@@ -27,6 +27,7 @@ from detoxbench.registries import methods, scorers, suites
 from detoxbench.scorers.base import Scorer
 from detoxbench.store import Run
 from detoxbench.suites.base import Request, Suite
+from detoxbench.weight_changes import LowRankForm, low_rank_form
 
 PARTIAL = "partial.jsonl"
 """What an unfinished stage has done so far."""
@@ -110,6 +111,7 @@ class Cell:
                 "version": self.method.version,
                 "config": identity(spec.method),
                 "fit_data": data_digest,
+                **({} if self.method.name == BASE else {"low_rank": self.low_rank}),
                 **self.method.fingerprints(),
             },
             "suite": {
@@ -134,6 +136,11 @@ class Cell:
         self.fit_folder = self._stages / f"fit-{fit_key}"
         self.generation_folder = self._stages / f"generate-{generation_key}"
         self.score_folder = self._stages / f"score-{run_id}"
+
+    @property
+    def low_rank(self) -> LowRankForm:
+        """How the method's low-rank changes of weights take effect."""
+        return low_rank_form(self.spec.low_rank, self.spec.model.dtype)
 
     @property
     def finished(self) -> bool:

@@ -185,7 +185,7 @@ def run_spec(cfg: DictConfig) -> RunSpec:
         "tracker": partial(build, TrackerSpec, where="tracker"),
         **{kind: partial(_component, kind) for kind in _REGISTRIES},
     }
-    known = [*sections, "seed", "runs_dir", "with_base"]
+    known = [*sections, "seed", "low_rank", "runs_dir", "with_base"]
     for key in values:
         if key not in known:
             raise UsageError(f"unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")

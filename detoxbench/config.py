@@ -160,6 +160,11 @@ class RunSpec:
     fit: FitSpec
     tracker: TrackerSpec
     seed: int = knob(0, "seed of fitting and sampling", ge=0)
+    low_rank: Literal["auto", "merged", "side_path"] = runtime(
+        "auto",
+        "low-rank changes of weights: merged, or side_path with float32 factors, which rounds nothing away; auto: "
+        "merged in float32, else side_path. What it comes to is part of the method's identity",
+    )
     runs_dir: str = runtime("runs", "folder of the results")
     with_base: bool = runtime(
         True, "also run the base model (method=none) and the method's controls, once for all, to compare against"

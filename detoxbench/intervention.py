@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from detoxbench import weight_changes
 from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import LARGEST, require_finite, require_finite_values
 from detoxbench.forward import cache_name
+from detoxbench.in_force import InForce
 from detoxbench.kv_cache import Cache
 from detoxbench.store import write_folder
 
@@ -308,37 +310,42 @@ def compose(*interventions: Intervention) -> Intervention:
     )
 
 
-@contextmanager
-def applied(lm: LanguageModel, intervention: Intervention) -> Iterator[None]:
-    """Put `intervention` on `lm`, and take it off exactly: touched tensors are copied back from saved originals, since
-    adding and subtracting again is not exact. Holds for errors while entering, too. Contexts can be nested.
+def applied(lm: LanguageModel, intervention: Intervention) -> InForce:
+    """Put `intervention` on `lm` (a context), and take it off exactly: touched tensors are copied back from saved
+    originals, since adding and subtracting again is not exact. Holds for errors while entering, too. Contexts can be
+    nested, and are left in reverse order (`InForce`). Low-rank changes are merged or act as side paths: `lm.low_rank`
+    says which (`weight_changes`).
 
-    Raises DetoxbenchError when the intervention was fitted on another model, names a part that is not there, or holds
-    numbers that are NaN or infinite.
+    Entering raises DetoxbenchError when the intervention was fitted on another model, names a part that is not there,
+    holds numbers that are NaN or infinite, or would not take effect: on a compiled model, a quantised parameter.
     """
+    return InForce(lm.model, intervention.method, lambda undo: _put_on(lm, intervention, undo))
+
+
+def _put_on(lm: LanguageModel, intervention: Intervention, undo: ExitStack) -> None:
     require_base(lm, intervention)
     intervention.require_finite()
     if lm.route is not None:
         raise DetoxbenchError("interventions are routed to rows: apply what all rows share before that")
-    with ExitStack() as undo:
-        lm.in_force.append(intervention.method)
-        undo.callback(lm.in_force.pop)
-        _change_weights(lm, intervention.weights, undo)
-        for hook in intervention.hooks:
-            undo.callback(_register(lm, hook).remove)
-        for processor in intervention.logits:
-            lm.logit_functions.append(_bound(processor.op, processor.tensors, processor.params, lm))
-            undo.callback(lm.logit_functions.pop)
-        for prefix in intervention.prefixes:
-            if lm.architecture.reserved:
-                raise DetoxbenchError("a prefix is in force already: two cannot stand before everything")
-            undo.callback(lm.model.register_forward_pre_hook(_prefixed(lm, prefix), with_kwargs=True).remove)
-            undo.callback(setattr, lm.architecture, "reserved", 0)
-            lm.architecture.reserved = prefix.kv.shape[3]
-        for prompt in intervention.prompts:
-            lm.prompts.append(prompt)
-            undo.callback(lm.prompts.pop)
-        yield
+    lm.in_force.append(intervention.method)
+    undo.callback(lm.in_force.pop)
+    if intervention.weights or intervention.hooks or intervention.prefixes:
+        weight_changes.require_eager(lm)
+    weight_changes.put_on(lm, intervention.weights, undo)
+    for hook in intervention.hooks:
+        undo.callback(_register(lm, hook).remove)
+    for processor in intervention.logits:
+        lm.logit_functions.append(_bound(processor.op, processor.tensors, processor.params, lm))
+        undo.callback(lm.logit_functions.pop)
+    for prefix in intervention.prefixes:
+        if lm.architecture.reserved:
+            raise DetoxbenchError("a prefix is in force already: two cannot stand before everything")
+        undo.callback(lm.model.register_forward_pre_hook(_prefixed(lm, prefix), with_kwargs=True).remove)
+        undo.callback(setattr, lm.architecture, "reserved", 0)
+        lm.architecture.reserved = prefix.kv.shape[3]
+    for prompt in intervention.prompts:
+        lm.prompts.append(prompt)
+        undo.callback(lm.prompts.pop)
 
 
 def require_base(lm: LanguageModel, intervention: Intervention) -> None:
@@ -380,69 +387,6 @@ def _prefixed(lm: LanguageModel, prefix: Prefix) -> Callable[..., Any]:
         return args, given
 
     return begin
-
-
-def _change_weights(lm: LanguageModel, weights: Sequence[Weight], undo: ExitStack) -> None:
-    import torch
-
-    for name, value in edited(lm, weights):
-        path, _, leaf = name.rpartition(".")
-        module = lm.architecture.module(path)
-        target = getattr(module, leaf)
-        if target is None:
-            module.bias = torch.nn.Parameter(value, requires_grad=False)
-            undo.callback(setattr, module, "bias", None)
-        else:
-            undo.callback(target.data.copy_, target.data.clone())
-            target.data.copy_(value)
-
-
-def edited(lm: LanguageModel, weights: Sequence[Weight]) -> Iterator[tuple[str, Tensor]]:
-    """Each changed parameter with its new value, one at a time, in the model's type; a missing bias comes new.
-
-    Raises DetoxbenchError for a parameter that is not there or is tied to another, and for a delta of another shape.
-    """
-    import torch
-
-    parameters = dict(lm.model.named_parameters(remove_duplicate=False))
-    sharers: dict[int, list[str]] = {}
-    for name, parameter in parameters.items():
-        sharers.setdefault(parameter.data_ptr(), []).append(name)
-    deltas: dict[str, list[Delta]] = {}
-    for weight in weights:
-        deltas.setdefault(weight.parameter, []).append(weight.delta)
-    for name, parts in deltas.items():
-        path, _, leaf = name.rpartition(".")
-        module, first = lm.architecture.module(path), parts[0]
-        if name in parameters:
-            target = parameters[name].data
-        elif leaf == "bias" and getattr(module, "bias", False) is None and isinstance(first, Dense):
-            target = torch.zeros_like(first.delta, dtype=lm.dtype, device=lm.device)
-        else:
-            raise DetoxbenchError(f"{type(lm.model).__name__} has no parameter '{name}'")
-        shared = [n for n in sharers.get(target.data_ptr(), []) if n != name]
-        if shared:
-            raise DetoxbenchError(f"'{name}' is tied to '{shared[0]}': changing it would change both")
-        # Summed in fp32 and rounded once: a bf16 sum would lose deltas below the weight's last bit twice over.
-        total = target.float()
-        for part in parts:
-            delta = _full(part, lm.architecture.transposed(path), target)
-            if delta.shape != target.shape:
-                raise DetoxbenchError(
-                    f"the delta of '{name}' is {tuple(delta.shape)}, the parameter is {tuple(target.shape)}"
-                )
-            total = total + delta
-        changed = total.to(target.dtype)
-        where, remedy = f"'{lm.name}' with its change", "the sum is too large for this dtype: lower the strength"
-        require_finite([(name, changed)], where, remedy)
-        yield name, changed
-
-
-def _full(delta: Delta, transposed: bool, target: Tensor) -> Tensor:
-    if isinstance(delta, Dense):
-        return delta.delta.to(target.device).float()
-    product = delta.b.to(target.device).float() @ delta.a.to(target.device).float()
-    return product.T if transposed else product
 
 
 def _bound(op: str, tensors: Mapping[str, Tensor], params: Params, lm: LanguageModel) -> Callable[[Tensor], Tensor]:

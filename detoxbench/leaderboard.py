@@ -353,6 +353,7 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
         notes=[
             *remarks.of_table(columns, rows, ask.against, reference, embedded=any(embedded(e.record) for e in group)),
             *remarks.of_scorers(first.record.identity),
+            *remarks.weight_changes(labels, members),
             *remarks.verified(rows, {e.record.run_id: told.pack for e in group if (told := e.run.verified())}),
         ],
         against=None if reference is None else labels[reference],

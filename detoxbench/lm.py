@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench import checkpoint
 from detoxbench.architecture import Architecture
@@ -14,9 +14,10 @@ from detoxbench.chat import ChatTemplate, chosen, in_use
 from detoxbench.config import GenSpec, ModelSpec
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.finite import require_finite_model
-from detoxbench.intervention import Intervention, Prompt, applied
+from detoxbench.intervention import Intervention, LowRank, Prompt, applied
 from detoxbench.suites.base import Request, Sample
 from detoxbench.tokens import encoded, thinking_marks
+from detoxbench.weight_changes import low_rank_form, weight_in_force
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +41,13 @@ class LanguageModel:
         template_args: Mapping[str, Any] | None = None,
         template_date: str = ModelSpec.template_date,
         thinking: str = "auto",
+        low_rank: Literal["auto", "merged", "side_path"] = "auto",
     ) -> None:
         """Wrap a model that is already in memory. Without a `fingerprint` one is taken from its tensors.
 
-        The last four are fields of ModelSpec. Raises UsageError for a template or a variable that is not there, and
+        `low_rank` says how low-rank changes of weights take effect: merged, or as side_path with float32 factors; auto
+        merges in float32 only, since lower precision rounds most of a small change away (`weight_changes`). The four
+        before it are fields of ModelSpec. Raises UsageError for a template or a variable that is not there, and
         NonFiniteError for weights that are NaN or infinite.
         """
         if fingerprint is None:  # `load` has checked what it read
@@ -60,6 +64,10 @@ class LanguageModel:
         """Functions on the next-token logits in force."""
         self.in_force: list[str] = []
         """Methods of the interventions that are on, the first one first; `applied` adds and removes them."""
+        self.low_rank = low_rank_form(low_rank, str(self.dtype).removeprefix("torch."))
+        """Whether low-rank changes are merged or act as side paths."""
+        self.side_paths: dict[str, list[LowRank]] = {}
+        """Low-rank changes that act beside the linear map at a path, innermost first."""
         self.route: Route | None = None
         """Which intervention is in force for which rows; `routed` sets it."""
         self.prompt_positions = (1, 0)
@@ -207,6 +215,11 @@ class LanguageModel:
         from detoxbench.routing import routed
 
         return routed(self, interventions)
+
+    def weight(self, path: str, inputs: slice = slice(None)) -> Tensor:
+        """The weight of the linear map at `path` in float32 as it is stored, with every change in force; of some of its
+        `inputs` only, if that is enough."""
+        return weight_in_force(self, path, inputs)
 
     def variant(self, record: str) -> int:
         """Equal for two records if the same interventions are in force for both, so that they may share a cache."""

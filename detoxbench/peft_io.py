@@ -241,7 +241,7 @@ def rescaling(lm: LanguageModel, module: str, change: Tensor, on_input: bool) ->
     """IA3 as deltas: weight (and, on the output side, bias) times `change`, which is factors - 1, [features]."""
     linear: Any = lm.architecture.module(module)
     change = change.to(lm.device)
-    weight = linear.weight.detach().float()
+    weight = lm.weight(module)
     along_rows = on_input == lm.architecture.transposed(module)
     yield Weight(f"{module}.weight", Dense((weight * (change[:, None] if along_rows else change)).cpu()))
     if not on_input and linear.bias is not None:

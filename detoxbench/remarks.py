@@ -11,6 +11,8 @@ from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
 from detoxbench.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, differing, short
 from detoxbench.registries import scorers
+from detoxbench.store import RunRecord
+from detoxbench.weight_changes import ENOUGH
 
 
 def of_table(
@@ -121,6 +123,30 @@ def verified(rows: list[Row], packs: Mapping[str, str]) -> list[str]:
     sure = [row for row in rows if all(run_id in packs for run_id in row.run_ids)]
     told = (f"{row.label} ({', '.join(sorted({packs[run_id] for run_id in row.run_ids}))})" for row in sure)
     return [f"verified, computed again from samples and scores: {', '.join(told) or 'no row'}"] if packs else []
+
+
+def weight_changes(labels: list[str], members: list[list[RunRecord]]) -> list[str]:
+    """How the rows' changes of weights take effect, where rounding to the weights' type can lose a part of them.
+
+    `members` are the runs of each row. Rows in which nothing is rounded away, and old runs that do not tell, are not
+    named.
+    """
+    told = []
+    for label, records in zip(labels, members, strict=True):
+        found = [d for r in records if isinstance(d := r.diagnostics.get("weight_changes"), dict)]
+        shares = [d["surviving_share"] for d in found if d["surviving_share"] is not None]
+        share = statistics.mean(shares) if shares else None
+        lost = share is not None and share < ENOUGH
+        lower = any(r.identity.get("model", {}).get("dtype") in ("bfloat16", "float16") for r in records)
+        if found and (lower or lost):
+            # Where each record has its own fit, the form is a count by form.
+            form = found[0]["form"] if isinstance(found[0]["form"], str) else " or ".join(found[0]["form"])
+            kept = "not known what share survives" if share is None else f"{100 * share:.3g} % of it survives rounding"
+            if form == "side path":
+                kept = "exact" if share is None else f"exact; merged, {100 * share:.3g} % of it would survive rounding"
+            less = ", so less than was fitted is measured" if lost and "merged" in form else ""
+            told.append(f"{label}: {form} ({kept}{less})")
+    return [f"changes of weights: {'; '.join(told)}"] if told else []
 
 
 def _detectable(columns: list[Column], rows: list[Row]) -> list[str]:

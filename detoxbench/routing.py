@@ -15,14 +15,25 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.finite import require_finite
-from detoxbench.intervention import Intervention, Prompt, edited, require_base
+from detoxbench.in_force import InForce
+from detoxbench.intervention import Intervention, LowRank, Prompt, require_base
 from detoxbench.progress import track
+from detoxbench.weight_changes import (
+    edits,
+    new_bias_like,
+    on_device,
+    replace_forward,
+    require_eager,
+    require_plain,
+    with_side_path,
+)
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from detoxbench.lm import LanguageModel
@@ -81,46 +92,67 @@ class _Rows:
 
 
 @contextmanager
-def varied(lm: LanguageModel, variants: Sequence[Mapping[str, Tensor]]) -> Iterator[Callable[[Sequence[int]], None]]:
-    """While open, each row is computed with the tensors of its variant (parameter -> value) in place of the model's.
+def varied(
+    lm: LanguageModel, variants: Sequence[Mapping[str, Tensor]], side_paths: Sequence[Mapping[str, LowRank]] = ()
+) -> Iterator[Callable[[Sequence[int]], None]]:
+    """While open, each row is computed with the tensors of its variant (parameter -> value) in place of the model's,
+    and with its variant's side paths (parameter -> low-rank change).
 
     Yields `assign(variants)`, which is told the variant of every row before a forward pass. Tensors are cast to the
-    model's type as they are used, so that fp32 leaves get a gradient; the model's own are not written to. A missing
-    bias may be given. Raises DetoxbenchError for a module that is no linear map (Linear, Conv1D), and where a batch is
-    not the announced one.
+    parameter's type as they are used, so that fp32 leaves get a gradient; the model's own are not written to. A missing
+    bias may be given. Raises DetoxbenchError for a module that is no linear map (Linear, Conv1D) or is compiled, for a
+    quantised parameter, and where a batch is not the announced one.
     """
-    rows = _Rows()
-    values: dict[str, dict[int, dict[str, Tensor]]] = {}
-    for i, variant in enumerate(variants):
-        for name, value in variant.items():
-            path, _, leaf = name.rpartition(".")
-            values.setdefault(path, {}).setdefault(i, {})[leaf] = value
+    rows, values, beside = _Rows(), _by_module(variants), _by_module(side_paths)
     with ExitStack() as undo:
+        require_eager(lm)
         undo.callback(lm.model.register_forward_pre_hook(rows.check, with_kwargs=True).remove)
-        for path, of_variant in values.items():
+        for path in dict.fromkeys([*values, *beside]):
             if not _linear(lm, path):
                 raise DetoxbenchError(f"'{path}' is no linear map: its weights cannot differ by row")
-            _vary(lm, path, of_variant, rows, undo)
+            low = {i: of["weight"] for i, of in beside.get(path, {}).items()}
+            _vary(lm, path, values.get(path, {}), low, rows, undo)
         yield rows.assign
 
 
+T = TypeVar("T")
+
+
+def _by_module(variants: Sequence[Mapping[str, T]]) -> dict[str, dict[int, dict[str, T]]]:
+    """Module path -> variant -> name of the parameter in its module -> what is given for it."""
+    found: dict[str, dict[int, dict[str, T]]] = {}
+    for i, variant in enumerate(variants):
+        for name, value in variant.items():
+            path, _, leaf = name.rpartition(".")
+            found.setdefault(path, {}).setdefault(i, {})[leaf] = value
+    return found
+
+
 def _vary(
-    lm: LanguageModel, path: str, values: Mapping[int, Mapping[str, Tensor]], rows: _Rows, undo: ExitStack
+    lm: LanguageModel,
+    path: str,
+    values: Mapping[int, Mapping[str, Tensor]],
+    side_paths: Mapping[int, LowRank],
+    rows: _Rows,
+    undo: ExitStack,
 ) -> None:
     import torch
 
-    module, known, nothing = lm.architecture.module(path), frozenset(values), dict[str, "Tensor"]()
+    module, known, nothing = lm.architecture.module(path), frozenset({*values, *side_paths}), dict[str, "Tensor"]()
     own: Callable[[Tensor], Tensor] = module.forward
+    beside = {i: on_device(low, module) for i, low in side_paths.items()}
+    types = {leaf: _type(lm, path, module, leaf) for of in values.values() for leaf in of}
 
     def call(variant: int | None, x: Tensor) -> Tensor:
-        here = nothing if variant is None else values[variant]
+        here = nothing if variant is None else values.get(variant, nothing)
         kept = {leaf: module._parameters[leaf] for leaf in here}
         try:
             for leaf, value in here.items():
-                module._parameters[leaf] = value.to(lm.dtype)  # type: ignore[assignment]
-            return own(x)
+                module._parameters[leaf] = value.to(types[leaf])  # type: ignore[assignment]
+            output = own(x)
         finally:
             module._parameters.update(kept)
+        return with_side_path(output, x, beside[variant]) if variant in beside else output
 
     def forward(x: Tensor) -> Tensor:
         groups, order, back = rows.parts(known, x.device)
@@ -136,11 +168,13 @@ def _vary(
     replace_forward(module, forward, undo)
 
 
-def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
-    """Have `module` computed by `forward`, inside its hooks, until `undo` is."""
-    before = vars(module).get("forward")  # there when something else has replaced it already
-    module.forward = forward
-    undo.callback(delattr, module, "forward") if before is None else undo.callback(setattr, module, "forward", before)
+def _type(lm: LanguageModel, path: str, module: nn.Module, leaf: str) -> torch.dtype:
+    """What a value of the parameter is cast to. Raises DetoxbenchError for one that is quantised."""
+    own = module._parameters[leaf]
+    if own is None:
+        return new_bias_like(lm, path)[0]
+    require_plain(lm, f"{path}.{leaf}", own)
+    return own.dtype
 
 
 def _linear(lm: LanguageModel, path: str) -> bool:
@@ -257,16 +291,21 @@ class Route:
         self._assign([self.variant(record) for record in records])
 
 
-@contextmanager
-def routed(lm: LanguageModel, interventions: Mapping[str, Intervention]) -> Iterator[None]:
-    """Put on each record's intervention for the rows of that record, all at once; the engine tells rows apart by
-    `Request.record`. What is on already (`applied`) is below all of them; nothing can be put on top.
+def routed(lm: LanguageModel, interventions: Mapping[str, Intervention]) -> InForce:
+    """Put on each record's intervention for the rows of that record, all at once (a context); the engine tells rows
+    apart by `Request.record`. What is on already (`applied`) is below all of them; nothing can be put on top.
 
-    Every row is computed with the very tensors that `applied` would put there. Raises DetoxbenchError like `applied`,
-    and for an intervention that is not `routable`.
+    Every row is computed with the very tensors and side paths that `applied` would put there. Entering raises
+    DetoxbenchError like `applied`, and for an intervention that is not `routable`.
     """
+    methods = sorted({i.method for i in interventions.values()})
+    return InForce(lm.model, ", ".join(methods), lambda undo: _route(lm, interventions, undo))
+
+
+def _route(lm: LanguageModel, interventions: Mapping[str, Intervention], undo: ExitStack) -> None:
     if lm.route is not None:
         raise DetoxbenchError("interventions are routed already: leave that block first")
+    require_eager(lm)
     distinct = {id(i): i for i in interventions.values()}
     for intervention in distinct.values():
         require_base(lm, intervention)
@@ -277,9 +316,9 @@ def routed(lm: LanguageModel, interventions: Mapping[str, Intervention]) -> Iter
                 "differ by row, apply it alone"
             )
     place = {key: i for i, key in enumerate(distinct)}
-    with varied(lm, [dict(edited(lm, i.weights)) for i in distinct.values()]) as assign:
-        lm.route = Route(interventions, {record: place[id(i)] for record, i in interventions.items()}, assign)
-        try:
-            yield
-        finally:
-            lm.route = None
+    made = [list(edits(lm, i.weights)) for i in distinct.values()]
+    values = [{e.parameter: e.value for e in of if e.value is not None} for of in made]
+    side_paths = [{e.parameter: e.side_path for e in of if e.side_path is not None} for of in made]
+    assign = undo.enter_context(varied(lm, values, side_paths))
+    undo.callback(setattr, lm, "route", None)
+    lm.route = Route(interventions, {record: place[id(i)] for record, i in interventions.items()}, assign)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from detoxbench import weight_changes
 from detoxbench.cell import PARTIAL, Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec, digest
 from detoxbench.data.contamination import contamination, fit_texts
@@ -173,7 +174,9 @@ def _fit(cell: Cell) -> _Fit:
         lm = _lm(cell)
         with Meter(lm.device) as meter:
             intervention = cell.method.fit(lm, cell.data)
-        fit = _fit_of(cell, lm, intervention, meter.seconds, meter.peak_mb, dict(intervention.info))
+        changes = weight_changes.record(lm, intervention.weights)
+        info = {**intervention.info, **weight_changes.as_info(changes)}
+        fit = _fit_of(cell, intervention, changes, meter.seconds, meter.peak_mb, info)
         fit.digest = intervention.digest()
 
         def fill(folder: Path) -> None:
@@ -187,19 +190,18 @@ def _fit(cell: Cell) -> _Fit:
 
 def _fit_of(
     cell: Cell,
-    lm: LanguageModel,
     intervention: Intervention,
+    changes: weight_changes.Record | None,
     seconds: float,
     peak_mb: float | None,
     info: dict[str, Any],
 ) -> _Fit:
-    sizes = {name: p.numel() for name, p in lm.model.named_parameters(remove_duplicate=False)}
     return _Fit(
         seconds=seconds,
         peak_mb=peak_mb,
         examples=cell.method.examples(cell.data),
-        changed_parameters=sum(sizes.get(name, 0) for name in {w.parameter for w in intervention.weights}),
-        added_parameters=intervention.added_parameters(),
+        changed_parameters=changes.merged_parameters if changes else 0,
+        added_parameters=intervention.added_parameters() + (changes.side_path_parameters if changes else 0),
         artifact_bytes=intervention.artifact_bytes(),
         info=info,
     )
@@ -357,7 +359,8 @@ def _fitted_groups(
             asked = len(requests[names[i]]) * gen.n
             full = size + more > gen.edits_mb * 2**20 or (rows + asked) * gen.max_new_tokens > gen.batch_tokens
             first = names[i] if full or not group else next(iter(group))
-            info, digest = dict(intervention.info), intervention.digest()
+            changes, digest = weight_changes.record(lm, intervention.weights), intervention.digest()
+            info = {**intervention.info, **weight_changes.as_info(changes)}
             append([_RecordFit(names[i], meter.seconds, meter.peak_mb, info, digest, first)])
             if group and full:
                 yield group
@@ -405,7 +408,7 @@ def _all_fits(cell: Cell, lm: LanguageModel) -> tuple[Intervention, _Fit]:
     info = {"records": len(fits), "seconds_per_record": statistics.mean(seconds), **merged([fit.info for fit in fits])}
     peak = max((fit.peak_mb for fit in fits if fit.peak_mb is not None), default=None)
     log.info("fitted %s for each of %d records in %.1f s", cell.method.name, len(fits), sum(seconds))
-    whole = _fit_of(cell, lm, first, sum(seconds), peak, info)
+    whole = _fit_of(cell, first, weight_changes.record(lm, first.weights), sum(seconds), peak, info)
     whole.digest = digest([fit.digest for fit in fits])
     return first, whole
 
@@ -579,11 +582,13 @@ def _files(settings: Iterable[Any]) -> list[str]:
 
 def _lm(cell: Cell) -> LanguageModel:
     model = cell.spec.model
-    return _loaded(
+    lm = _loaded(
         (model.path, model.revision, model.seed),
         msgspec.json.encode({key: getattr(model, key) for key in _HOW}),
         cell.identity["model"]["fingerprint"],
     )
+    lm.low_rank = cell.low_rank  # set here, so that both forms share what is loaded
+    return lm
 
 
 _HOW = ("dtype", "device", "chat_template", "template_args", "template_date", "thinking")

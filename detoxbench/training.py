@@ -8,6 +8,7 @@ token_nlls, sequence_nll(model, batch, ...)    what losses on whole texts are ma
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from detoxbench.architecture import without_numbers
 from detoxbench.config import knob
 from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.finite import require_finite
@@ -23,6 +25,7 @@ from detoxbench.intervention import LowRank
 from detoxbench.lm import LanguageModel, unchanged_random_state
 from detoxbench.method import Instruction
 from detoxbench.progress import bar
+from detoxbench.weight_changes import require_eager
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +36,8 @@ Loss = Callable[[Any, Batch], "tuple[Tensor, Mapping[str, float]]"]
 """loss(model, batch) -> (its mean over the micro-batch, named measurements to record); model is the PEFT model."""
 
 Quantization = Literal["none", "nf4", "int8"]
+
+log = logging.getLogger("detoxbench")
 
 IGNORED = -100
 """Label of positions that carry no loss."""
@@ -131,8 +136,6 @@ def optimise_lora(
     or cannot take a LoRA, and when the training diverges.
     """
     import torch
-    from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model
 
     if not rows(0):
         raise DetoxbenchError(f"nothing to train on for '{description}': the data are empty")
@@ -141,48 +144,66 @@ def optimise_lora(
             f"the training of '{description}' is one update ({len(rows(0))} examples), which the warm-up gives the "
             "rate 0: it would change nothing; set method.warmup_ratio=0, lower method.batch_size or raise method.epochs"
         )
+    require_eager(lm)
     targets = _targets(lm, config.target_modules)
+    _say_reach(lm, config.target_modules or (), targets or ())
+    linear = frozenset(lm.architecture.linear_maps())
     with unchanged_random_state(), warnings.catch_warnings(), _restored(lm), _quantized(lm, quantization):
         # Both are the libraries' own affair: a name that transformers will change, and a flag that PEFT sets by itself.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         torch.manual_seed(seed)
-        try:
-            peft_model = get_peft_model(
-                lm.model,
-                PeftConfig(
-                    r=config.rank,
-                    lora_alpha=config.lora_alpha,
-                    lora_dropout=config.lora_dropout,
-                    target_modules=targets,
-                    task_type="CAUSAL_LM",
-                ),
-            )
-        except ValueError as error:
-            raise DetoxbenchError(f"cannot put a LoRA on '{lm.name}': {error}; set method.target_modules") from None
-        try:
-            watch = _optimise(lm, peft_model, rows, config, collate, loss, seed, description)
-            deltas = _extract(peft_model, config.lora_alpha / config.rank)
-        finally:
-            peft_model.unload()
+        peft_model = _with_lora(lm, config, targets, linear)
+        watch = _optimise(lm, peft_model, rows, config, collate, loss, seed, description)
+        deltas = _extract(peft_model, config.lora_alpha / config.rank)
     trained = ((f"{name}: {k}", t) for name, delta in deltas.items() for k, t in delta.tensors().items())
     require_finite(trained, f"the training of '{description}' diverged", "lower method.learning_rate")
     return Adapter(deltas, watch.losses, watch.gradient_norms, watch.measures)
 
 
+def _with_lora(lm: LanguageModel, config: LoraConfig, targets: list[str] | None, linear: frozenset[str]) -> Any:
+    """The PEFT model, with a LoRA in float32 on layers that are all `linear`. Where it fails, modules stay wrapped."""
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    lora = PeftConfig(
+        r=config.rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(lm.model, lora)
+    except Exception as error:  # whatever PEFT or a module of the model raises
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DetoxbenchError(f"cannot put a LoRA on '{lm.name}': {reason}; set method.target_modules") from error
+    for name, module in model.base_model.model.named_modules():
+        if hasattr(module, "lora_A") and name not in linear:
+            raise DetoxbenchError(
+                f"PEFT puts a LoRA on '{name}' of '{lm.name}', which is no linear layer: set method.target_modules"
+            )
+    return model
+
+
 @contextmanager
 def _restored(lm: LanguageModel) -> Iterator[None]:
-    """Put back gradient flags, attributes and the evaluation mode, and drop the gradients."""
-    flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
+    """Put back modules (PEFT wraps some, and may fail half-way), gradient flags, attributes and the evaluation mode,
+    and drop the gradients."""
+    children = [(module, dict(module._modules)) for module in lm.model.modules()]
+    flags = [(p, p.requires_grad) for p in lm.model.parameters()]
     attributes = set(vars(lm.model))
     try:
         yield
     finally:
         for name in set(vars(lm.model)) - attributes:
             delattr(lm.model, name)
-        for name, p in lm.model.named_parameters():
-            p.requires_grad_(flags[name])
-            p.grad = None
+        for module, before in children:
+            module._modules.clear()
+            module._modules.update(before)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
         lm.model.eval()
 
 
@@ -285,6 +306,25 @@ def _updates(examples: int, config: LoraConfig) -> int:
 def _warmup(updates: int, config: LoraConfig) -> int:
     """Updates with a rising rate, the first of which has the rate 0."""
     return math.ceil(updates * config.warmup_ratio)
+
+
+def _say_reach(lm: LanguageModel, wanted: Sequence[str], targets: Sequence[str]) -> None:
+    """Warn of what a LoRA on these targets leaves as it is: layers that are not called when text is read (of an image
+    tower) and, where all-linear is `wanted`, matrices that are no linear layers (experts in one tensor)."""
+    idle = [name for name in targets if not lm.architecture.called_for_text(name)]
+    if idle:
+        log.warning(
+            "%d of the %d linear layers that get a LoRA are not called when '%s' reads text and learn nothing: %s",
+            len(idle), len(targets), lm.name, ", ".join(dict.fromkeys(map(without_numbers, idle))),
+        )  # fmt: skip
+    others = lm.architecture.matrices_outside_linear_maps() if "all-linear" in wanted else {}
+    if others:
+        reached = sum(lm.model.get_parameter(f"{name}.weight").numel() for name in targets if name not in idle)
+        log.warning(
+            "a LoRA on all-linear reaches %d linear layers of '%s', %.0f %% of the weights outside embeddings and "
+            "head; it leaves as they are: %s",
+            len(targets) - len(idle), lm.name, 100 * reached / (reached + sum(others.values())), ", ".join(others),
+        )  # fmt: skip
 
 
 class _Watch:

@@ -204,8 +204,7 @@ class DeStein(Method[Config]):
         """What a shift z of the site becomes behind its linear map, [out]."""
         if self.config.site != "pre_proj":
             return z
-        module: Any = lm.architecture.module(site)
-        weight = module.weight.detach().float().cpu()
+        weight = lm.weight(site).cpu()
         return z @ weight if lm.architecture.transposed(site) else weight @ z
 
 

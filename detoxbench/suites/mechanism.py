@@ -139,9 +139,9 @@ class Probe(Observer):
         """By layer, the cosines of a group's value vectors with the probe's direction, float64 on the CPU."""
         found = []
         for site in self._downs:
-            weight: Any = self._lm.architecture.module(site).weight
-            vectors = weight if self._lm.architecture.transposed(site) else weight.T  # [intermediate, hidden]
-            vectors = vectors[group::GROUPS].detach().cpu().double()
+            weight = self._lm.weight(site, slice(group, None, GROUPS))
+            vectors = weight if self._lm.architecture.transposed(site) else weight.T  # [of the group, hidden]
+            vectors = vectors.cpu().double()
             lengths = vectors.norm(dim=1) * self._direction.norm()
             found.append(vectors @ self._direction / lengths.clamp(min=1e-12))
         return found
