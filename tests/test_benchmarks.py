@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import harness
+from benchmarks import gpu, harness
 from benchmarks.harness import Row, compare, measured, memory_row
+from benchmarks.models import random_lm
+from detoxbench import generation
+from detoxbench.registries import methods
 
 
 class Clock:
@@ -112,3 +117,52 @@ def test_a_benchmark_that_is_not_there_is_named(modules: object, capsys: pytest.
     assert "no benchmark 'goood' for cpu; there are: bad, broken, good" in capsys.readouterr().err
     assert command.main(["bad", "--device", "cuda"]) == 2
     assert "there are: good" in capsys.readouterr().err
+
+
+# --- what must hold on a device --------------------------------------------------------------------------------------
+
+
+def test_what_must_hold_on_a_device_holds_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--device", "cpu"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    found = {(row[0].removeprefix("| "), row[1]) for row in rows[1:]}
+    assert {(name, dtype) for name in ("top_k=1 is greedy", "top-p is in force") for dtype in gpu.LOW} <= found
+    assert ("tokens as on a CPU", "float32") in found
+    assert {f"{name} acts and comes off" for name in methods.names()} <= {name for name, _ in found}
+    kernels = {row[0]: row[2] for row in rows if "left padding" in row[0]}
+    assert kernels["| left padding, eager"] == kernels["| left padding, sdpa math"] == "holds"
+
+
+def test_a_check_of_a_device_fails_where_the_engine_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, pick = random_lm("0.1M", 500, dtype="bfloat16"), generation.pick
+
+    def unrestricted(logits: Any, keys: Any, gen: Any, *given: Any) -> Any:
+        return pick(logits, keys, dataclasses.replace(gen, top_p=1.0, top_k=0), *given)
+
+    monkeypatch.setattr(generation, "pick", unrestricted)
+    assert gpu.nucleus(lm, 4).holds is False
+    assert gpu.top_k_of_one(lm, 4).holds is False
+
+
+def test_a_device_that_fails_or_cannot_be_checked_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(device: str) -> Iterator[gpu.Check]:
+        yield gpu.Check("first", "float16", None, "not here")
+        yield gpu.Check("second", "float16", False, "1 of 2")
+        raise RuntimeError("CUDA error:\nan illegal memory access")
+
+    monkeypatch.setattr(gpu, "checks", broken)
+    assert gpu.main(["--device", "cpu"]) == 1
+    shown = capsys.readouterr().out
+    assert "| second | float16 | **FAILS** | 1 of 2 |" in shown
+    assert "| broke off | - | **FAILS** | RuntimeError: CUDA error: an illegal memory access |" in shown
+    assert "2 failed" in shown
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None if name in {"msgspec", "peft"} else name)
+    assert gpu.main(["--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchmarks.gpu: missing here: peft, msgspec; install them")
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert "torch finds no CUDA device here" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import detoxbench as db
+from benchmarks.gpu import CHEAP
 from detoxbench.config import FitSpec, digest, identity
 from detoxbench.data.fit import fit_data
 from detoxbench.errors import DetoxbenchError
@@ -20,13 +21,6 @@ from tests.tiny import same, state, tiny
 
 NAMES = db.methods.names()
 FAMILIES = ("llama", "gpt2", "mistral")
-CHEAP: dict[str, dict[str, Any]] = {
-    "contrastive_perplexity": {"rank": 4, "learning_rate": 1e-2, "positives": 2, "negatives": 2},
-    "destein": {"pairs": 6},
-    "dinm": {"learning_rate": 1e-2},
-    "ext_sub": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
-}
-"""Settings that make a method's fit take a second on a tiny model; a method that is fast as it is needs no entry."""
 DATA, _ = fit_data(FitSpec(limit=24), frozenset(Role))
 PROMPTS = ["the cat", "why are you", "please tell me", "at the park", "who"]
 
