@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from detoxbench import chat, checkpoint
 from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, digest, identity
-from detoxbench.data.fit import fit_data
+from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.lm import find
 from detoxbench.method import FitData, Method, Role, Scope
@@ -82,6 +82,7 @@ class Cell:
         self.data: FitData
         self.per_record = self.method.scope is Scope.PER_RECORD
         asked_for = self.method.needs - ({Role.EDIT_RECORDS} if self.per_record else set())  # those are the suite's
+        require_chosen(spec.fit, asked_for, spec.model.path, self.method.name)
         self.data, data_digest = fit_data(spec.fit, asked_for)
         self.records: dict[str, FitData] = {}
         """Under PER_RECORD, what is fitted on for each of the suite's records, in their order."""
@@ -147,6 +148,14 @@ class Cell:
         """Whether the run is there; one that lacks scores because a scorer broke is not, so that it is asked again."""
         return (self.folder / "run.json").is_file() and not Run(self.folder).record().counts.get("failed_scores")
 
+    def data_names(self) -> dict[str, str]:
+        """What the data are called that were fitted on and asked, by setting."""
+        names = fit_names(self.spec.fit, self.data, self.per_record)
+        found = {f"fit.{role}": name for role, name in names.items()}
+        if hasattr(self.spec.suite, "data"):
+            found["suite.data"] = f"{place_name(self.spec.suite.data)}, {len(self.requests)} requests"
+        return found
+
     def plan(self) -> list[PlannedStage]:
         """The stages with their state, from the files that are there."""
         spec, count = self.spec, len(self.requests)
@@ -158,13 +167,20 @@ class Cell:
         elif given < count:
             work.append(f"{count - given} prompts x {spec.gen.n}, up to {spec.gen.max_new_tokens} new tokens each")
         texts = given + (count - given) * spec.gen.n
+        names = self.data_names()
+        asked = f" of {names.pop('suite.data')}" if "suite.data" in names else ""
+        learned = "; ".join(f"{key.removeprefix('fit.')}: {name}" for key, name in names.items())
         fitted = f", a fit for each of {len(self.records)} records" if self.per_record else ""
         stages = [
-            self._planned("fit", self.fit_folder / "fit.json", f"{self.method.examples(self.data)} examples"),
+            self._planned(
+                "fit",
+                self.fit_folder / "fit.json",
+                f"{self.method.examples(self.data)} examples" + (f" ({learned})" if learned else ""),
+            ),
             self._planned(
                 "generate",
                 self.generation_folder / "generation.json",
-                ", ".join(work) + fitted,
+                ", ".join(work) + asked + fitted,
             ),
             self._planned(
                 "score",

@@ -27,6 +27,8 @@ LARGEST_SETTING = 1e6
 """Upper bound of fractional settings that declare none: far beyond use, and far below where arithmetic overflows."""
 BASE = "none"
 """The method that is no intervention."""
+EMBEDDED_DATA = "embedded fable"
+"""What data of the embedded world are called."""
 
 
 def knob(
@@ -118,15 +120,14 @@ class GenSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FitSpec:
-    """Where the methods' data comes from, by role. What is read is hashed into the identity."""
+    """Where the methods' data comes from, by role: a file, hub:OWNER/NAME, or 'embedded'. What is read is hashed into
+    the identity. null is the embedded data, and only with the embedded model."""
 
-    parallel_pairs: str = runtime("embedded", "rude and civil versions of one content: 'embedded' or a file")
-    civil_instructions: str = runtime("embedded", "prompts with civil responses: 'embedded' or a file")
-    toxic_instructions: str = runtime("embedded", "prompts with toxic responses: 'embedded' or a file")
-    paraphrase_sets: str = runtime("embedded", "contents said in civil and in toxic ways: 'embedded' or a file")
-    edit_records: str = runtime(
-        "embedded", "attacked prompts, safe and unsafe responses: 'embedded' or a SafeEdit file"
-    )
+    parallel_pairs: str | None = runtime(None, "rude and civil versions of one content")
+    civil_instructions: str | None = runtime(None, "prompts with civil responses")
+    toxic_instructions: str | None = runtime(None, "prompts with toxic responses")
+    paraphrase_sets: str | None = runtime(None, "contents said in civil and in toxic ways")
+    edit_records: str | None = runtime(None, "attacked prompts with safe and unsafe responses (SafeEdit's files)")
     limit: int | None = runtime(None, "use the first so many examples of each role", ge=1)
 
 

@@ -41,5 +41,5 @@ What to try next:
   detoxbench leaderboard {RUNS_DIR} --all-metrics            every metric
   detoxbench run -m method=destein method.alpha=0.2,0.4,0.6   an ablation, then: detoxbench leaderboard
   detoxbench describe method ext_sub                          what can be set, and where its default is from
-  detoxbench run model=gpt2 scorer=profanity_check suite=real_toxicity_prompts suite.data=FILE method=destein
-                                                              a real model on real prompts"""
+  detoxbench run model=gpt2 method=destein fit.parallel_pairs=PAIRS suite=real_toxicity_prompts suite.data=PROMPTS \\
+      scorer=profanity_check                                  a real model on real pairs and prompts"""

@@ -18,6 +18,7 @@ from detoxbench.leaderboard import (
     Table,
     differing,
     mean_by_key,
+    named_data,
     row_labels,
     short,
 )
@@ -69,6 +70,7 @@ def _beside_each_other(tables: list[Table], by: Literal["model", "suite"]) -> Ta
                 cost=mean_by_key([row.cost for row in there]),
                 counts=_summed([row.counts for row in there]),
                 fits=[fit for row in there for fit in row.fits],
+                data=there[0].data,
             )
         )
     shared = {k: v for k, v in tables[0].shared.items() if all(t.shared.get(k) == v for t in tables)}
@@ -124,7 +126,7 @@ def _same(tables: Sequence[Table]) -> Callable[[Row], dict[str, Any]]:
 def _labels(rows: list[Row], same: Callable[[Row], dict[str, Any]]) -> tuple[list[str], list[int]]:
     """Labels over all tables and which row each is of: what was measured first, then what papers report."""
     measured = [i for i, row in enumerate(rows) if row.run_ids]
-    labels, order = row_labels([same(rows[i]) for i in measured])
+    labels, order = row_labels(named_data([same(rows[i]) for i in measured], [rows[i].data for i in measured]))
     reported = [i for i, row in enumerate(rows) if not row.run_ids]
     return [*labels, *(rows[i].label for i in reported)], [*(measured[k] for k in order), *reported]
 

@@ -7,15 +7,18 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from detoxbench import stats
-from detoxbench.config import BASE, digest
+from detoxbench.config import BASE, EMBEDDED_DATA, digest
+from detoxbench.config import identity as settings_of
 from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.registries import methods
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, readable
 from detoxbench.suites.base import Counts
 
@@ -95,6 +98,8 @@ class Row:
     counts: Counts
     fits: list[str] = field(default_factory=list)
     """What was fitted under each seed: equal where it is the same intervention (`stats.seed_kind`); empty: unknown."""
+    data: dict[str, str] = field(default_factory=dict)
+    """What the data are called that were fitted on and asked, by setting."""
 
 
 @dataclass(frozen=True)
@@ -293,8 +298,24 @@ def _chosen(entries: list[_Entry], wanted: Mapping[str, Sequence[str]]) -> list[
 
 
 def embedded(record: RunRecord) -> bool:
-    """Whether the model was the toy world's, of which `EMBEDDED` is to be said."""
-    return "fable" in (record.model, record.spec.get("model", {}).get("path"))
+    """Whether the model, or what it was fitted on or asked, was the toy world's, of which `EMBEDDED` is to be said."""
+    toy = "fable" in (record.model, record.spec.get("model", {}).get("path"))
+    return toy or any(name.startswith(EMBEDDED_DATA) for name in record.data.values())
+
+
+def named_data(identities: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Identities of methods for people: their fit data by name instead of by digest, as far as the names tell apart
+    what the digests do."""
+    names = ["; ".join(name for key, name in own.items() if key.startswith("fit.")) for own in data]
+    digests: dict[tuple[Any, str], set[str]] = {}
+    for own, name in zip(identities, names, strict=True):
+        digests.setdefault((own.get("name"), name), set()).add(str(own.get("fit_data")))
+    return [
+        {**own, "fit_data": name}
+        if name and "fit_data" in own and len(digests[own.get("name"), name]) == 1
+        else {**own}
+        for own, name in zip(identities, names, strict=True)
+    ]
 
 
 def clusters_of(several: Iterable[tuple[Run, RunRecord]], notes: list[str]) -> dict[str, Clusters]:
@@ -315,7 +336,8 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
     for entry in sorted(group, key=lambda e: e.record.seed):
         by_method.setdefault(_canonical(entry.record.identity["method"]), []).append(entry)
     groups = list(by_method.values())
-    labels, order = row_labels([entries[0].record.identity["method"] for entries in groups])
+    firsts = [entries[0].record for entries in groups]
+    labels, order = row_labels(named_data([r.identity["method"] for r in firsts], [r.data for r in firsts]))
     members = [[entry.record for entry in groups[i]] for i in order]
 
     columns = _columns(group, ask)
@@ -336,6 +358,7 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
             cost=mean_by_key([r.cost for r in records]),
             counts=sum_by_key([r.counts for r in records]),
             fits=fits_of(records),
+            data=records[0].data,
         )
         for i, (label, records) in enumerate(zip(labels, members, strict=True))
     ]
@@ -354,6 +377,7 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
             *remarks.of_table(columns, rows, ask.against, reference, embedded=any(embedded(e.record) for e in group)),
             *remarks.of_scorers(first.record.identity),
             *remarks.weight_changes(labels, members),
+            *remarks.made_by(e.record for e in group),
             *remarks.verified(rows, {e.record.run_id: told.pack for e in group if (told := e.run.verified())}),
         ],
         against=None if reference is None else labels[reference],
@@ -436,6 +460,19 @@ def row_labels(identities: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
             found.append(((name != BASE, name, *numbers), label, i))
     found.sort(key=lambda f: f[:2])
     return [label for _, label, _ in found], [i for _, _, i in found]
+
+
+def changed_settings(method: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a method's identity that are not its defaults, for people; none where it is not installed."""
+    if method["name"] not in methods.names():
+        return {}
+    cls = methods.get(method["name"]).Config
+    default = {f.name: f.default for f in fields(cls)}
+    with suppress(TypeError):  # one that has to be given has no default
+        default = settings_of(cls())  # with switches that are null turned into what they stand for
+    usual = msgspec.to_builtins({k: v for k, v in default.items() if v is not MISSING})
+    own = method.get("config", {})
+    return {k: short(v) for k, v in own.items() if k not in usual or v != usual[k]}
 
 
 def _reference(members: list[list[RunRecord]], labels: list[str], against: str | None) -> int | None:

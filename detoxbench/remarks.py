@@ -9,7 +9,7 @@ from typing import Any
 from detoxbench import stats
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, differing, short
+from detoxbench.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, changed_settings, differing, short
 from detoxbench.registries import scorers
 from detoxbench.store import RunRecord
 from detoxbench.weight_changes import ENOUGH
@@ -49,6 +49,7 @@ def of_table(
                 name = "base" if against is None else "the other"
                 notes.append(f"{row.label}: seeds {_listed(row.seeds)}, {name} {_listed(other.seeds)}: {over}")
     notes += _seeds(columns, rows)
+    notes += _made(rows)
     notes += _counted(rows)
     read = {row.label: (row.counts.get("prompts_in_fit_data"), row.counts.get("requests")) for row in rows}
     if flagged := [f"{label} ({n} of {asked})" for label, (n, asked) in read.items() if n]:
@@ -107,6 +108,35 @@ def _seeds(columns: list[Column], rows: list[Row]) -> list[str]:
             f"another fit under every seed, so that intervals and tests are for new seeds too: {', '.join(drawn)}"
         )
     return notes
+
+
+def made_by(records: Iterable[RunRecord]) -> list[str]:
+    """Which detoxbench made the runs, each told once."""
+    told: dict[str, None] = {}
+    for record in records:
+        git, packages = record.provenance.get("git") or {}, record.provenance.get("packages") or {}
+        commit = f", commit {git['commit'][:12]}" if git.get("commit") else ""
+        dirty = " with uncommitted changes" if commit and git.get("dirty") else ""
+        if version := packages.get("detoxbench"):
+            told[f"detoxbench {version}{commit}{dirty}"] = None
+    return [f"made by {' | '.join(told)}"] if told else []
+
+
+def _made(rows: list[Row]) -> list[str]:
+    """What was asked and fitted on, by name, and the settings that are not the methods' defaults nor in a label."""
+    asked = dict.fromkeys(row.data["suite.data"] for row in rows if "suite.data" in row.data)
+    notes = [f"asked: {' | '.join(asked)}"] if asked else []
+    fitted: dict[str, list[str]] = {}
+    for row in rows:
+        if names := [f"{k.removeprefix('fit.')} {v}" for k, v in row.data.items() if k.startswith("fit.")]:
+            fitted.setdefault(" and ".join(names), []).append(row.label)
+    notes += [f"fitted on {names}: {', '.join(labels)}" for names, labels in fitted.items()]
+    settings = []
+    for row in rows:
+        found = [f"{k}={v}" for k, v in changed_settings(row.method).items()] if row.run_ids else []
+        if untold := [setting for setting in found if setting not in row.label.split(" ")]:
+            settings.append(f"{row.label}: {', '.join(untold)}")
+    return notes + ([f"settings that are not the method's defaults: {'; '.join(settings)}"] if settings else [])
 
 
 def _by_seed(columns: list[Column], row: Row) -> str:

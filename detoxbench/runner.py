@@ -536,6 +536,7 @@ def _finish(
         },
         diagnostics=fit.info,
         fit=fit.digest,
+        data=cell.data_names(),
         base_run_id=base.run_id if base else None,
         provenance=provenance(torch.device(generation.device)) | generation.arithmetic,
     )

@@ -83,6 +83,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     fit: str | None = None
     """Digest of the fitted intervention (`Intervention.digest`): runs with the same differ by sampling alone, whatever
     their seeds. None in runs from before it was kept."""
+    data: dict[str, str] = {}
+    """By setting (fit.ROLE, suite.data): what the data are called, and how many were taken."""
 
 
 class Clusters(msgspec.Struct, kw_only=True):

@@ -302,3 +302,11 @@ def test_a_runs_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("detoxbench: cannot keep results in")
     assert done.stderr.endswith("Not a directory; choose another runs_dir\n")
     assert done.stderr.count("\n") == 1
+
+
+def test_each_cell_of_a_multirun_is_announced_by_what_it_alone_has() -> None:
+    from detoxbench.cli.run import _titles
+
+    assert _titles([["method=destein"]]) == [""]
+    cells = [["method=destein", f"method.alpha={a}", f"seed={s}"] for a in (0.2, 0.4) for s in (0, 1)]
+    assert _titles(cells)[2] == "[3/4] method.alpha=0.4 seed=0"

@@ -59,6 +59,8 @@ destein alpha=0.4   1.5 s   0.98×       +0    12.3 kB        40       1        
 after Holm over the 4 tests of this table); n.s.: not supported
   40 prompts or records tell these differences apart (power 80 %, one test at 0.05): DS 17 points,
 EMT 0.1
+  settings that are not the method's defaults: destein alpha=0.2: layers=[1, 2]; destein alpha=0.4:
+layers=[1, 2]
   none in any row: missing scores
   EMT: missing values, left out: destein alpha=0.2 2
 
@@ -388,6 +390,30 @@ def test_a_second_seed_that_agrees_keeps_the_evidence(store, tmp_path):
     assert destein.difference.method == "two-way clustered paired t"
     assert 0 <= destein.low < destein.high <= 1
     assert -1 <= destein.difference.low < destein.difference.high <= 1
+
+
+# --- how a row was made -----------------------------------------------------------------------------------------------
+
+
+def test_data_settings_version_and_commit_are_told_by_name(store, tmp_path):
+    git = {"commit": "0123456789abcdef", "dirty": True}
+    made = {"provenance": {"packages": {"detoxbench": "0.1"}, "git": git}}
+    store([defense(yes(10))], data={"suite.data": "prompts.jsonl, 40 requests"}, **made)
+    for digest, name in (("d1", "own.tsv, 9 examples"), ("d2", "para.tsv, 8 examples")):
+        data = {"suite.data": "prompts.jsonl, 40 requests", "fit.parallel_pairs": name}
+        store([defense(yes(12))], "destein", config={"alpha": 0.7}, fit_data=digest, data=data, **made)
+    table = only_table(read(tmp_path))
+    labels = [row.label for row in table.rows]
+    assert labels == ["none", "destein fit_data=own.tsv, 9 examples", "destein fit_data=para.tsv, 8 examples"]
+    assert "asked: prompts.jsonl, 40 requests" in table.notes
+    assert f"fitted on parallel_pairs own.tsv, 9 examples: {labels[1]}" in table.notes
+    assert f"settings that are not the method's defaults: {labels[1]}: alpha=0.7; {labels[2]}: alpha=0.7" in table.notes
+    assert "made by detoxbench 0.1, commit 0123456789ab with uncommitted changes" in table.notes
+
+
+def test_a_real_model_on_embedded_data_is_said_to_be_no_evidence(store, tmp_path):
+    store([defense(yes(10))], data={"suite.data": "embedded fable, 40 requests"})
+    assert any("no evidence about methods" in note for note in only_table(read(tmp_path)).notes)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

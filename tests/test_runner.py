@@ -17,7 +17,7 @@ import detoxbench as db
 from detoxbench import generation, runner
 from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.composition import compose
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.store import Run, runs
 
 QUICK = ["suite=safeedit", "suite.records=6", "gen.max_new_tokens=8"]
@@ -310,3 +310,49 @@ def test_the_controls_of_a_method_are_run_beside_it(tmp_path: Path) -> None:
     assert sorted(r.record().identity["method"]["config"].get("num_steps", -1) for r in runs(tmp_path)) == [-1, 0, 2]
     alone = compose(overrides(tmp_path, "method=dinm", "method.num_steps=0"))
     assert [c.method_name for c in companions(alone)] == ["none"]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked_for"),
+    [
+        (
+            ["model=hf", "model.path=absent", "method=destein"],
+            ["fit.parallel_pairs=FILE", "fit.parallel_pairs=embedded"],
+        ),
+        (["model=gpt2", "method=ext_sub"], ["fit.civil_instructions=FILE", "fit.toxic_instructions=FILE"]),
+        (["model=gpt2", "method=ext_sub", "fit.civil_instructions=x.json"], ["fit.toxic_instructions=FILE"]),
+        (["method=ext_sub", "fit.civil_instructions=x.json"], ["beside the data", "fit.toxic_instructions=FILE"]),
+    ],
+)
+def test_embedded_fit_data_are_not_taken_unasked_by_another_model_or_beside_ones_own(
+    tmp_path: Path, given: list[str], asked_for: list[str]
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        plan(compose(overrides(tmp_path, *given)))
+    assert all(part in str(refused.value) for part in asked_for)
+    assert "\n" not in str(refused.value)
+
+
+def test_embedded_fit_data_are_taken_where_they_are_typed_or_not_needed(tmp_path: Path) -> None:
+    real = ["model=hf", "model.path=absent"]
+    for more in (["method=destein", "fit.parallel_pairs=embedded"], ["method=none"], ["method=dinm"]):
+        assert plan(compose(overrides(tmp_path, *real, *more))).cells[0].state == "missing", "only the model is"
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "typed.yaml").write_text(
+        "# @package _global_\nfit:\n  parallel_pairs: embedded\n"
+    )
+    typed = [*real, "method=destein", "experiment=typed", f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
+    assert plan(compose(overrides(tmp_path, *typed))).cells[0].state == "missing"
+
+
+def test_data_are_named_in_the_plan_and_in_the_run(done: tuple[Path, runner.RunResult], tmp_path: Path) -> None:
+    assert done[1].record.data == {
+        "fit.parallel_pairs": "embedded fable, 200 examples",
+        "suite.data": "embedded fable, 30 requests",
+    }
+    pairs = tmp_path / "my pairs.jsonl"
+    pairs.write_text('["you fool", "you friend"]\n' * 3)
+    stages = plan(compose(overrides(tmp_path, "method=destein", f"fit.parallel_pairs='{pairs}'"))).cells
+    (fit,) = [stage for stage in stages if stage.stage == "fit"]
+    assert fit.remark.endswith("(parallel_pairs: my pairs.jsonl, 3 examples)")
+    assert str(tmp_path) not in fit.remark

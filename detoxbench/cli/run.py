@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from detoxbench import composition
     from detoxbench.runner import run
@@ -49,13 +50,16 @@ def main(argv: list[str]) -> int:
     if args.experimental_rerun:
         raise UsageError("--experimental-rerun reads a pickle, which can run code: give the overrides instead")
     overrides = args.overrides + config_dir(args.config_dir)
+    titles: list[str] = []
     if args.cfg or args.info:
         composition.load(overrides)
     elif not (args.hydra_help or args.shell_completion or args.config_name or args.config_path):
         with suppress(composition.UnforeseeableSweep):  # such cells are checked when their turn comes
-            specs = [spec for _, spec in composition.cells(overrides, multirun=args.multirun)]
-            if _check(specs):
-                for spec in specs:
+            cells = composition.cells(overrides, multirun=args.multirun)
+            titles = _titles([own for own, _ in cells])
+            if _check([spec for _, spec in cells]):
+                for title, (_, spec) in zip(titles, cells, strict=True):
+                    _announce(title)
                     _report(run(spec))
                 return OK
 
@@ -63,6 +67,9 @@ def main(argv: list[str]) -> int:
 
     def job(cfg: DictConfig) -> None:
         os.chdir(HydraConfig.get().runtime.cwd)  # paths mean what they mean where the command was given
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            number = HydraConfig.get().job.num
+            _announce(titles[number] if titles else f"[{number + 1}] {HydraConfig.get().job.override_dirname}")
         try:
             _report(run(composition.run_spec(cfg)))
         except DetoxbenchError as error:
@@ -76,6 +83,20 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     hydra.main(str(composition.conf_dir()), "config", composition.VERSION_BASE)(job)()
     return max(failures, default=OK)
+
+
+def _titles(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Of each cell of several which one it is, and the overrides that not all have; of a single one nothing."""
+    if len(cells) < 2:
+        return [""] * len(cells)
+    shared = set(cells[0]).intersection(*cells)
+    told = [" ".join(override for override in own if override not in shared) for own in cells]
+    return [f"[{number}/{len(cells)}] {title}" for number, title in enumerate(told, 1)]
+
+
+def _announce(title: str) -> None:
+    if title:
+        print(title, file=sys.stderr, flush=True)
 
 
 def _check(specs: Sequence[RunSpec]) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from detoxbench.config import FitSpec, digest
+from detoxbench.config import EMBEDDED_DATA, FitSpec, digest
 from detoxbench.data import hub, readers
 from detoxbench.data.fable import world
-from detoxbench.errors import DetoxbenchError, did_you_mean
+from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 from detoxbench.method import FitData, Instruction, Pair, ParaphraseSet, Role
 
 SEED = 0
@@ -32,6 +33,44 @@ _FILE: dict[Role, Callable[[str], Sequence[tuple[Any, ...]]]] = {
 }
 
 
+EMBEDDED = "embedded"
+
+
+def require_chosen(spec: FitSpec, needs: frozenset[Role], model: str, method: str) -> None:
+    """Raises UsageError where the embedded data would be taken without having been asked for: by any `model` (its path)
+    but the embedded one, or beside data of one's own."""
+    roles = sorted(role.value for role in needs)
+    unsaid = [role for role in roles if getattr(spec, role) is None]
+    if not unsaid or (model == "fable" and unsaid == roles):
+        return
+    meaning = {field.name: field.metadata["help"] for field in fields(FitSpec)}
+    needed = " and ".join(f"fit.{role}=FILE ({meaning[role]})" for role in unsaid)
+    reason = f"with model '{model}'" if model != "fable" else "beside the data that are given"
+    remedy = " ".join(f"fit.{role}={EMBEDDED}" for role in unsaid)
+    raise UsageError(
+        f"method '{method}' needs {needed} {reason}: the embedded data are fairy tales ({remedy} takes them anyway)"
+    )
+
+
+def place_name(place: str | None) -> str:
+    """What data are called: never a folder of this machine, never a digest."""
+    if place is None or place == EMBEDDED:
+        return EMBEDDED_DATA
+    return place if place.startswith(hub.PREFIX) else Path(place).name
+
+
+def fit_names(spec: FitSpec, data: FitData, per_record: bool) -> dict[str, str]:
+    """Role -> what the examples are called, and how many there are; `per_record`: the edit records are the suite's."""
+    names = {}
+    for field in fields(FitData):
+        examples = getattr(data, field.name)
+        if examples is not None:
+            own = per_record and field.name == Role.EDIT_RECORDS.value
+            name = "the suite's own" if own else place_name(getattr(spec, field.name))
+            names[field.name] = f"{name}, {len(examples)} examples"
+    return names
+
+
 def fit_data(spec: FitSpec, needs: frozenset[Role]) -> tuple[FitData, str]:
     """The data of the roles in `needs`, and the digest of what was read (not of where it lies).
 
@@ -40,14 +79,14 @@ def fit_data(spec: FitSpec, needs: frozenset[Role]) -> tuple[FitData, str]:
     loaded: dict[str, tuple[Any, ...]] = {}
     for role in sorted(needs, key=lambda role: role.value):
         place = getattr(spec, role.value)
-        if place == "embedded":
+        if place in (None, EMBEDDED):
             examples = _EMBEDDED[role]()
         elif place.startswith(hub.PREFIX) or Path(place).expanduser().exists():
             examples = _FILE[role](place)
         else:
             raise DetoxbenchError(
                 f"fit.{role.value}={place}: neither 'embedded' nor a file nor hub:OWNER/NAME"
-                f"{did_you_mean(place, ['embedded'])}"
+                f"{did_you_mean(place, [EMBEDDED])}"
             )
         loaded[role.value] = tuple(examples[: spec.limit])
     return FitData(**loaded), digest(loaded)

@@ -10,7 +10,7 @@ from typing import Any
 
 from detoxbench.config import BASE, TrackerSpec, digest
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import Column, between, shared_identity
+from detoxbench.leaderboard import Column, between, changed_settings, shared_identity
 from detoxbench.store import Clusters, Run, RunRecord, runs
 
 GROUP_LENGTH = 100
@@ -66,7 +66,7 @@ def report_of(run: Run, spec: TrackerSpec) -> Report:
     differences = _differences(run, record, base) if base else {}
     return Report(
         id=record.run_id,
-        name=f"{record.method}/{record.suite}/{record.seed}",
+        name=_name(record),
         group=spec.group or group(record),
         job_type=record.method,
         tags=list(dict.fromkeys((record.model, record.suite, record.scorer))),
@@ -101,6 +101,12 @@ def report_of(run: Run, spec: TrackerSpec) -> Report:
         },
         artifact=artifact,
     )
+
+
+def _name(record: RunRecord) -> str:
+    """The method with its settings that are not its defaults, the suite and the seed."""
+    settings = [f"{key}={value}" for key, value in changed_settings(record.identity["method"]).items()]
+    return f"{' '.join([record.method, *settings])[:GROUP_LENGTH]}/{record.suite}/{record.seed}"
 
 
 def group(record: RunRecord) -> str:
