@@ -335,7 +335,11 @@ def test_embedded_fit_data_are_not_taken_unasked_by_another_model_or_beside_ones
 
 def test_embedded_fit_data_are_taken_where_they_are_typed_or_not_needed(tmp_path: Path) -> None:
     real = ["model=hf", "model.path=absent"]
-    for more in (["method=destein", "fit.parallel_pairs=embedded"], ["method=none"], ["method=dinm"]):
+    for more in (
+        ["method=destein", "fit.parallel_pairs=embedded"],
+        ["method=none"],
+        ["method=dinm", "method.protocol=per_record"],
+    ):
         assert plan(compose(overrides(tmp_path, *real, *more))).cells[0].state == "missing", "only the model is"
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "typed.yaml").write_text(
