@@ -306,3 +306,12 @@ def test_without_matplotlib_the_extra_is_named_before_anything_is_read(monkeypat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["report", str(tmp_path / "nowhere"), "--plots", str(tmp_path)]) == 1
     assert "pip install 'detoxbench[plots]'" in capsys.readouterr().err
+
+
+def test_each_seed_is_a_point_and_the_page_says_who_made_the_runs(tmp_path):
+    made = {"packages": {"detoxbench": "0.1"}, "git": {"commit": "0123456789abcdef", "dirty": False}}
+    for seed, value in ((0, 0.25), (1, 0.5)):
+        texts(write(tmp_path, [share("DS", value)], "destein", seed, provenance=made), 0.1)
+    page = report(tmp_path, tmp_path / "page.html").page.read_text()
+    assert "made by detoxbench 0.1, commit 0123456789ab" in page.partition("</header>")[0]
+    assert '"by_seed":[0.25,0.5]' in page.replace(" ", "")

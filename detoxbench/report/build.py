@@ -16,6 +16,7 @@ from detoxbench import __version__
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
 from detoxbench.leaderboard import EMBEDDED, LEVEL, Cell, Column, Verdict
+from detoxbench.remarks import made_by
 from detoxbench.rendering import MARKS, clean, number, rest_of, setting
 from detoxbench.report import samples as texts
 from detoxbench.report.content import ALL, COSTS, Content, Only, axes, content, default_axes, names
@@ -227,6 +228,7 @@ def _summary(found: Content) -> dict[str, Any]:
         **{verdict: verdicts.count(verdict) for verdict in WORDS},
         "first": created[0][:10] if created else "",
         "last": created[-1][:10] if created else "",
+        "made_by": made_by(record for _, record in found.records.values()),
         "embedded": any(EMBEDDED in section.table.notes for section in found.sections),
     }
 

@@ -134,6 +134,12 @@ def _scaled(cell: Cell, unit: str) -> tuple[float, float, float]:
     return factor * cell.value, max(0.0, factor * (cell.value - cell.low)), max(0.0, factor * (cell.high - cell.value))
 
 
+def _seeds(cell: Cell, unit: str) -> list[float]:
+    """The value under each seed, where there are several."""
+    known = [v for v in cell.by_seed if v is not None]
+    return [100 * v if unit == "share" else v for v in known] if len(cell.by_seed) > 1 else []
+
+
 def _heading(name: str, better: str, unit: str) -> str:
     return f"{clean(name)}{' (%)' if unit == 'share' else ''}{rendering.ARROWS[better]}"
 
@@ -145,7 +151,7 @@ def _labels(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _metrics(found: Content, section: Section) -> Figure | None:
-    """Every metric of a table: a mark a row with its 95 % interval, the base as a dashed line."""
+    """Every metric of a table: a mark a row with its 95 % interval, a point a seed, the base as a dashed line."""
     rows = _rows(section)
     columns = [c for c in section.table.columns if any(r.cells[c.name].value is not None for r in rows)]
     if not columns:
@@ -156,7 +162,10 @@ def _metrics(found: Content, section: Section) -> Figure | None:
         column = columns[i]
         for y, row in enumerate(rows):
             value, down, up = _scaled(row.cells[column.name], column.unit)
-            axes.errorbar(value, y, xerr=[[down], [up]], ms=4, lw=1, **_look(found, row.method["name"]))
+            look = _look(found, row.method["name"])
+            axes.errorbar(value, y, xerr=[[down], [up]], ms=4, lw=1, **look)
+            seeds = _seeds(row.cells[column.name], column.unit)
+            axes.plot(seeds, [y] * len(seeds), ".", ms=2.5, color=look["color"], alpha=0.6)
         if len(bases) == 1:
             axes.axvline(
                 _scaled(bases[0].cells[column.name], column.unit)[0], color=GREY, lw=0.8, ls=(0, (3, 3)), zorder=0

@@ -169,7 +169,7 @@
     const step = 22;
     const gutter = Math.min(Math.max(...rows.map((r) => measure(r.label))) + 32, width * 0.5);
     const [from, to, bottom] = [gutter, width - right, rows.length * step + 6];
-    const [low, high] = domain([...rows.flatMap((r) => [r.value, r.low, r.high]), reference], { zero: bars, unit });
+    const [low, high] = domain([...rows.flatMap((r) => [r.value, r.low, r.high, ...(r.seeds || [])]), reference], { zero: bars, unit });
     const scale = linear(low, high, from, to);
     const parts = bars ? [] : bottomAxis(scale, axisTicks(low, high, Math.max(2, (to - from) / 55), unit), from, to, bottom);
     if (reference !== null) parts.push(s("path", { class: "ref", d: `M${scale(reference)},0V${bottom}` }));
@@ -183,6 +183,7 @@
         parts.push(s("text", { class: "soft", x: scale(Math.max(0, row.value)) + 5, y }, row.words));
       } else {
         parts.push(s("g", { class: colour(row.method) }, row.low === null ? null : s("path", { class: "whisker", d: `M${scale(row.low)},${y - 4}H${scale(row.high)}` })));
+        for (const seed of row.seeds) if (seed !== null) parts.push(s("g", { class: colour(row.method) }, s("circle", { class: "seed", cx: scale(seed), cy: y - 4, r: 1.8 })));
         parts.push(symbol(row.method, scale(row.value), y - 4));
         if (row.verdict) parts.push(s("text", { class: row.verdict, x: width, y, "text-anchor": "end" }, data.marks[row.verdict]));
       }
@@ -198,7 +199,7 @@
         const rows = section.measured.map((i) => {
           const row = section.rows[i];
           const cell = row.cells[column.name];
-          return { label: visible(row.label), method: row.method, value: cell.value, low: cell.low, high: cell.high, verdict: cell.difference && cell.difference.verdict, cell };
+          return { label: visible(row.label), method: row.method, value: cell.value, low: cell.low, high: cell.high, verdict: cell.difference && cell.difference.verdict, seeds: cell.by_seed.length > 1 ? cell.by_seed : [], cell };
         });
         if (rows.every((row) => row.value === null)) continue;
         const reference = base.length === 1 ? base[0].cells[column.name].value : null;
