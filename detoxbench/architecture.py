@@ -65,6 +65,11 @@ class Architecture:
         path = self._first(_LAYERS, "", "decoder layers")
         return [f"{path}.{i}" for i in range(len(self.module(path)))]  # type: ignore[arg-type]
 
+    @property
+    def decoder(self) -> nn.Module:
+        """What holds the layers: token ids in, the normed states of the last layer out (`last_hidden_state`)."""
+        return self.module(self._first(_LAYERS, "", "decoder layers").rpartition(".")[0])
+
     def attention_out(self, layer: int) -> str:
         """Path of the attention's output projection; its output [batch, tokens, hidden] enters the residual stream."""
         return self._first(_ATTENTION_OUT, self.layer(layer), "attention output projection")

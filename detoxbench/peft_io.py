@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detoxbench import checkpoint
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, first_line
 from detoxbench.finite import require_finite
 from detoxbench.intervention import Dense, Intervention, LowRank, Prefix, Weight
 from detoxbench.store import write_folder
@@ -77,20 +77,27 @@ class PeftAdapter:
     dtype: str
 
 
-# Fields of adapter_config.json that, when set, change the effect or need more than the two factors.
-_REFUSED = {
+# What PEFT calls the switches of adapter_config.json that change the effect or need more than the two factors.
+_NAMES = {
     "use_dora": "DoRA",
-    "lora_bias": "lora_bias",
-    "modules_to_save": "modules_to_save",
-    "trainable_token_indices": "trainable_token_indices",
-    "target_parameters": "target_parameters",
-    "layer_replication": "layer_replication",
     "use_qalora": "QALoRA",
     "use_bdlora": "BD-LoRA",
     "alora_invocation_tokens": "activated LoRA",
     "arrow_config": "Arrow",
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
+}
+# Fields that say how or on what it was trained: what came of it is in the tensors, by the names of their modules.
+_TRAINING = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "target_modules", "exclude_modules", "feedforward_modules", "fan_in_fan_out", "lora_dropout"),
+    *("layers_to_transform", "layers_pattern", "init_ia3_weights", "init_weights", "eva_config", "qalora_group_size"),
+    *("megatron_core", "ensure_weight_tying", "token_dim", "encoder_hidden_size", "prefix_projection"),
+}
+# Fields that are read below.
+_READ = {
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"),
+    *("num_virtual_tokens", "num_transformer_submodules", "num_attention_heads", "num_layers"),
 }
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _KEYS = {
@@ -109,18 +116,18 @@ def inspect(path: str) -> dict[str, Any]:
 
     folder = checkpoint.locate_adapter(path)
     try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         with safe_open(folder / "adapter_model.safetensors", framework="np") as file:
             keys = list(file.keys())
     except (OSError, ValueError, SafetensorError) as error:
-        raise DetoxbenchError(f"the adapter '{path}' cannot be read: {error}") from None
+        raise DetoxbenchError(f"the adapter '{path}' cannot be read: {first_line(error)}") from None
+    if not isinstance(config, dict):
+        raise DetoxbenchError(f"the adapter '{path}' cannot be read: its adapter_config.json is no JSON object")
     kind = config.get("peft_type")
     if kind not in _KEYS:
         raise DetoxbenchError(f"the adapter '{path}' is of type {kind}; {', '.join(_KEYS)} can be read")
-    for name, what in _REFUSED.items():
-        if config.get(name):
-            raise DetoxbenchError(f"the adapter '{path}' uses {what} ({name}), which is more than a change B A")
-    if config.get("bias", "none") != "none":
+    _check_fields(path, config, folder)
+    if (config.get("bias") or "none") != "none":
         raise DetoxbenchError(f"the adapter '{path}' trained biases (bias={config['bias']}), which are not B A")
     if str(config.get("init_lora_weights", "")).lower().startswith(_CHANGE_THE_BASE):
         raise DetoxbenchError(
@@ -131,6 +138,31 @@ def inspect(path: str) -> dict[str, Any]:
         if not re.fullmatch(_KEYS[kind], key):
             raise DetoxbenchError(f"the adapter '{path}' holds '{key}', which is no {kind} matrix of a linear map")
     return config
+
+
+def _check_fields(path: str, config: Mapping[str, Any], folder: Path) -> None:
+    """Raises DetoxbenchError for a field that is on and not known to be represented exactly, and for a LoRA whose
+    scaling is not given: PEFT would take its defaults, which have changed."""
+    for name in sorted(config.keys() - _TRAINING - _READ):
+        if config[name]:
+            raise DetoxbenchError(
+                f"the adapter '{path}' uses {_NAMES.get(name, name)} ({name}), so it may be more than a change B A: "
+                "merge it into the model with PEFT, and name the merged model"
+            )
+    if config["peft_type"] != "LORA":
+        return
+    for name in ("r", "lora_alpha"):
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or (name == "r" and value < 1):
+            raise DetoxbenchError(
+                f"'{folder / 'adapter_config.json'}' has {name}={value!r}: without the number that it was trained with "
+                "the adapter's scaling is not known; write it there"
+            )
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise DetoxbenchError(
+                f"'{folder / 'adapter_config.json'}' has {name}={config[name]!r}, which is no mapping"
+            )
 
 
 def fingerprint(path: str) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from detoxbench.architecture import without_numbers
+from detoxbench.architecture import Architecture, without_numbers
 from detoxbench.config import knob
 from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.finite import require_finite
@@ -461,7 +461,9 @@ def token_nlls(model: Any, batch: Batch, targets: Tensor, *, through_head: bool 
         return cross_entropy(logits.float(), labels, reduction="none"), rows
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head, cap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
-    hidden = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1][targets]
+    # A text model taken out of a multi-modal one (Llama 4) is its own base model.
+    decoder = Architecture(causal).decoder if causal.base_model is causal else causal.base_model
+    hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1][targets]
 
     def nll(part: Tensor, label: Tensor) -> Tensor:
         logits = head(part).float()

@@ -471,6 +471,26 @@ def test_similarity_of_a_sentence_transformer(tmp_path: Path) -> None:
     assert ours.fingerprint() != other, "the pooling changes the numbers"
 
 
+def test_a_sentence_transformer_that_is_not_what_its_folder_says_is_refused(tmp_path: Path) -> None:
+    package = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.models import Pooling, Transformer
+
+    modules = [body := Transformer(str(GOLDEN)), Pooling(body.get_embedding_dimension())]
+    package.SentenceTransformer(modules=modules).save(str(tmp_path))
+    listed = (tmp_path / "modules.json").read_text()
+    (tmp_path / "1_Pooling" / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(DetoxbenchError, match=r"1_Pooling/pytorch_model\.bin' is a pickle, which is not loaded"):
+        Similarity(similarity.Config(path=str(tmp_path))).fingerprint()
+    (tmp_path / "1_Pooling" / "pytorch_model.bin").unlink()
+    (tmp_path / "modules.json").write_text(listed.replace("1_Pooling", "../1_Pooling"))
+    with pytest.raises(DetoxbenchError, match=r"names the module '\.\./1_Pooling': modules lie in its own folder"):
+        Similarity(similarity.Config(path=str(tmp_path))).fingerprint()
+    (tmp_path / "modules.json").write_text(listed)
+    reconfigure(tmp_path, num_hidden_layers=9)
+    with pytest.raises(DetoxbenchError, match=r"the embedding in .* is not complete: .*encoder\.layer\.2"):
+        Similarity(similarity.Config(path=str(tmp_path))).score(["a"], ["b"])
+
+
 def test_similarity_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detoxbench.scorers.similarity.find_spec", lambda _: None)
     with pytest.raises(DetoxbenchError, match=r'pip install "detoxbench\[similarity\]" \(or choose similarity=words'):

@@ -116,3 +116,58 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(DetoxbenchError, match=r"convert its \.bin \(pickle is not loaded\)"):
         Intervention.from_peft(tmp_path, tiny())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": None}, r"adapter_config\.json' has r=None: .*scaling is not known; write it there"),
+        ({"lora_alpha": None}, r"adapter_config\.json' has lora_alpha=None"),
+        ({"lora_alpha": "8"}, r"has lora_alpha='8'"),
+        ({"r": 0}, r"has r=0"),
+        ({"rank_pattern": ["v_proj"]}, r"has rank_pattern=\['v_proj'\], which is no mapping"),
+        ({"use_dora": True}, r"uses DoRA \(use_dora\).*merge it into the model"),
+        ({"lora_bias": True}, "uses lora_bias"),
+        ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
+        ({"trainable_token_indices": [1]}, "uses trainable_token_indices"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "uses target_parameters"),
+        ({"layer_replication": [[0, 2]]}, "uses layer_replication"),
+        ({"a_switch_of_tomorrow": {"on": 1}}, "uses a_switch_of_tomorrow"),
+        ({"bias": "all"}, "trained biases"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base model too"),
+    ],
+)
+def test_what_an_adapter_switches_on_is_represented_or_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    lm = tiny()
+    folder = adapter_folder(lm, tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    config = {k: v for k, v in (json.loads(file.read_text()) | changes).items() if v is not None}
+    file.write_text(json.dumps(config))
+    before = state(lm)
+    with pytest.raises(DetoxbenchError, match=message) as error:
+        Intervention.from_peft(folder, lm)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert same(before, state(lm))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers_to_transform": [0, 2], "layers_pattern": "layers"},
+        {"exclude_modules": ["layers.0.self_attn.q_proj"], "init_lora_weights": "gaussian"},
+        {"lora_dropout": 0.5, "use_rslora": True},
+    ],
+    ids=str,
+)
+def test_fields_that_only_say_how_it_was_trained_are_no_obstacle(changes: dict[str, Any], tmp_path: Path) -> None:
+    lm = tiny()
+    folder = adapter_folder(lm, tmp_path / "adapter", **changes)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"a_switch_of_tomorrow": False, "bias": None}))
+    with lm.applied(Intervention.from_peft(folder, lm)):
+        changed = logits(lm)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"bias": "none"}))
+    torch.testing.assert_close(changed, peft_logits(tiny(), folder), atol=1e-4, rtol=0)

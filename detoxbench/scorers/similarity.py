@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from detoxbench import checkpoint
+from detoxbench import checkpoint, pretrained
 from detoxbench.config import digest, knob, runtime
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, first_line
 from detoxbench.file_hash import sha256_of_files
 from detoxbench.finite import require_finite_model
 from detoxbench.scorers._common import locate
@@ -96,25 +96,39 @@ class Similarity(Scorer[Config]):
         from sentence_transformers import SentenceTransformer
 
         folder = self._folder()
+        thing = f"scorer '{self.name}': the embedding in '{folder}'"
+        _modules(folder)
+        pretrained.load(
+            "AutoModel", folder, "float32", thing
+        )  # for its checks: the package says nothing of what is amiss
         try:
             model = SentenceTransformer(
                 str(folder), local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
             )
         except Exception as error:  # of every kind: missing module, broken file
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DetoxbenchError(f"scorer '{self.name}': '{folder}' cannot be loaded: {reason}") from error
-        require_finite_model(model, f"scorer '{self.name}': the embedding in '{folder}'")
+            raise DetoxbenchError(f"{thing} cannot be loaded: {first_line(error)}") from error
+        require_finite_model(model, thing)
         return model
 
 
 def _modules(folder: Path) -> list[str]:
-    """The subfolders of a sentence-transformers model's modules. Raises DetoxbenchError where they cannot be told."""
+    """The subfolders of a sentence-transformers model's modules. Raises DetoxbenchError where they cannot be told, lie
+    elsewhere, or hold pickled weights."""
     try:
-        return [module["path"] for module in json.loads((folder / "modules.json").read_bytes()) if module["path"]]
+        paths = [module["path"] for module in json.loads((folder / "modules.json").read_bytes()) if module["path"]]
+        outside = [path for path in paths if Path(path).is_absolute() or ".." in Path(path).parts]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise DetoxbenchError(f"'{folder / 'modules.json'}' does not list modules: {error!r}") from None
+    if outside:
+        raise DetoxbenchError(
+            f"'{folder / 'modules.json'}' names the module '{outside[0]}': modules lie in its own folder"
+        )
+    for pickled in (file for path in paths for file in (folder / path).rglob("*.bin")):
+        if not any(pickled.parent.glob("*.safetensors")):
+            raise DetoxbenchError(f"'{pickled}' is a pickle, which is not loaded: convert it to model.safetensors")
+    return paths
 
 
 def _words(text: str) -> Counter[str]:
