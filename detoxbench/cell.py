@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from filelock import FileLock, Timeout
 
-from detoxbench import chat, checkpoint
+from detoxbench import broken_text, chat, checkpoint
 from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, digest, identity
 from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
@@ -121,6 +121,7 @@ class Cell:
                 "config": identity(spec.suite),
                 "requests": asked,
                 "scorers": {slot: judge for slot, judge in judges.items() if slot != "main"},
+                "broken_text": broken_text.VERSION,
             },
             "scorer": judges["main"],
             "gen": identity(spec.gen),

@@ -11,7 +11,18 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.leaderboard import Column, Difference, between, differing, flat, shared_identity, short, tested
+from detoxbench.leaderboard import (
+    Column,
+    Difference,
+    between,
+    differing,
+    flat,
+    mostly_broken,
+    shared_identity,
+    short,
+    tested,
+    unpraised,
+)
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
 from detoxbench.suites.base import Sample, Scored
 
@@ -116,7 +127,12 @@ def compare(a: Run, b: Run, *, all_metrics: bool = False, shown: int = SHOWN) ->
         raise UsageError(f"both are run {first.run_id}: name two")
     _check_comparable(first, second)
     identity, settings, environment = _changes(first, second)
-    notes = []
+    broken = mostly_broken([[first], [second]], {})
+    notes = [
+        f"WARNING: more than half of the texts of {side} are broken, so it is called better in nothing"
+        for side, b in zip("AB", broken, strict=True)
+        if b
+    ]
     if first.seed != second.seed:
         notes.append("the seeds differ: prompts are paired, but each run has its own sampling noise")
     if environment:
@@ -171,8 +187,11 @@ def _metrics(a: Run, b: Run, first: RunRecord, second: RunRecord, all_metrics: b
     columns = [Column(n, first.metrics[n].better, first.metrics[n].unit) for n in names]
     seeds = [first.seed] if first.seed == second.seed else []
     found = [(column, between(theirs, ours, column), seeds) for column in columns]
+    broken = mostly_broken([[second], [first]], {})
     return [
-        Compared(c.name, c.better, c.unit, first.metrics[c.name], second.metrics[c.name], difference)
+        Compared(
+            c.name, c.better, c.unit, first.metrics[c.name], second.metrics[c.name], unpraised(difference, *broken)
+        )
         for c, difference in zip(columns, tested(found), strict=True)
     ]
 

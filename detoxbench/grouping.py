@@ -71,6 +71,7 @@ def _beside_each_other(tables: list[Table], by: Literal["model", "suite"]) -> Ta
                 counts=_summed([row.counts for row in there]),
                 fits=[fit for row in there for fit in row.fits],
                 data=there[0].data,
+                broken=any(row.broken for row in there),
             )
         )
     shared = {k: v for k, v in tables[0].shared.items() if all(t.shared.get(k) == v for t in tables)}

@@ -100,6 +100,8 @@ class Row:
     """What was fitted under each seed: equal where it is the same intervention (`stats.seed_kind`); empty: unknown."""
     data: dict[str, str] = field(default_factory=dict)
     """What the data are called that were fitted on and asked, by setting."""
+    broken: bool = False
+    """More than half of its texts are broken for sure, so its other numbers mean little, and none is called better."""
 
 
 @dataclass(frozen=True)
@@ -346,8 +348,9 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
     panels = [ColumnPanel.of(members, column, clusters) for column in columns]
     reference = _reference(members, labels, ask.against)
     cells = [panel.cells(members) for panel in panels]
+    broken = mostly_broken(members, clusters)
     if reference is not None:
-        cells = _compared(panels, cells, reference)
+        cells = _compared(panels, cells, reference, broken)
     rows = [
         Row(
             label=label,
@@ -359,6 +362,7 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
             counts=sum_by_key([r.counts for r in records]),
             fits=fits_of(records),
             data=records[0].data,
+            broken=broken[i],
         )
         for i, (label, records) in enumerate(zip(labels, members, strict=True))
     ]
@@ -369,7 +373,9 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
         scorer=first.record.scorer,
         shared=dict(flat(first.shared)),
         columns=[
-            replace(p.column, best=_best(p, [c.value for c in found], labels))
+            replace(
+                p.column, best=_best(p, [None if b else c.value for c, b in zip(found, broken, strict=True)], labels)
+            )
             for p, found in zip(panels, cells, strict=True)
         ],
         rows=rows,
@@ -382,7 +388,7 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
         ],
         against=None if reference is None else labels[reference],
         beside=None if ask.columns is None else [name for name in ask.columns if name.startswith(BESIDE)],
-        pairwise=[_pairwise(p, labels) for p in panels if p.column.name in ask.pairwise],
+        pairwise=[_pairwise(p, labels, broken) for p in panels if p.column.name in ask.pairwise],
     )
     return _ranked(table, clusters, ask.pareto) if ask.ranks else table
 
@@ -559,18 +565,40 @@ def between(ours: Clusters, theirs: Clusters, column: Column) -> stats.Differenc
     return stats.paired_differences(sums.row(0), sums.row(1), binary=binary, share=column.unit == "share")[0]
 
 
-def _compared(panels: list[ColumnPanel], cells: list[list[Cell]], reference: int) -> list[list[Cell]]:
+BROKEN_SHARES = ("broken_share", "degenerate_share")
+
+
+def mostly_broken(members: Sequence[Sequence[RunRecord]], clusters: Mapping[str, Clusters]) -> list[bool]:
+    """For the runs of each row: is a share of broken texts above half, its interval's lower end too?"""
+    found = [False] * len(members)
+    for name in BROKEN_SHARES:
+        if any(name in record.metrics for records in members for record in records):
+            cells = ColumnPanel.of(members, Column(name, "lower", "share"), clusters).cells(members)
+            found = [b or (cell.low is not None and cell.low > 0.5) for b, cell in zip(found, cells, strict=True)]
+    return found
+
+
+def unpraised(difference: Difference | None, broken: bool, other: bool = False) -> Difference | None:
+    """A difference that calls neither its row better, if that is `broken`, nor the `other` one."""
+    if difference and ((broken and difference.verdict == "better") or (other and difference.verdict == "worse")):
+        return replace(difference, verdict="differs")
+    return difference
+
+
+def _compared(
+    panels: list[ColumnPanel], cells: list[list[Cell]], reference: int, broken: Sequence[bool]
+) -> list[list[Cell]]:
     """The columns' cells with their differences to the row `reference`, tested together."""
     rows = [i for i in range(len(cells[0]) if cells else 0) if i != reference]
     found = [(panel.column, *d) for panel in panels for d in panel.differences(rows, reference)]
     places = [(k, i) for k in range(len(panels)) for i in rows]
     compared = [list(column) for column in cells]
     for (k, i), difference in zip(places, tested(found), strict=True):
-        compared[k][i] = replace(cells[k][i], difference=difference)
+        compared[k][i] = replace(cells[k][i], difference=unpraised(difference, broken[i], broken[reference]))
     return compared
 
 
-def _pairwise(panel: ColumnPanel, labels: list[str]) -> Pairwise:
+def _pairwise(panel: ColumnPanel, labels: list[str], broken: Sequence[bool]) -> Pairwise:
     pairs, found = [], []
     for j in range(len(labels) - 1):
         rows = list(range(j + 1, len(labels)))
@@ -578,8 +606,8 @@ def _pairwise(panel: ColumnPanel, labels: list[str]) -> Pairwise:
         found += [(panel.column, d, seeds) for d, seeds in panel.differences(rows, j)]
     matrix: list[list[Difference | None]] = [[None] * len(labels) for _ in labels]
     for (i, j), difference in zip(pairs, tested(found), strict=True):
-        matrix[i][j] = difference
-        matrix[j][i] = difference and _turned(difference)
+        matrix[i][j] = unpraised(difference, broken[i], broken[j])
+        matrix[j][i] = unpraised(difference and _turned(difference), broken[j], broken[i])
     return Pairwise(panel.column.name, labels, matrix)
 
 

@@ -1,7 +1,7 @@
 """Rows against each other over several metrics: Borda points, how firm a rank is, and what nothing else beats.
 
 A rank is no test: two rows whose ranks differ may not differ by any test. `stability` says how firm ranks are.
-Rows that were not measured (numbers that papers report) take no part.
+Rows that were not measured (numbers that papers report), and rows of broken texts, take no part.
 """
 
 from __future__ import annotations
@@ -163,7 +163,9 @@ def pareto_axes(table: Table, names: Sequence[str] | None = None) -> list[Axis]:
 def pareto_front(table: Table, names: Sequence[str] | None = None) -> list[bool]:
     """For each row of `table`, whether it lies on the front over `pareto_axes`; a reported row never does."""
     axes = pareto_axes(table, names)
-    points = [[_coordinate(row, a.name) if row.run_ids else None for a in axes] for row in table.rows]
+    points = [
+        [_coordinate(row, a.name) if row.run_ids and not row.broken else None for a in axes] for row in table.rows
+    ]
     return pareto(points, [axis.better for axis in axes])
 
 
@@ -184,7 +186,7 @@ def _unknown(name: str, known: Sequence[str] | Mapping[str, object], table: Tabl
 
 
 def _measured(table: Table) -> list[Row]:
-    return [row for row in table.rows if row.run_ids]
+    return [row for row in table.rows if row.run_ids and not row.broken]
 
 
 def _coordinate(row: Row, name: str) -> float | None:

@@ -20,6 +20,7 @@ def of_table(
 ) -> list[str]:
     """What stands below a table whose differences are to the row `reference`, which `against` asked for."""
     notes = [EMBEDDED] if embedded else []
+    notes += _broken(rows) + _idle(rows)
     methods = sorted({c.interval for r in rows for c in r.cells.values() if c.low is not None})
     if methods:
         notes.append(f"[low, high]: 95 % interval by prompt or record ({'; '.join(methods)})")
@@ -63,6 +64,19 @@ def of_table(
             reasons = (f"{label} ({reason.removeprefix('none: ')})" for label, reason in bare.items())
             notes.append(f"{name}: no interval: {', '.join(reasons)}")
     return notes
+
+
+def _broken(rows: list[Row]) -> list[str]:
+    broken = [row.label for row in rows if row.broken]
+    warning = "more than half of the texts are broken, so other numbers mean little and none is called better"
+    return [f"WARNING: {warning}: {', '.join(broken)}"] if broken else []
+
+
+def _idle(rows: list[Row]) -> list[str]:
+    """Methods whose every sample is the base's own."""
+    same = [row for row in rows if (n := row.counts.get("equal_to_base")) and n == row.counts.get("samples")]
+    told = (f"{row.label} ({row.counts['equal_to_base']} of {row.counts['samples']} samples)" for row in same)
+    return [f"this method did nothing, all is as the base has it: {', '.join(told)}"] if same else []
 
 
 def _counted(rows: list[Row]) -> list[str]:

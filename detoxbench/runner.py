@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from detoxbench import weight_changes
+from detoxbench.aggregation import Answers, aggregate, base_run_id
 from detoxbench.cell import PARTIAL, Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec, digest
 from detoxbench.data.contamination import contamination, fit_texts
@@ -42,7 +43,7 @@ from detoxbench.store import (
     write_atomic,
     write_folder,
 )
-from detoxbench.suites.base import Counts, Observer, Request, Sample, Scored, sample_counts
+from detoxbench.suites.base import Counts, Observer, Request, Sample, Scored
 
 if TYPE_CHECKING:
     from detoxbench.generation import Generated
@@ -508,7 +509,12 @@ def _finish(
     from detoxbench.stats import attach
 
     spec = cell.spec
-    measures = cell.suite.measures(samples, scores, cell.scorers["main"].primary)
+    own, base_id = Answers(samples, scores), base_run_id(cell.identity)
+    # With with_base=false, too, the base's run may be there.
+    beside = Run(base.folder if base else cell.folder.with_name(base_id))
+    there = cell.method.name != BASE and (beside.folder / "run.json").is_file()
+    theirs = own if cell.method.name == BASE else Answers(beside.samples(), beside.scores()) if there else None
+    measures, told = aggregate(cell.suite, cell.scorers["main"].primary, own, theirs)
     record = RunRecord(
         schema=SCHEMA_VERSION,
         run_id=cell.folder.name,
@@ -521,7 +527,7 @@ def _finish(
         identity=cell.identity,
         spec=dataclasses.asdict(spec),
         metrics=attach(measures),
-        counts=_counts(cell, samples, scores, generation) | ({"failed_scores": failed_scores} if failed_scores else {}),
+        counts=_counts(cell, samples, told, generation) | ({"failed_scores": failed_scores} if failed_scores else {}),
         cost={
             "fit_seconds": fit.seconds,
             "fit_peak_mb": fit.peak_mb,
@@ -537,7 +543,7 @@ def _finish(
         diagnostics=fit.info,
         fit=fit.digest,
         data=cell.data_names(),
-        base_run_id=base.run_id if base else None,
+        base_run_id=base_id if there else None,
         provenance=provenance(torch.device(generation.device)) | generation.arithmetic,
     )
 
@@ -558,7 +564,8 @@ def _finish(
     return record
 
 
-def _counts(cell: Cell, samples: Sequence[Sample], scores: Sequence[Scored], generation: _Generation) -> Counts:
+def _counts(cell: Cell, samples: Sequence[Sample], told: Counts, generation: _Generation) -> Counts:
+    """`told` is what samples and scores alone tell."""
     read = contamination(
         fit_texts(dataclasses.astuple(cell.data)),
         (r.prompt if r.text is None else r.text for r in cell.requests),
@@ -570,7 +577,7 @@ def _counts(cell: Cell, samples: Sequence[Sample], scores: Sequence[Scored], gen
     drawn = any(sample.stop != "given" for sample in samples) and cell.spec.gen.tie_tolerance > 0
     return {
         "requests": len(cell.requests),
-        **sample_counts(samples, scores, judged=cell.suite.judged),
+        **told,
         "contested_tokens": generation.contested if drawn else None,
         "cut_prompts": generation.cut_prompts,
         "prompts_in_fit_data": None if unknown else read.shared,

@@ -71,7 +71,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     counts: Counts
     """requests, samples, empty, degenerate, truncated (stopped by length), missing_scores (of the main scorer),
     cut_texts (too long for a scorer), contested_tokens, cut_prompts (too long for the context), prompts_in_fit_data
-    (what the method has read of what it is asked). None where nobody counted."""
+    (what the method has read of what it is asked), equal_to_base (samples that are the base's own).
+    None where nobody counted."""
     cost: dict[str, float | None]
     """fit_seconds, fit_peak_mb, changed_parameters, added_parameters, artifact_bytes, examples, added_prompt_tokens,
     forward_passes_per_token, tokens_per_second, relative_speed (to the base model, measured in the same process)."""

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from detoxbench import stats
+from detoxbench.aggregation import AGAINST_BASE, Answers, aggregate, base_run_id
 from detoxbench.config import BASE, SCHEMA_VERSION, build, digest, identity
 from detoxbench.errors import DetoxbenchError
-from detoxbench.registries import methods, scorers, suites
+from detoxbench.registries import scorers, suites
 from detoxbench.rendering import clean
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
-from detoxbench.suites.base import Counts, Sample, Scored, Suite, sample_counts
+from detoxbench.suites.base import Counts, Sample, Scored, Suite
 
 TOLERANCE = 1e-6
 """Relative: the last bits of sums differ between machines."""
@@ -74,9 +75,11 @@ def verify(run: Run) -> Verdict:
         if not problems:  # otherwise the rest means nothing
             suite = _suite(record)
             problems += _coverage(record, suite, samples)
-            counts = sample_counts(samples, scores, judged=suite.judged)
+            primary, own = scorers.get(record.scorer).primary, Answers(samples, scores)
+            base = _base(run, record, own)
+            measures, counts = aggregate(suite, primary, own, base)
+            problems += _without_base(record, base)
             problems += _counts(record.counts, counts, old=record.schema == 1)
-            measures = suite.measures(samples, scores, scorers.get(record.scorer).primary)
             metrics, made = stats.attach(measures), Clusters.of(measures)
             problems += _metrics(record.metrics, metrics)
             problems += _clusters(clusters, made)
@@ -126,8 +129,7 @@ def _identity(record: RunRecord, folder: str) -> Iterator[Problem]:
         for key, value in part.items():
             if key in shown and shown[key] != value:
                 yield Problem(f"spec.{section}.{key}", shown[key], value)
-    base = {"name": BASE, "version": methods.get(BASE).version, "config": {}, "fit_data": digest({})}
-    expected = digest(own | {"method": base})
+    expected = base_run_id(own)
     if record.base_run_id not in (None, expected):
         yield Problem("base_run_id", record.base_run_id, expected)
 
@@ -196,6 +198,23 @@ def _request(sample: Sample, chat: bool) -> dict[str, Any]:
     made: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "record": sample.record, "kind": sample.kind}
     made |= {"chat": chat}
     return made | ({"text": sample.text} if sample.stop == "given" else {})
+
+
+def _base(run: Run, record: RunRecord, own: Answers) -> Answers | None:
+    """What the run is compared with: the base's answers, which lie beside it, in a pack too."""
+    if record.method == BASE:
+        return own
+    beside = Run(run.folder.with_name(record.base_run_id)) if record.base_run_id else None
+    there = beside is not None and (beside.folder / "run.json").is_file()
+    return Answers(beside.samples(), beside.scores()) if beside and there else None
+
+
+def _without_base(record: RunRecord, base: Answers | None) -> Iterator[Problem]:
+    claimed = [name for name in AGAINST_BASE if name in record.metrics]
+    if base is None and claimed:
+        yield Problem(
+            claimed[0], record.metrics[claimed[0]].value, f"nothing: its base {record.base_run_id} is not here"
+        )
 
 
 def _counts(claimed: Counts, made: Counts, *, old: bool) -> Iterator[Problem]:

@@ -166,7 +166,7 @@ def test_no_scorer_is_asked_and_no_score_is_missing(tmp_path: Path, monkeypatch:
     result = runner.run(spec)
     assert result.record.counts == {
         "requests": 12, "samples": 12, "empty": None, "degenerate": None, "truncated": None, "missing_scores": None,
-        "cut_texts": None, "contested_tokens": None, "cut_prompts": 0, "prompts_in_fit_data": 0,
+        "cut_texts": None, "contested_tokens": None, "cut_prompts": 0, "prompts_in_fit_data": 0, "equal_to_base": 0,
     }  # fmt: skip
     assert all(s.scores == {"main": None} for s in Run(result.folder).scores())
     assert (result.record.cost["added_prompt_tokens"] or 0) > 10

@@ -181,7 +181,7 @@ def test_a_run_counts_the_prompts_that_its_method_has_read(tmp_path: Path) -> No
     spec = composition.compose([*common, "method=destein", f"fit.parallel_pairs={both}", f"suite.data={both}"])
     cell = Cell(spec, checkpoint_folder(spec, download=False))
     made = runner._Generation(1.0, 1.0, 0.0, 0, 0, "cpu")
-    assert runner._counts(cell, [], [], made)["prompts_in_fit_data"] == len(rows)
+    assert runner._counts(cell, [], {}, made)["prompts_in_fit_data"] == len(rows)
 
     (table,) = leaderboard(tmp_path / "runs").tables
     (flag,) = [note for note in table.notes if note.startswith("flagged")]

@@ -37,8 +37,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
-    """A copy of that run, to be tampered with."""
-    return Path(shutil.copytree(made, tmp_path / "runs" / made.name))
+    """A copy of that run, its base beside it, to be tampered with."""
+    return Path(shutil.copytree(made.parent, tmp_path / "runs", ignore=shutil.ignore_patterns(".*"))) / made.name
 
 
 def rewrite(path: Path, change: Callable[[Any], Any]) -> None:

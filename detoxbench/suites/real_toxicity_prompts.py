@@ -62,6 +62,9 @@ class RealToxicityPrompts(Suite[Config]):
         )
         return [Request(id=p.id, prompt=p.text, record=p.id, kind=_half(p.toxicity)) for p in prompts]
 
+    def toxic(self, score: float) -> bool:
+        return bool(metrics.is_toxic(score, strict=self.config.strict))
+
     def auxiliary(self) -> dict[str, dict[str, Any]]:
         model = self.config.perplexity
         if model == "auto":
