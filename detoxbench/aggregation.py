@@ -62,7 +62,7 @@ def equal_to_base(samples: Sequence[Sample], base: Sequence[Sample]) -> int:
     keyed, a method that does nothing gives all of them."""
 
     def said(sample: Sample) -> tuple[Any, ...]:
-        return sample.text, sample.nll, sample.greedy, sample.values
+        return sample.text, sample.full_text, sample.nll, sample.greedy, sample.values
 
     theirs = {(sample.id, sample.sample): said(sample) for sample in base}
     return sum(theirs.get((sample.id, sample.sample)) == said(sample) for sample in samples)
