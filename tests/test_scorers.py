@@ -215,6 +215,13 @@ def test_detoxify_bad_files_are_named(released: Path, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(DetoxbenchError, match="is no fitting checkpoint: ValueError: unknown architecture 'AutoModel'"):
         scorer(released, checkpoint=str(tmp_path / "other.ckpt")).score(["x"], [""])
+    content = torch.load(released / "toxic.ckpt", weights_only=True)
+    missing = min(content["state_dict"])
+    del content["state_dict"][missing]
+    torch.save(content, tmp_path / "short.ckpt")
+    with pytest.raises(DetoxbenchError, match=rf"is no fitting checkpoint: .*Missing key.*{missing}") as error:
+        scorer(released, checkpoint=str(tmp_path / "short.ckpt")).score(["x"], [""])
+    assert "\n" not in str(error.value)
 
 
 class Malicious:

@@ -150,7 +150,8 @@ class Detoxify(Scorer[Config]):
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            # The names of tensors that are missing or left over stand below the first line.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise DetoxbenchError(f"scorer 'detoxify': '{path}' is no fitting checkpoint: {reason}") from error
         require_finite_model(model, f"scorer 'detoxify': '{path}'")
         limit = min(tokenizer.model_max_length, positions(config) or 512)
