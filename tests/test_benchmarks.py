@@ -7,6 +7,7 @@ import json
 import sys
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +148,19 @@ def test_a_check_of_a_device_fails_where_the_engine_does(monkeypatch: pytest.Mon
 def test_a_device_that_fails_or_cannot_be_checked_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(device: str) -> Iterator[gpu.Check]:
-        yield gpu.Check("first", "float16", None, "not here")
-        yield gpu.Check("second", "float16", False, "1 of 2")
+    def broken() -> gpu.Check:
         raise RuntimeError("CUDA error:\nan illegal memory access")
 
-    monkeypatch.setattr(gpu, "checks", broken)
+    def planned(device: str) -> list[partial[gpu.Check]]:
+        first = gpu.Check("first", "float16", None, "not here")
+        return [partial(lambda: first), partial(broken), partial(lambda: first._replace(name="last", holds=False))]
+
+    monkeypatch.setattr(gpu, "checks", planned)
     assert gpu.main(["--device", "cpu"]) == 1
     shown = capsys.readouterr().out
-    assert "| second | float16 | **FAILS** | 1 of 2 |" in shown
-    assert "| broke off | - | **FAILS** | RuntimeError: CUDA error: an illegal memory access |" in shown
+    assert "| first | float16 | - | not here |" in shown
+    assert "| last | float16 | **FAILS** | not here |" in shown
+    assert "| broken broke off | - | **FAILS** | RuntimeError: CUDA error: an illegal memory access |" in shown
     assert "2 failed" in shown
     monkeypatch.setattr(gpu, "find_spec", lambda name: None if name in {"msgspec", "peft"} else name)
     assert gpu.main(["--device", "cpu"]) == 2
