@@ -202,24 +202,29 @@ def test_the_runner_puts_together_what_fits_and_leaves_alone_what_cannot_be_rout
     hooked = Intervention(method="t", base=lm.fingerprint, hooks=(Hook("model.norm", "post", "destein.sphere"),))
     fits = [edit(lm, i, 1) for i in range(3)] + [hooked] + [edit(lm, i, 1) for i in range(5)]
     records = {str(i): FitData() for i in range(len(fits))}
-    unmade = {r: [Request(id=r, prompt="x", record=r, kind="k")] * 5 for r in records if r != "1"}
+    asked = {r: [Request(id=f"{r}{i}", prompt="x", record=r, kind="k") for i in range(5)] for r in records}
 
-    def grouped(**gen: int) -> list[str]:
+    def grouped(made: str = "", **gen: int) -> list[str]:
+        """The groups that are left where the records in `made` have their samples."""
         method = SimpleNamespace(fit_many=lambda lm, records, wanted: (fits[i] for i in wanted))
         cell = SimpleNamespace(
             spec=SimpleNamespace(gen=GenSpec(max_new_tokens=10, **gen)), records=records, method=method,
             generation_folder=tmp_path,
         )  # fmt: skip
-        return ["".join(group) for group in runner._fitted_groups(cast(Any, cell), lm, unmade)]
+        there = {(r.id, 0) for record in made for r in asked[record]}
+        return ["".join(group) for group in runner._fitted_groups(cast(Any, cell), lm, asked, there)]
 
-    assert grouped() == ["02", "3", "45678"]
-    assert grouped(batch_tokens=100) == ["02", "3", "45", "67", "8"]  # two records of five rows of ten tokens
-    assert grouped(batch_tokens=1) == list("02345678")
+    assert grouped(batch_tokens=1) == list("012345678")
+    assert grouped() == ["012", "3", "45678"]
+    assert grouped("0123") == ["45678"]
+    assert grouped("01") == ["012", "3", "45678"]  # a group that was begun comes whole, so that batches are the same
     lines = (tmp_path / "fits.jsonl").read_text().splitlines()
-    assert len(lines) == 3 * 8  # what is fitted is on disk whatever becomes of it
+    assert len(lines) == 9 + 9 + 5 + 9  # what is fitted is on disk whatever becomes of it
+    (tmp_path / "fits.jsonl").unlink()
+    assert grouped(batch_tokens=100) == ["01", "2", "3", "45", "67", "8"]  # two records of five rows of ten tokens
     big = fits[0].artifact_bytes()
     fits[4:] = [Intervention(method="t", base=lm.fingerprint, weights=i.weights * (2**19 // big)) for i in fits[4:]]
-    assert grouped(edits_mb=1) == ["02", "3", "45", "67", "8"]  # half a megabyte each
+    assert grouped(edits_mb=1) == ["012", "3", "45", "67", "8"]  # half a megabyte each
 
 
 def test_rows_that_were_not_announced_are_refused() -> None:
