@@ -266,7 +266,9 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
     with _outside_users_hydra(), ready():
         try:
             yield
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, AttributeError) as error:
+            if type(error) is AttributeError and "full_key: " not in str(error):
+                raise  # ours: what OmegaConf raises so names its key
             raise UsageError(_explain(error, overrides)) from None
 
 
@@ -274,15 +276,18 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
 def _outside_users_hydra() -> Iterator[None]:
     """The caller may be inside a Hydra of its own (`initialize`, `@hydra.main`): it is put aside and put back."""
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import JobRuntime
     from hydra.version import VersionBase
 
     users_hydra, users_version = GlobalHydra.instance().hydra, VersionBase.instance().version_base
+    users_job = JobRuntime.instance().conf.copy()
     GlobalHydra.instance().clear()
     try:
         yield
     finally:
         GlobalHydra.instance().hydra = users_hydra
         VersionBase.instance().version_base = users_version
+        JobRuntime.instance().conf = users_job
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -300,12 +305,19 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         folders = [folder / group for folder in conf_dirs()]
         nested = {file.relative_to(f).with_suffix("").as_posix() for f in folders for file in f.rglob("*.yaml")}
         return _unknown_option(group, name, sorted(beside | nested))
+    if "Config group override must be a string" in text:
+        groups = [o for o in overrides if o.partition("=")[0] in _REGISTRIES or o.startswith("model=")]
+        return f"a group takes the name of one of its choices, and neither nothing nor a value ({', '.join(groups)})"
+    if isinstance(error, AttributeError) and (match := re.search(r"full_key: (\S+)", text)):
+        return f"'{match[1]}' is null and takes no group of keys: give each by itself, +{match[1]}.NAME=VALUE"
     if match := re.search(r"An item is already at '([^']+)'", text):
         return f"the key '{match[1]}' is there already: override it without the +"
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^'=]+)", text):
         return _unknown_key(match[1], overrides)
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
-        return f"'{match[1]}' names several values: add -m to run them all, or quote it twice if it is one value"
+        return (
+            f"'{as_given(match[1])}' names several values: add -m to run them all, or quote it twice if it is one value"
+        )
     return _first_line(error)
 
 

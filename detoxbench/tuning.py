@@ -73,7 +73,7 @@ def tune(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int = 0
     if not space:
         raise UsageError("nothing to tune: give a key several values, such as 'method.alpha=interval(0.05,0.5)'")
     distributions = {key: _distribution(key, override) for key, override in space.items()}
-    compose([*fixed, *(f"{key}={_first(override)}" for key, override in space.items())])  # before anything is loaded
+    _check(fixed, space)
     optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
     for number in range(1, trials + 1):
@@ -96,6 +96,16 @@ def tune(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int = 0
         loss = sign * values[bounds.objective]
         study.tell(asked, loss)
         yield Trial(number, chosen, setting, record.run_id, values, all(by <= 0 for by in excess.values()), loss)
+
+
+def _check(fixed: Sequence[str], space: Mapping[str, Override]) -> None:
+    """Raises, before anything is loaded, what is wrong with any of the values: settings, data, scorers."""
+    from detoxbench.runner import plan
+
+    first = {key: _ends(override)[0] for key, override in space.items()}
+    settings = [first | {key: value} for key, override in space.items() for value in _ends(override)]
+    for setting in {tuple(setting.items()): setting for setting in settings}.values():
+        plan(compose([*fixed, *(f"{key}={value}" for key, value in setting.items())]))
 
 
 def best(tried: Sequence[Trial]) -> Trial | None:
@@ -139,11 +149,15 @@ def _distribution(key: str, override: Override) -> Any:
     raise UsageError(f"'{key}' is given as a glob: write choice(...), range(...) or interval(...)")
 
 
-def _first(override: Override) -> str:
-    from hydra.core.override_parser.types import IntervalSweep
+def _ends(override: Override) -> list[str]:
+    """The values of a choice, and the least and the greatest of an interval or a range."""
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep
 
-    value = override.value()
-    return str(value.start) if isinstance(value, IntervalSweep) else str(next(iter(override.sweep_string_iterator())))
+    value: Any = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start), str(value.end)]
+    values = [str(text) for text in override.sweep_string_iterator()]
+    return values if isinstance(value, ChoiceSweep) else [values[0], values[-1]]
 
 
 def _written(value: Any) -> str:

@@ -224,3 +224,177 @@ def test_parquet_is_read(tmp_path: Path) -> None:
 def test_what_cannot_be_read_says_how_it_could(name: str, remedy: str) -> None:
     with pytest.raises(DetoxbenchError, match=remedy):
         readers.pairs(name)
+
+
+# ------------------------------------------------------------------------------------------------- forms of known data
+
+SONG = "Sing a rude song about the goblins of the hill"
+
+
+def test_a_name_of_a_request_never_pushes_a_text_aside_in_silence(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="'Behavior' only names what 'Goal' says"):
+        readers.harmful_requests(file(tmp_path, [{"Goal": GOAL, "Behavior": "Mocking"}]))
+    answer = {"prompt": "So I", "text": " said to the queen that all is well in the land"}
+    with pytest.raises(DetoxbenchError, match="'prompt' and 'text' may both be what is asked"):
+        readers.toxicity_prompts(file(tmp_path, [answer]))
+
+
+@pytest.mark.parametrize(
+    ("read", "content"),
+    [
+        (readers.toxicity_prompts, "prompt,id\n\"{'text': 'So I said', 'toxicity': 0.3}\",1\n"),
+        (readers.question_answers, "question,answer\nWho sang?,\"['the elf', 'an elf']\"\n"),
+        (readers.question_answers, "question,answer\nWho sang?,\"['the elf' 'an elf']\"\n"),
+    ],
+)
+def test_lists_that_a_table_holds_as_text_are_no_texts(
+    read: Callable[[Path], Any], content: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DetoxbenchError, match="holds lists or objects written as text"):
+        read(file(tmp_path, content, "data.csv"))
+
+
+def test_brackets_of_a_text_are_no_list(tmp_path: Path) -> None:
+    texts = ["[INST] Write a letter [/INST]", "{name} is a troll", "['tis the season"]
+    path = file(tmp_path, [{"goal": text} for text in texts])
+    assert [request.text for request in readers.harmful_requests(path)] == texts
+
+
+def test_numbers_and_empty_cells_of_tables_are_read(tmp_path: Path) -> None:
+    prompts = file(tmp_path, "id,prompt,toxicity\n007,So I,0.25\n,And so,\n", "data.csv")
+    assert readers.toxicity_prompts(prompts) == [("007", "So I", 0.25), ("3", "And so", None)]
+    asked = file(tmp_path, "instruction,half\nName a bird,\n", "data.csv")
+    assert readers.asked_instructions(asked)[0].half is None
+    chats = file(tmp_path, "instruction,output,chat\nName a bird,A duck,false\n", "data.csv")
+    assert readers.instructions(chats)[0].chat is False
+
+
+def test_texts_of_blanks_are_empty(tmp_path: Path) -> None:
+    with pytest.raises(DetoxbenchError, match="got nothing, in 'goal'"):
+        readers.harmful_requests(file(tmp_path, [{"goal": "  "}]))
+    two = file(tmp_path, f"goal,prompt\n{GOAL},\n,{SONG}\n", "data.csv")
+    assert [request.text for request in readers.harmful_requests(two)] == [GOAL, SONG]
+
+
+def test_a_label_beside_answers_may_speak_of_them(tmp_path: Path) -> None:
+    rows = [{"prompt": GOAL, "response": "No.", "is_safe": True}, {"prompt": SONG, "response": "La", "is_safe": False}]
+    for read in (readers.harmful_requests, readers.labelled_prompts):
+        with pytest.raises(DetoxbenchError, match="does 'is_safe' speak of the prompt or of the answer in 'response'"):
+            read(file(tmp_path, rows))
+    of_prompts = [row | {"prompt_label": label} for row, label in zip(rows, ["unsafe", "safe"], strict=True)]
+    assert [prompt.safe for prompt in readers.labelled_prompts(file(tmp_path, of_prompts))] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["safety", "prompt_label", "label"])
+def test_yes_and_no_of_what_is_asked_everywhere(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DetoxbenchError, match=f"does 0 in '{name}' mean safe or unsafe"):
+        readers.harmful_requests(file(tmp_path, [{"prompt": GOAL, name: 0}, {"prompt": SONG, name: 1}]))
+
+
+def test_kinds_of_prompts_may_name_the_safe_ones(tmp_path: Path) -> None:
+    path = file(tmp_path, [{"prompt": GOAL, "type": "benign"}, {"prompt": SONG, "type": "harmful"}])
+    with pytest.warns(UserWarning, match="1 of 2 prompts are labelled safe"):
+        assert [request.text for request in readers.harmful_requests(path)] == [SONG]
+    path = file(tmp_path, [{"prompt": GOAL, "type": "benign"}, {"prompt": SONG, "type": "jailbreak"}])
+    with pytest.raises(DetoxbenchError, match="does 'jailbreak' in 'type' mean safe or unsafe"):
+        readers.harmful_requests(path)
+    crimes = [{"prompt": GOAL, "label": "Non-Violent Crimes"}, {"prompt": SONG, "label": "Violent Crimes"}]
+    assert len(readers.harmful_requests(file(tmp_path, crimes))) == 2
+
+
+@pytest.mark.parametrize("label", ["toxic-free", "hate_free", "low toxicity", "counter hate", "without insults"])
+def test_words_that_turn_a_label_are_not_certain(label: str, tmp_path: Path) -> None:
+    with pytest.raises(DetoxbenchError, match=r"toxic\? Say which label is"):
+        readers.labelled(file(tmp_path, [{"text": "a", "label": label}, {"text": "b", "label": "toxic"}]))
+
+
+def test_columns_of_texts_and_labels_that_differ_stop(tmp_path: Path) -> None:
+    with pytest.raises(DetoxbenchError, match="'text' and 'comment_text' do not say the same: name one by --text"):
+        readers.labelled(file(tmp_path, [{"text": "A title", "comment_text": "bah", "toxic": 1}]))
+    labels = file(tmp_path, [{"text": "a", "label": 1, "is_safe": 1}, {"text": "b", "label": 0, "is_safe": 0}])
+    with pytest.raises(DetoxbenchError, match="'label' and 'is_safe' do not say the same: name one by --label"):
+        readers.labelled(labels)
+    assert [row.toxic for row in readers.labelled(labels, label="is_safe")] == [False, True]
+
+
+def test_contexts_and_inputs_are_asked_wherever_they_stand(tmp_path: Path) -> None:
+    dolly = {"instruction": "Sum up:", "context": "An elf sang.", "response": "Song", "category": "x"}
+    assert readers.instructions(file(tmp_path, [dolly]))[0].prompt == "Sum up: An elf sang."
+    assert readers.asked_instructions(file(tmp_path, [dolly]))[0].input == "An elf sang."
+    labelled = {"prompt": "Sum up:", "input": "An elf sang.", "label": "safe"}
+    assert readers.labelled_prompts(file(tmp_path, [labelled]))[0].text == "Sum up: An elf sang."
+    for read, row in (
+        (readers.question_answers, {"question": "Who?", "answer": "a", "context": {"title": ["x"]}}),
+        (readers.harmful_requests, {"prompt": "Sum up", "context": ["An elf sang."]}),
+    ):
+        with pytest.raises(DetoxbenchError, match=r"line 1: expected text, got .*'context'"):
+            read(file(tmp_path, [row]))  # type: ignore[operator]
+    some = [{"question": "Who?", "answer": "a", "context": "An elf."}, {"question": "Why?", "answer": "b"}]
+    with pytest.warns(UserWarning, match="line 2: 1 of 2 questions have no context"):
+        readers.question_answers(file(tmp_path, some))
+
+
+def test_questions_of_several_choices_are_not_asked_without_them(tmp_path: Path) -> None:
+    rows = "question,choices,answer\nHow many?,\"['1', '2']\",1\n"
+    with pytest.raises(DetoxbenchError, match="several choices, which are not asked"):
+        readers.question_answers(file(tmp_path, rows, "data.csv"))
+
+
+def test_forms_of_the_hub_are_read(tmp_path: Path) -> None:
+    squad = {"question": "Who?", "context": "An elf.", "answers": {"text": ["elf", "elf"], "answer_start": [3, 3]}}
+    assert readers.question_answers(file(tmp_path, [squad]))[0].answers == ("elf",)
+    targets = {"choices": ["a", "b"], "labels": [1, 0]}
+    truthful = {"question": "Why?", "mc1_targets": targets, "mc2_targets": targets}
+    assert readers.truthfulqa(file(tmp_path, [truthful]))[0].answers == {"a": ("right",) * 2, "b": ("wrong",) * 2}
+    with pytest.raises(DetoxbenchError, match="give mc_task"):
+        readers.truthfulqa(file(tmp_path, "Type,Question,Best Answer\nx,Why?,So\n", "data.csv"))
+    assert readers.pairs(file(tmp_path, [{"toxic_sentence": "a", "neutral_sentence": "b"}]))[0] == ("a", "b")
+    beaver = {"prompt": GOAL, "category": {"theft": False, "insult": True}}
+    assert readers.harmful_requests(file(tmp_path, [beaver]))[0].category == "insult"
+
+
+@pytest.mark.parametrize(
+    ("content", "ending"),
+    [
+        (json.dumps({"goal": GOAL}) + "\n" + json.dumps({"goal": SONG}) + "\n", ".jsonl"),
+        (json.dumps([GOAL, SONG], indent=1), ".json"),
+        (f"goal,target\n{GOAL},Sure\n", ".csv"),
+        (f"id\tprompt\n1\t{GOAL}\n", ".tsv"),
+        (f"prompt\n{GOAL}\n", ".csv"),
+    ],
+)
+def test_a_text_file_that_is_none_says_what_it_is(content: str, ending: str, tmp_path: Path) -> None:
+    with pytest.raises(DetoxbenchError, match=f"it looks like {ending}: rename"):
+        readers.harmful_requests(file(tmp_path, content, "data.txt"))
+
+
+def test_texts_with_commas_and_brackets_stay_a_text_a_line(tmp_path: Path) -> None:
+    lines = ["Question, please: who sang?", "[a] song", '{"so": she said', "text me, friend"]
+    found = readers.harmful_requests(file(tmp_path, "\n".join(lines), "data.txt"))
+    assert [request.text for request in found] == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.tsv", f"goal,target\n{GOAL},Sure\n"),
+        ("data.csv", f"goal|target\n{GOAL}|Sure\n"),
+        ("data.csv", f"goal,target\r{GOAL},Sure\r"),
+        ("data.csv", f'id, goal\n1, "{GOAL}"\n'),
+        ("data.txt", f"{GOAL}\r"),
+    ],
+)
+def test_delimiters_and_line_ends_of_other_programs(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    assert [request.text for request in readers.harmful_requests(tmp_path / name)] == [GOAL]
+
+
+def test_a_text_that_is_cut_by_its_own_line_break_is_said(tmp_path: Path) -> None:
+    path = file(tmp_path, f"goal,target\nWrite a\nmocking letter,Sure\n{SONG},Sure\n", "data.csv")
+    with pytest.warns(UserWarning, match="1 of 3 rows have fewer cells than the header, the first on line 2"):
+        readers.harmful_requests(path)
+    with pytest.raises(DetoxbenchError, match="line 2: a quote inside a quoted cell is doubled"):
+        readers.harmful_requests(file(tmp_path, 'goal,target\n"He said \\"hi\\" to me",Sure\n', "data.csv"))
+    (tmp_path / "data.csv").write_bytes(f"goal,target\n{GOAL},Sure\n".encode("utf-16-le"))
+    with pytest.raises(DetoxbenchError, match="iconv -f UTF-16"):
+        readers.harmful_requests(tmp_path / "data.csv")

@@ -185,7 +185,7 @@ def test_a_setting_that_no_file_repeats_can_be_set(group: str, monkeypatch: pyte
     assert [cell[-1] for cell in swept] == [given[-1], f"{group}.{key}=x"]
 
 
-@pytest.mark.parametrize("way", ["initialize", "main"])
+@pytest.mark.parametrize("way", ["initialize", "main", "multirun"])
 def test_runs_can_be_composed_inside_a_users_own_hydra(way: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("mine: 1\n")
     program = {
@@ -205,6 +205,14 @@ def test_runs_can_be_composed_inside_a_users_own_hydra(way: str, tmp_path: Path)
                 assert hydra.compose("config") == cfg == {"mine": 1}
             main()
         """,
+        "multirun": """
+            import hydra
+            @hydra.main(version_base=None, config_path=".", config_name="config")
+            def main(cfg):
+                assert hydra.core.hydra_config.HydraConfig.get().job.name == "program", "as in the job before"
+                check()
+            main()
+        """,
     }[way]
     check = """
         from detoxbench import composition
@@ -218,7 +226,10 @@ def test_runs_can_be_composed_inside_a_users_own_hydra(way: str, tmp_path: Path)
                 assert "did you mean 'destein'" in str(error)
     """
     (tmp_path / "program.py").write_text(textwrap.dedent(check) + textwrap.dedent(program))
-    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    several = ["-m", "mine=1,2"] if way == "multirun" else []
+    done = subprocess.run(
+        [sys.executable, "program.py", *several], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -371,3 +382,16 @@ def test_yaml_of_the_root_is_commented_line_by_line() -> None:
     entries = [line for line in lines[start : lines.index("")] if line.startswith("  - ") and "override" not in line]
     assert len(entries) == len(yaml.safe_load("\n".join(entries)))
     assert all("_self_" in line or "#" in line for line in entries)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.alpha=0.1,0.2", "^'method.alpha=0.1,0.2' names several values"),
+        ("hydra.sweeper.params={seed:1}", "'hydra.sweeper.params' is null and takes no group of keys"),
+        ("scorer=null", r"a group takes the name of one of its choices.*scorer=null"),
+    ],
+)
+def test_what_hydra_refuses_is_answered_in_its_users_words(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        composition.compose(["method=destein", override])

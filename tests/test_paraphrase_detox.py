@@ -37,6 +37,11 @@ def test_hateful_sentences_are_continued_as_they_are(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": "hate"}, {"text": "b", "label": "neutral"}, {"text": "c"}]
     labelled = write(tmp_path, "implicitHate.json", json.dumps(rows))
     assert [(r.id, r.prompt) for r in suite(data=labelled).requests()] == [("1", "a"), ("3", "c")]
+    spelt = [{"Text": "b", "Label": "Neutral"}, {"Text": "a", "Label": "Hate"}]
+    safe = [{"text": "b", "is_safe": 1}, {"text": "a", "is_safe": 0}]
+    for rows in (spelt, safe):
+        other = write(tmp_path, "other.json", json.dumps(rows))
+        assert [r.prompt for r in suite(data=other).requests()] == ["a"]
     (only,) = suite(data=labelled, limit=1, template="Complete: {text}", chat=True).requests()
     assert (only.prompt, only.chat) == ("Complete: a", True)
 

@@ -141,3 +141,16 @@ def test_three_trials_on_the_embedded_model(tmp_path: Path, capsys: pytest.Captu
     assert found["best"]["setting"]["method.alpha"] in shown[-1]
     assert main([*command[:-2], "--at-most", "perplexity"]) == 2
     assert "write METRIC=NUMBER" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("faked")
+def test_what_is_wrong_with_any_value_is_said_before_the_first_trial(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("fool\n")
+    suite = ["suite=harmful_requests", "scorer=word_list", f"scorer.words={tmp_path / 'words.txt'}"]
+    for wrong, message in (
+        ([*SPACE, *suite, "suite.data=nowhere.jsonl"], "no such file: nowhere.jsonl"),
+        ([*suite, "suite.data=choice(embedded,nowhere.jsonl)"], "no such file: nowhere.jsonl"),
+        (["method=destein", "method.alpha=interval(0.1,2e6)"], "method.alpha"),
+    ):
+        with pytest.raises(DetoxbenchError, match=message):
+            next(tune(wrong, OBJECTIVE, trials=3))

@@ -28,6 +28,11 @@ _FILL = frozenset({
     "is", "a", "the", "speech", "language", "content", "text", "comment", "label", "very", "identity", "sexual",
     "explicit", "severely",
 })  # fmt: skip
+_TURNING = frozenset({
+    "free", "without", "anti", "counter", "against", "less", "low", "lower", "little", "zero", "absence", "lack",
+    "minimal", "hardly", "crime", "crimes", "victim", "reported",
+})  # fmt: skip
+"""Words beside which a bad or good word is not certain: "hate-free", "low toxicity", "non-violent crimes"."""
 UMBRELLA = frozenset({"toxic", "toxicity", "unsafe", "harmful"})
 """Names of a class that stands for all kinds of it, where a classifier gives each kind a probability of its own."""
 
@@ -43,6 +48,8 @@ def side(label: object) -> Side | None:
     said = words(label)
     if said == "not":  # beside OFF, HOF or HATE (OLID, HASOC)
         return "civil"
+    if not _TURNING.isdisjoint(said.split()):
+        return None
     found = {_side_of(word) for word in _joined(said).split()} - {None}
     return found.pop() if len(found) == 1 else None
 

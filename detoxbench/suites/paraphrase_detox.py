@@ -156,18 +156,21 @@ def _embedded(n: int) -> list[str]:
 
 def _sentences(rows: Iterable[readers.Row]) -> list[tuple[str, str]]:
     """(id, sentence): plain texts as they are, of records with a label those labelled hate. Ids are line numbers."""
-    found = []
-    for row in rows:
+    given, found = [*rows], []
+    names = "text", "sentence"
+    if bad := next((r for r in given if not isinstance(r.value, str) and not readers.optional(r, *names)), None):
+        raise DetoxbenchError(f"{bad.place}: expected a sentence, or a record with its sentence in 'text'")
+    text = readers.column(given, *names)
+    labelled = [row for row in given if readers.optional(row, *readers.LABELS) is not None]
+    civil = dict(zip((row.number for row in labelled), readers.is_safe(labelled), strict=True))
+    for row in given:
+        label = readers.optional(row, "label")
         if isinstance(row.value, str):
             found.append((str(row.number), row.value.replace("\\n", "\n")))
-        elif isinstance(row.value, dict) and isinstance(text := row.value.get("text"), str) and text.strip():
-            label = row.value.get("label", "hate")
-            if label not in {"hate", "neutral"}:
-                raise DetoxbenchError(f"{row.place}: the label is {label!r}, and not hate or neutral")
-            if label == "hate":
-                found.append((str(row.number), text))
-        else:
-            raise DetoxbenchError(f"{row.place}: expected a sentence, or a record with its sentence in 'text'")
+        elif label is not None and civil[row.number] is None:
+            raise DetoxbenchError(f"{row.place}: the label is {label!r}, and not hate or neutral")
+        elif not civil.get(row.number):
+            found.append((str(row.number), text(row)))
     if not found:
         raise DetoxbenchError("none of the sentences is labelled hate")
     return found
@@ -177,7 +180,8 @@ def _answers(rows: Iterable[readers.Row]) -> list[tuple[str, str]]:
     """(id, text) of another model's outputs; empty ones leave nothing to paraphrase and are left out."""
     found = []
     for row in rows:
-        text = row.value.get("text") if isinstance(row.value, dict) else None
+        text = readers.optional(row, "text")
+        text = "" if text is None and isinstance(row.value, dict) and "text" in map(str.lower, row.value) else text
         if not isinstance(text, str):
             raise DetoxbenchError(f"{row.place}: expected another model's output in 'text'")
         if text.strip():

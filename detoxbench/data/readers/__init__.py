@@ -26,7 +26,7 @@ from detoxbench.data.readers.answers import (
     question_answers,
     truthfulqa,
 )
-from detoxbench.data.readers.columns import embedded
+from detoxbench.data.readers.columns import column, embedded, optional
 from detoxbench.data.readers.edits import (
     SafeEditInput,
     SafeEditRecord,
@@ -57,6 +57,7 @@ from detoxbench.data.readers.prompts import (
     parse_toxicity_prompts,
     toxicity_prompts,
 )
+from detoxbench.data.readers.safety import LABELS, is_safe
 from detoxbench.data.readers.texts import (
     RatedSentence,
     blimp,
@@ -69,6 +70,7 @@ from detoxbench.data.readers.texts import (
 )
 
 __all__ = [
+    "LABELS",
     "AskedInstruction",
     "GroupPrompt",
     "HarmfulRequest",
@@ -83,15 +85,18 @@ __all__ = [
     "TrueAndFalse",
     "asked_instructions",
     "blimp",
+    "column",
     "edit_records",
     "embedded",
     "group_prompts",
     "halueval",
     "harmful_requests",
     "instructions",
+    "is_safe",
     "labelled",
     "labelled_prompts",
     "lambada",
+    "optional",
     "pairs",
     "paraphrase_sets",
     "parse_asked_instructions",

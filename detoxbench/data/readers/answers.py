@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from detoxbench.data.readers.columns import Text, Texts, column, convert, id_of, optional, unique
+from detoxbench.data.readers.columns import Text, Texts, column, convert, id_of, optional, optional_text, unique
 from detoxbench.data.readers.files import Row, rows
 from detoxbench.errors import DetoxbenchError
 
@@ -33,8 +34,9 @@ def question_answers(path: str | Path) -> list[QuestionAnswer]:
     """`prompt`, `question` or `document`, with `answer` or `summary`, and perhaps `id` and `task`.
 
     An answer is a text (GSM8K: the solution), a list of texts (NQ-open), or TriviaQA's {"value", "aliases"}. So
-    XSum's, NQ-open's, TriviaQA's and GSM8K's published forms are read as they are. A `context` or `passage` that a
-    question is about stands before it.
+    XSum's, NQ-open's, TriviaQA's, GSM8K's and SQuAD's (`answers`) published forms are read as they are. A `context` or
+    `passage` that a question is about stands before it; where only some questions have one, this is warned of.
+    Questions with `choices` or `options` are refused: they cannot be answered unless these are asked too.
     """
     return parse_question_answers(rows(path))
 
@@ -44,8 +46,13 @@ class _Aliases(msgspec.Struct):
     aliases: list[Text] = []
 
 
+class _Spans(msgspec.Struct):
+    text: Texts
+
+
 class _Question(msgspec.Struct):
     answer: Text | Texts | _Aliases | None = None
+    answers: Texts | _Spans | None = None
     id: int | str | None = None
     task: str | None = None
 
@@ -53,23 +60,31 @@ class _Question(msgspec.Struct):
 def parse_question_answers(found: Iterable[Row]) -> list[QuestionAnswer]:
     given_rows, made = [*found], []
     question, answer = column(given_rows, "prompt", "question", "document"), column(given_rows, "answer", "summary")
-    for row in given_rows:
+    contexts = [optional_text(row, "context", "passage") for row in given_rows]
+    if (without := contexts.count(None)) and any(contexts):
+        row = given_rows[contexts.index(None)]
+        warnings.warn(f"{row.place}: {without} of {len(contexts)} questions have no context", stacklevel=2)
+    for row, context in zip(given_rows, contexts, strict=True):
+        if optional(row, "choices", "options") is not None:
+            raise DetoxbenchError(f"{row.place}: a question of several choices, which are not asked: use suite=lm_eval")
         given = convert(row, _Question)
-        context = optional(row, "context", "passage")
-        prompt = f"{context}\n\n{question(row)}" if isinstance(context, str) else question(row)
-        accepted = (answer(row),) if given.answer is None else _accepted(given.answer)
+        prompt = question(row) if context is None else f"{context}\n\n{question(row)}"
+        accepted = _accepted(given.answer or given.answers or answer(row))
         made.append((row, QuestionAnswer(id_of(given.id, row), given.task, prompt, accepted)))
     return unique(made, lambda question: question.id)
 
 
-def _accepted(answer: str | list[str] | _Aliases) -> tuple[str, ...]:
+def _accepted(answer: str | list[str] | _Aliases | _Spans) -> tuple[str, ...]:
+    if isinstance(answer, _Spans):
+        return tuple(dict.fromkeys(answer.text))
     if isinstance(answer, _Aliases):
         return tuple(dict.fromkeys((answer.value, *answer.aliases)))
     return (answer,) if isinstance(answer, str) else tuple(answer)
 
 
 def truthfulqa(path: str | Path) -> list[TrueAndFalse]:
-    """TruthfulQA's mc_task.json: `question`, `mc1_targets` and `mc2_targets` (answer -> 1 if it is true, else 0)."""
+    """TruthfulQA's mc_task.json: `question`, `mc1_targets` and `mc2_targets` (answer -> 1 if it is true, else 0, or, as
+    on the hub, `choices` and `labels`)."""
     return parse_truthfulqa(rows(path))
 
 
@@ -82,7 +97,9 @@ class _TruthfulQARow(msgspec.Struct):
 def parse_truthfulqa(found: Iterable[Row]) -> list[TrueAndFalse]:
     made = []
     for row in found:
-        given = convert(row, _TruthfulQARow)
+        if optional(row, "Best Answer") is not None:
+            raise DetoxbenchError(f"{row.place}: TruthfulQA.csv has no targets of MC1 and MC2: give mc_task.json")
+        given = convert(_by_answer(row), _TruthfulQARow)
         for name, targets in (("mc1_targets", given.mc1_targets), ("mc2_targets", given.mc2_targets)):
             if set(targets.values()) != {0, 1}:
                 raise DetoxbenchError(f"{row.place}: expected true (1) and false (0) answers, in '{name}'")
@@ -91,6 +108,19 @@ def parse_truthfulqa(found: Iterable[Row]) -> list[TrueAndFalse]:
         answers = {a: (label[given.mc1_targets.get(a)], label[given.mc2_targets.get(a)]) for a in both}
         made.append(TrueAndFalse(given.question, answers))
     return made
+
+
+def _by_answer(row: Row) -> Row:
+    """A row whose targets are `choices` and `labels`, as answer -> label."""
+    if not isinstance(row.value, Mapping):
+        return row
+    value = dict(row.value)
+    for name, targets in row.value.items():
+        if isinstance(targets, Mapping) and targets.keys() == {"choices", "labels"}:
+            if len(targets["choices"]) != len(targets["labels"]):
+                raise DetoxbenchError(f"{row.place}: as many labels as choices are needed, in '{name}'")
+            value[name] = dict(zip(targets["choices"], targets["labels"], strict=True))
+    return row._replace(value=value)
 
 
 class _HaluEvalQA(msgspec.Struct):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
@@ -15,6 +16,8 @@ from detoxbench.data.readers.files import Row, kind
 from detoxbench.errors import DetoxbenchError
 
 R = TypeVar("R")
+NAMING = frozenset({"behavior"})
+"""Columns that may only name what another one says, wherever they stand."""
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Texts = Annotated[list[Text], msgspec.Meta(min_length=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -37,13 +40,20 @@ def convert(row: Row, cls: type[R]) -> R:
                 raise DetoxbenchError(f"{row.place}: {_quoted(columns)} are one name, '{name}': rename or remove one")
         names = {columns[0]: name for name, columns in alike.items()}
         value = {names.get(key, key): inner for key, inner in value.items()}
+    table = _holds_only_text(value)  # as of a .csv file, which has no numbers and no null
+    if table:
+        value = {key: inner for key, inner in value.items() if inner}
     try:
-        return msgspec.convert(value, cls)
+        return msgspec.convert(value, cls, strict=not table)
     except msgspec.ValidationError as error:
         # "Object missing required field `x` - at `$.y`" -> "missing field 'x', in 'y'"
         reason = str(error).replace("`", "'").replace("Object missing required", "missing")
         reason = re.sub(r" - at '\$\.?(.*)'$", r", in '\1'", reason)
         raise DetoxbenchError(f"{row.place}: {reason}") from None
+
+
+def _holds_only_text(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(inner, str) for inner in value.values())
 
 
 @lru_cache(maxsize=256)
@@ -73,18 +83,35 @@ def optional(row: Row, *names: str) -> Any:
     return None
 
 
+def optional_text(row: Row, *names: str) -> str | None:
+    """As `optional`, of what must be text. Raises DetoxbenchError where it is not, so that nothing is left out."""
+    value = optional(row, *names)
+    if value is not None and not isinstance(value, str):
+        raise DetoxbenchError(f"{row.place}: expected text, got {kind(value)}, in {' or '.join(map(repr, names))}")
+    return value
+
+
 def column(found: Sequence[Row], *names: str) -> Callable[[Row], str]:
     """How to read the text that each of these rows has under one of `names`, in any case.
 
-    Where rows fill several of these columns with different texts, those that only name what another one says (a
-    "Behavior" of two words beside a "Goal" of twelve) are left out. Raises DetoxbenchError, naming the columns, where
-    more than one is left; the function returned raises it for a row without a text.
+    Where rows fill several of these columns with different texts, those that only name what one before them says (a
+    "Behavior" of two words beside a "Goal" of twelve) are left out, with a warning. Raises DetoxbenchError, naming the
+    columns, where more than one is left, and where a column holds lists or objects written as text; the function
+    returned raises it for a row without a text.
     """
     there = _filled(found, names)
     texts = {name: [str(row.value[name]) for row in found if _has(row, name)] for name in there}
     length = {name: statistics.median(len(text.split()) for text in texts[name]) for name in there}
-    longest = max(length.values(), default=0)
-    left = [name for name in there if length[name] > LABEL_WORDS or 2 * length[name] > longest]
+    left = list[str]()
+    for name in sorted(there, key=lambda name: _words(name) in NAMING):
+        short = [other for other in left if length[name] <= LABEL_WORDS and 2 * length[name] <= length[other]]
+        named = [other for other in short if any(_has(row, name) and _has(row, other) for row in found)]
+        if named:
+            file = found[0].place.rpartition(" ")[0].rpartition(" ")[0]
+            warnings.warn(f"{file}: '{name}' only names what '{named[0]}' says: it is not asked", stacklevel=2)
+        else:
+            left.append(name)
+            refuse_written(texts[name], name, found)
     for row in found:
         rivals = [name for name in left if _has(row, name)]
         if len({row.value[name] for name in rivals}) > 1:
@@ -95,18 +122,33 @@ def column(found: Sequence[Row], *names: str) -> Callable[[Row], str]:
     def read(row: Row) -> str:
         if not isinstance(row.value, Mapping):
             raise DetoxbenchError(f"{row.place}: expected an object, got {kind(row.value)}")
-        for name in [*left, *(n for wanted in names for n in _alike(row.value, wanted))]:
+        columns = [name for name in left if _has(row, name)]
+        columns += (name for wanted in names for name in _alike(row.value, wanted))
+        for name in columns:
             if name in row.value:
                 value = row.value[name]
-                if not isinstance(value, str) or not value:
+                if not isinstance(value, str) or not value.strip():
                     raise DetoxbenchError(
                         f"{row.place}: expected text that is not empty, got {kind(value)}, in '{name}'"
                     )
                 return value
         others = f" (or {', '.join(map(repr, names[1:]))})" if names[1:] else ""
-        raise DetoxbenchError(f"{row.place}: missing field '{names[0]}'{others}")
+        listed = ", ".join(map(str, row.value)) or "none"
+        raise DetoxbenchError(f"{row.place}: missing field '{names[0]}'{others}; there are {listed}")
 
     return read
+
+
+_WRITTEN = re.compile(r"""\s*(?:\[\s*(?:['"{\[].*)?\]|\{\s*['"][^'"]*['"]\s*:.*\}|array\(.*\))\s*""", re.DOTALL)
+
+
+def refuse_written(texts: Sequence[str], name: str, found: Sequence[Row]) -> None:
+    """Raises DetoxbenchError where all of a column's texts are lists or objects written as text, as pandas writes them
+    into a .csv file."""
+    if texts and all(_WRITTEN.fullmatch(text) for text in texts):
+        raise DetoxbenchError(
+            f"{found[0].place}: '{name}' holds lists or objects written as text: save the data as .jsonl or .parquet"
+        )
 
 
 def _filled(found: Sequence[Row], names: Sequence[str]) -> list[str]:
@@ -118,7 +160,7 @@ def _filled(found: Sequence[Row], names: Sequence[str]) -> list[str]:
 
 def _has(row: Row, name: str) -> bool:
     value = row.value.get(name) if isinstance(row.value, Mapping) else None
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and bool(value.strip())
 
 
 def id_of(given: int | str | None, row: Row) -> str:

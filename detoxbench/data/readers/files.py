@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,9 +73,9 @@ def read_jsonl(path: str | Path) -> list[Row]:
 
 
 def read_table(path: str | Path) -> list[Row]:
-    """The rows of a .csv file (commas, or semicolons or tabs where its header has no comma) or .tsv file with a header,
-    as dicts of text."""
-    delimiters = "\t" if ending(path) == ".tsv" else ",;\t"
+    """The rows of a .csv file (commas, or semicolons, tabs or bars where its header has no comma) or .tsv file with a
+    header, as dicts of text."""
+    delimiters = "\t,;|" if ending(path) == ".tsv" else ",;\t|"
     found = tables.read(content(path), str(path), delimiters)
     return filled(path, [Row(line, f"{path} line {line}", cells) for line, cells in found])
 
@@ -91,6 +92,43 @@ def read_parquet(path: str | Path) -> list[Row]:
     except (OSError, pyarrow.ArrowException) as error:
         raise DetoxbenchError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
     return filled(path, [Row(n, f"{path} row {n}", value) for n, value in enumerate(found, 1)])
+
+
+def read_texts(path: str | Path) -> list[Row]:
+    """The lines of a .txt, a text each. Raises DetoxbenchError where the file is a table or JSON under a wrong name."""
+    found = read_lines(path)
+    if name := _better_ending(content(path), [row.value for row in found]):
+        raise DetoxbenchError(f"{path} does not hold a text a line, it looks like {name}: rename the file so")
+    return found
+
+
+_HEADER = frozenset({
+    "prompt", "text", "goal", "behavior", "question", "instruction", "request", "query", "forbidden_prompt", "sentence",
+    "comment", "comment_text", "tweet", "toxic", "label", "id",
+})  # fmt: skip
+"""Names that the header of a table has, in the data sets of this field."""
+
+
+def _better_ending(text: str, lines: Sequence[str]) -> str:
+    """The ending that a .txt file should have, or "" where its lines are texts."""
+    if _is_json(text):
+        return ".json"
+    if all(line[0] in "{[" and _is_json(line) for line in lines):
+        return ".jsonl"
+    first = lines[0].lower()
+    for delimiter, name in (("\t", ".tsv"), (",", ".csv"), (";", ".csv"), ("|", ".csv")):
+        cells = [cell.strip(' "') for cell in first.split(delimiter)]
+        names = all(len(cell.split()) <= 2 for cell in cells) and not _HEADER.isdisjoint(cells)
+        if len(cells) > 1 and names and 2 * sum(delimiter in line for line in lines) > len(lines):
+            return name
+    return ".csv" if first.strip('"') in _HEADER else ""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict | list)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def read_lines(path: str | Path) -> list[Row]:
@@ -117,11 +155,14 @@ def content(path: str | Path) -> str:
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DetoxbenchError(f"'{path}' cannot be read: {reason}") from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise DetoxbenchError(f"{path} line 1 is not UTF-8: convert the file (iconv -f UTF-16 -t UTF-8)")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DetoxbenchError(f"{path} line {line} is not UTF-8: convert the file (iconv -t UTF-8)") from None
+    return text if "\n" in text else text.replace("\r", "\n")  # old spreadsheets end their lines so
 
 
 def decode(text: str, path: str | Path, line: int | None = None) -> Any:
@@ -147,13 +188,15 @@ def filled(path: str | Path, found: list[Row]) -> list[Row]:
 
 def kind(value: Any) -> str:
     """What a value is, in words."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "nothing"
     names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object", bool: "true or false"}
-    return "nothing" if value is None or value == "" else names.get(type(value), type(value).__name__)
+    return names.get(type(value), type(value).__name__)
 
 
 _READERS: dict[str, Callable[[str | Path], list[Row]]] = {
     ".json": read_json, ".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": read_table, ".tsv": read_table,
-    ".txt": read_lines, ".parquet": read_parquet,
+    ".txt": read_texts, ".parquet": read_parquet,
 }  # fmt: skip
 ENDINGS = tuple(_READERS)
 _UNPACK: dict[str, Callable[[bytes], bytes]] = {

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from detoxbench.data.readers.columns import Text, Texts, column, convert, id_of, optional, unique
+from detoxbench.data.readers.columns import Text, Texts, column, convert, id_of, optional, optional_text, unique
 from detoxbench.data.readers.files import Row, rows
 from detoxbench.method import Instruction, Pair, ParaphraseSet
+
+_FORMS = (
+    ("toxic", ("civil", "nontoxic", "neutral", "neutral1")),
+    ("toxic_sentence", ("neutral_sentence",)),
+    ("toxic_comment", ("neutral_comment", "neutral_comment1")),
+    ("en_toxic_comment", ("en_neutral_comment",)),
+)
+"""Columns of parallel data: ours and ParaDetox's, then those of its forms in several languages and on the hub."""
+
+
+def _parallel(found: Sequence[Row]) -> tuple[str, tuple[str, ...]]:
+    """The first of `_FORMS` whose toxic column is there."""
+    there = (form for form in _FORMS if any(optional(row, form[0]) is not None for row in found))
+    return next(there, _FORMS[0])
 
 
 def pairs(path: str | Path) -> list[Pair]:
     """Toxic texts with a civil version: two-element lists [toxic, civil] (DeStein), or the columns `toxic` and one of
-    `civil`, `nontoxic`, `neutral`, `neutral1` (ParaDetox, whose further versions are not used)."""
+    `civil`, `nontoxic`, `neutral`, `neutral1` (ParaDetox, whose further versions are not used), or those of its forms
+    in other languages (`toxic_sentence`, `neutral_sentence`; `toxic_comment`, `neutral_comment1`)."""
     found = rows(path)
-    toxic, civil = column(found, "toxic"), column(found, "civil", "nontoxic", "neutral", "neutral1")
+    toxic_name, civil_names = _parallel(found)
+    toxic, civil = column(found, toxic_name), column(found, *civil_names)
     return [
         Pair(*convert(row, tuple[Text, Text])) if isinstance(row.value, list) else Pair(toxic(row), civil(row))
         for row in found
@@ -24,20 +41,20 @@ def pairs(path: str | Path) -> list[Pair]:
 
 
 def instructions(path: str | Path) -> list[Instruction]:
-    """`instruction` or `prompt` (an `input` is joined to it by a space), `output`, `response` or `completion`, and
-    `chat` (default true)."""
+    """`instruction` or `prompt` (an `input` or `context` is joined to it by a space), `output`, `response` or
+    `completion`, and `chat` (default true)."""
     found = rows(path)
     prompt, response = column(found, "instruction", "prompt"), column(found, "output", "response", "completion")
     made = []
     for row in found:
         rest = convert(row, _InstructionRow)
-        asked = f"{prompt(row)} {rest.input}" if rest.input else prompt(row)
+        about = optional_text(row, "input", "context")
+        asked = prompt(row) if about is None else f"{prompt(row)} {about}"
         made.append(Instruction(asked, response(row), rest.chat))
     return made
 
 
 class _InstructionRow(msgspec.Struct):
-    input: str | None = ""
     chat: bool = True
 
 
@@ -62,10 +79,11 @@ class _Plain(msgspec.Struct):
 
 
 def _paraphrase_set(row: Row) -> ParaphraseSet:
-    if optional(row, "toxic") is not None:
-        column([row], "neutral1")(row)
-        neutral = [v for k, v in row.value.items() if re.fullmatch(r"neutral\d+", k.lower()) and v]
-        toxic = column([row], "toxic")(row)
+    toxic_name, civil_names = _parallel([row])
+    if optional(row, toxic_name) is not None:
+        column([row], civil_names[-1])(row)
+        neutral = [v for k, v in row.value.items() if re.fullmatch(r"neutral(_comment)?\d+", k.lower()) and v]
+        toxic = column([row], toxic_name)(row)
         return ParaphraseSet(id_of(optional(row, "id"), row), tuple(dict.fromkeys(neutral)), (toxic,))
     given: _Released | _Plain
     if optional(row, "paraphrases") is not None:

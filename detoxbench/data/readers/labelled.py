@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,8 +62,12 @@ def labelled(
         return found[:limit]
     if labels is not None:
         raise UsageError("a file of labels belongs to a .txt file: other files have a column of labels (--label)")
-    text, label = _column(given[0], text, TEXT, "text"), _column(given[0], label, LABEL, "label")
     fields = [row.value if isinstance(row.value, Mapping) else {} for row in given]
+    if text is None:
+        _require_one(given[0], TEXT, "text", lambda name: [value.get(name) for value in fields])
+    if label is None and toxic is None:
+        _require_one(given[0], LABEL, "label", lambda name: _certain([value.get(name) for value in fields], name))
+    text, label = _column(given[0], text, TEXT, "text"), _column(given[0], label, LABEL, "label")
     for row, value in zip(given, fields, strict=True):
         if not isinstance(value.get(text), str):
             raise DetoxbenchError(f"{row.place}: no text in '{text}'")
@@ -79,6 +83,24 @@ def _labels_beside(file: Path, labels: str | Path | None) -> dict[int, Row]:
     if labels is None and (guess == file or not guess.is_file()):
         raise UsageError(f"'{file}' holds texts only: name the file of their labels by --labels FILE")
     return {row.number: row for row in read_lines(labels or guess)}
+
+
+def _require_one(row: Row, known: Iterable[str], what: str, read: Callable[[str], list[Any] | None]) -> None:
+    """Raises UsageError where two known columns give different texts or labels."""
+    there = list(row.value) if isinstance(row.value, Mapping) else []
+    columns = [name for name in there if str(name).casefold() in known]
+    given = {name: values for name in columns if (values := read(name)) and any(v is not None for v in values)}
+    first = next(iter(given), None)
+    for name, values in given.items():
+        if first is not None and values != given[first]:
+            raise UsageError(f"{row.place}: '{first}' and '{name}' do not say the same: name one by --{what}")
+
+
+def _certain(values: Sequence[Any], column: str) -> list[bool] | None:
+    """Which labels say toxic; None where one does not."""
+    named = side(column) or ("toxic" if words(column) in _CONVENTION else None)
+    verdicts = [says_toxic(value, named) for value in values]
+    return [verdict is True for verdict in verdicts] if None not in verdicts else None
 
 
 def _column(row: Row, given: str | None, known: Iterable[str], what: str) -> str:

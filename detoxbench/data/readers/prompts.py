@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from detoxbench.data.readers.columns import Share, Text, column, convert, id_of, optional, unique
+from detoxbench.data.readers.columns import Share, Text, column, convert, id_of, optional, optional_text, unique
 from detoxbench.data.readers.files import ENDINGS, Row, content, decode, ending, is_json_lines, rows
 from detoxbench.data.readers.safety import is_safe
 from detoxbench.errors import DetoxbenchError
@@ -104,14 +104,13 @@ def asked_instructions(path: str | Path) -> list[AskedInstruction]:
     """Ext-Sub's toxic_test.json: `instruction` (or `prompt`, `question`, ...), and perhaps `input` and `half` ("toxic"
     or "nontoxic").
 
-    Its `output` and its six score columns are not read: the scores are a classifier's of the instruction, not of the
-    output.
+    A `context` (Dolly) is taken for the input. Its `output` and its six score columns are not read: the scores are a
+    classifier's of the instruction, not of the output.
     """
     return parse_asked_instructions(rows(path))
 
 
 class _AskedInstructionRow(msgspec.Struct):
-    input: str | None = ""
     half: Literal["toxic", "nontoxic"] | None = None
 
 
@@ -120,7 +119,7 @@ def parse_asked_instructions(found: Iterable[Row]) -> list[AskedInstruction]:
     instruction = column(given_rows, *_REQUEST)
     for row in given_rows:
         rest = convert(row, _AskedInstructionRow)
-        made.append(AskedInstruction(instruction(row), rest.input or "", rest.half))
+        made.append(AskedInstruction(instruction(row), optional_text(row, "input", "context") or "", rest.half))
     return made
 
 
@@ -161,16 +160,20 @@ def _lacks_context(row: Row) -> bool:
 def _harmful_request(row: Row, text: Callable[[Row], str]) -> HarmfulRequest:
     if isinstance(row.value, str) and row.value:
         return HarmfulRequest(row.value, "")
-    request, given, context = text(row), optional(row, "input"), optional(row, "ContextString", "context")
-    if isinstance(given, str):
-        request = f"{request} {given}"
-    if isinstance(context, str):
-        request = f"{context}\n\n---\n\n{request}"
-    return HarmfulRequest(request, _name(optional(row, "category", "SemanticCategory")))
+    return HarmfulRequest(_whole(row, text), _name(optional(row, "category", "SemanticCategory")))
+
+
+def _whole(row: Row, text: Callable[[Row], str]) -> str:
+    """A request with the input and the context that it is about."""
+    given, context = optional_text(row, "input"), optional_text(row, "ContextString", "context")
+    request = text(row) if given is None else f"{text(row)} {given}"
+    return request if context is None else f"{context}\n\n---\n\n{request}"
 
 
 def _name(category: Any) -> str:
-    """A category as text: data sets have names, numbers and lists of them."""
+    """A category as text: data sets have names, numbers, lists of them, and objects that say yes or no to each."""
+    if isinstance(category, Mapping):
+        category = [name for name, yes in category.items() if yes]
     if isinstance(category, list):
         return ", ".join(map(str, category))
     return "" if category is None else str(category)
@@ -190,7 +193,7 @@ def parse_labelled_prompts(found: Iterable[Row]) -> list[LabelledPrompt]:
     given_rows, made = [*found], []
     prompt = column(given_rows, *_REQUEST)
     for row, safe in zip(given_rows, is_safe(given_rows), strict=True):
-        number, text = id_of(convert(row, _Identified).id, row), prompt(row)
+        number, text = id_of(convert(row, _Identified).id, row), _whole(row, prompt)
         if safe is None:
             given = optional(row, "label")
             raise DetoxbenchError(
