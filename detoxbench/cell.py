@@ -18,7 +18,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from detoxbench import broken_text, chat, checkpoint
-from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, digest, identity
+from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
 from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.lm import find
@@ -65,7 +65,7 @@ class Cell:
 
     def __init__(self, spec: RunSpec, checkpoint_folder: Path | None) -> None:
         """Without a folder everything but the model is checked, and the keys are nobody's."""
-        self.spec = spec
+        spec = self.spec = normalised(spec)
         self.suite: Suite[Any] = suites.get(spec.suite_name)(spec.suite, name=spec.suite_name)
         self.method: Method[Any] = methods.get(spec.method_name)(spec.method, name=spec.method_name, seed=spec.seed)
         self.requests: list[Request] = self.suite.requests()
@@ -77,7 +77,7 @@ class Cell:
         for slot, given in self.suite.auxiliary().items():
             cls = scorers.get(given["name"])
             config = {key: value for key, value in given.items() if key != "name"}
-            self.scorers[slot] = cls(cls.Config(**config), name=given["name"])
+            self.scorers[slot] = cls(build(cls.Config, config, f"the suite's scorer '{slot}'"), name=given["name"])
         self.suite.check_scorers(self.scorers)
         self.data: FitData
         self.per_record = self.method.scope is Scope.PER_RECORD

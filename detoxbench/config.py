@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 import msgspec
 
-from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -189,9 +189,18 @@ def identity(config: DataclassInstance) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 of `value` as canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """16 hexadecimal digits of the SHA-256 of `value` as canonical JSON.
+
+    Raises DetoxbenchError for what could not be stored and read back: a number that is not finite, half a character.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        near = ascii(error.object[max(0, error.start - 20) : error.end + 20])
+        raise DetoxbenchError(f"a text holds half a character (a lone surrogate), near {near}: mend the data") from None
+    except ValueError as error:
+        raise DetoxbenchError(f"a number that is not finite cannot be part of a run: {error}") from None
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def build(cls: type[D], values: Mapping[str, Any], where: str, *, owner: str = "") -> D:
@@ -214,7 +223,7 @@ def build(cls: type[D], values: Mapping[str, Any], where: str, *, owner: str = "
         if isinstance(value, str) and value == "???":
             raise UsageError(f"'{path}' must be given: {known[key].metadata.get('help', '')}".rstrip(": "))
         try:
-            made[key] = msgspec.convert(value, hints[key])
+            made[key] = _rounded(msgspec.convert(_whole(value, path), hints[key]))
         except msgspec.ValidationError as error:
             literals = [h for h in (hints[key], *get_args(hints[key])) if get_origin(h) is Literal]  # x, or x | None
             choices = get_args(literals[0]) if literals else ()
@@ -224,8 +233,6 @@ def build(cls: type[D], values: Mapping[str, Any], where: str, *, owner: str = "
         bounds = known[key].metadata.get("bounds", {})
         if isinstance(made[key], float) and not bounds.keys() & {"le", "lt"}:
             bounds = {**bounds, "le": LARGEST_SETTING}
-        if isinstance(made[key], float) and not made[key] > -math.inf:
-            raise UsageError(f"'{path}' is {made[key]}: give a number")
         for sign, bound in bounds.items():
             if made[key] is not None and not _within(made[key], sign, bound):
                 raise UsageError(f"'{path}' is out of range: {value!r} must be {_SIGNS[sign]} {bound:g}")
@@ -234,6 +241,53 @@ def build(cls: type[D], values: Mapping[str, Any], where: str, *, owner: str = "
     except (TypeError, ValueError) as error:
         raise UsageError(f"wrong configuration of '{where}': {error}") from None
 
+
+def normalised(spec: RunSpec) -> RunSpec:
+    """`spec` as `build` makes its parts: what was made by hand is checked, and its numbers are those of its identity.
+
+    Raises UsageError.
+    """
+    parts = {key: _fields(spec, key) for key in ("model", "method", "suite", "scorer", "gen", "fit", "tracker")}
+    built = {key: build(type(getattr(spec, key)), values, key) for key, values in parts.items()}
+    return dataclasses.replace(spec, **built)
+
+
+def _fields(spec: RunSpec, key: str) -> dict[str, Any]:
+    config = getattr(spec, key)
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
+
+
+DIGITS = 12
+"""Significant digits of a number in a configuration. What differs by less is one setting: 0.1 + 0.2 is 0.3."""
+
+
+def _whole(value: Any, where: str) -> Any:
+    """`value` with whole floats as integers, lists and maps part by part, so that 1, 1.0 and 1e0 are one number of
+    whatever type the field has. Raises UsageError for a number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _whole(inner, f"{where}.{key}") for key, inner in value.items()}
+    if type(value) in _PLAIN:
+        return type(value)(_whole(inner, where) for inner in value)
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        raise UsageError(f"'{where}' is {'' if math.isnan(value) else 'out of range: '}{value}: give a number")
+    nearest = value if value.is_integer() else _rounded(value)
+    return int(nearest) if nearest.is_integer() else nearest
+
+
+def _rounded(value: Any) -> Any:
+    """`value` with every float at `DIGITS` significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") + 0.0  # -0.0 is 0.0
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if type(value) in _PLAIN:
+        return type(value)(_rounded(inner) for inner in value)
+    return value
+
+
+_PLAIN = (list, tuple, set, frozenset)
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 

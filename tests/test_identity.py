@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from detoxbench import checkpoint, file_hash
-from detoxbench.errors import DetoxbenchError
+from detoxbench.cell import Cell, checkpoint_folder
+from detoxbench.composition import compose
+from detoxbench.config import build, digest
+from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.file_hash import sha256_of_file
 from detoxbench.lm import LanguageModel
 from tests.tiny import tiny
@@ -197,3 +203,92 @@ def test_large_files_are_announced(
     with caplog.at_level("INFO", logger="detoxbench"):
         checkpoint.fingerprint(saved)
     assert "hashing" in caplog.text
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+ONE = [1, 1.0, 1e0, 1.0000000000000002]
+THIRD = [0.3, 0.1 + 0.2, 0.30000000000000004, 3e-1]
+
+
+def identified(tmp_path: Path, *overrides: str) -> Cell:
+    spec = compose([*overrides, "suite.records=2", f"runs_dir={tmp_path}"])
+    return Cell(spec, checkpoint_folder(spec, download=False))
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("method.alpha", ["1", "1.0", "1e0", "1.0000000000000002"]),
+        ("method.alpha", ["0.3", "0.30000000000000004", "3e-1"]),
+        ("method.alpha", ["0", "0.0", "-0.0"]),
+        ("gen.temperature", ["1", "1.0", "1e0"]),
+        ("gen.top_k", ["5", "5.0", "5e0"]),
+        ("seed", ["1", "1.0"]),
+    ],
+)
+def test_equal_settings_are_one_run_and_one_value(tmp_path: Path, key: str, values: list[str]) -> None:
+    cells = [identified(tmp_path, "method=destein", f"{key}={value}") for value in values]
+    assert len({cell.folder.name for cell in cells}) == 1
+    assert len({repr(cell.spec) for cell in cells}) == 1, "what is used is what is identified"
+
+
+def test_settings_given_in_python_are_the_same_run(tmp_path: Path) -> None:
+    composed = identified(tmp_path, "method=destein", "method.alpha=0.3").spec
+    ids = set()
+    for alpha in THIRD:
+        method, gen = replace(composed.method, alpha=alpha), replace(composed.gen, temperature=1)
+        cell = Cell(replace(composed, method=method, gen=gen), checkpoint_folder(composed, download=False))
+        assert cell.method.config.alpha == 0.3
+        assert isinstance(cell.spec.gen.temperature, float)
+        ids.add(cell.folder.name)
+    assert len(ids) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    share: float = 0.5
+    either: int | float = 1
+    maybe: float | None = None
+    several: list[float] = field(default_factory=list)
+    pairs: dict[str, Any] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    name: int | str | None = None
+
+
+@pytest.mark.parametrize("value", ONE)
+def test_numbers_are_one_within_lists_maps_and_unions(value: float) -> None:
+    given = {"share": value, "either": value, "maybe": value, "several": [value, *THIRD], "layers": [value]}
+    made = build(Nested, given | {"pairs": {"a": [value, *THIRD]}, "name": value}, "x")
+    expected = Nested(
+        share=1.0, either=1, maybe=1.0, several=[1.0, *[0.3] * 4], layers=(1,), pairs={"a": [1, *[0.3] * 4]}, name=1
+    )
+    assert repr(made) == repr(expected)
+
+
+@pytest.mark.parametrize("value", [1e30, 10**30, 12345678901234567, 1.2345678901234567e16, -0.0, 5e-324, 1e308])
+def test_extreme_numbers_are_stable(value: float) -> None:
+    ((once,), (again,)) = (build(Nested, {"several": [v]}, "x").several for v in (value, float(value)))
+    assert build(Nested, {"several": [once]}, "x").several == [once] == [again]
+    assert once == pytest.approx(value, rel=1e-11, abs=0)
+    assert math.copysign(1, once) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("wrap", [lambda v: {"share": v}, lambda v: {"several": [v]}, lambda v: {"pairs": {"a": [v]}}])
+def test_numbers_that_are_not_finite_are_refused(value: float, wrap: Any) -> None:
+    with pytest.raises(UsageError, match=r"'x\.(share|several|pairs\.a)' is .*(nan|inf): give a number"):
+        build(Nested, wrap(value), "x")
+
+
+def test_integers_stay_exact() -> None:
+    assert build(Nested, {"layers": [2**62 + 1], "either": 2**53 + 1}, "x") == Nested(
+        layers=(2**62 + 1,), either=2**53 + 1
+    )
+
+
+def test_what_cannot_be_stored_is_no_part_of_a_run() -> None:
+    with pytest.raises(DetoxbenchError, match="half a character"):
+        digest(["good \ud83d morning"])
+    with pytest.raises(DetoxbenchError, match="not finite"):
+        digest([math.nan])
