@@ -116,11 +116,13 @@ def ablation(
         known = sorted({key for entry in entries for key in entry.known})
         odd = next((k for k in over if k not in known), over[0])
         under = f" with {' '.join(where)}" if where else ""
-        raise UsageError(f"no run in '{folder}'{under} has a knob '{odd}'{did_you_mean(odd, known)}")
+        problem = f"no run in '{folder}'{under} has a knob '{odd}'{did_you_mean(odd, known)}"
+        raise UsageError("; ".join([problem, *notes]))
     for knob in over:
         if len({written(e.known[knob]) for e in chosen}) < 2:
             value = written(chosen[0].known[knob])
-            raise UsageError(f"'{knob}' never varies in '{folder}': it is {value} in all {len(chosen)} runs")
+            problem = f"'{knob}' never varies in '{folder}': it is {value} in all {len(chosen)} runs"
+            raise UsageError("; ".join([problem, *notes]))
     allowed = {*over, *along, "seed"}
     others = [key for key in differing([e.identity for e in chosen]) if key not in allowed]
     asked = differing([{k: v for k, v in e.known.items() if k.startswith(("fit.", "suite."))} for e in chosen])

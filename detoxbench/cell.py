@@ -25,12 +25,10 @@ from detoxbench.lm import find
 from detoxbench.method import FitData, Method, Role, Scope
 from detoxbench.registries import methods, scorers, suites
 from detoxbench.scorers.base import Scorer
+from detoxbench.sealing import PARTIAL, Damaged, whole
 from detoxbench.store import Run
 from detoxbench.suites.base import Request, Suite
 from detoxbench.weight_changes import LowRankForm, low_rank_form
-
-PARTIAL = "partial.jsonl"
-"""What an unfinished stage has done so far."""
 
 log = logging.getLogger("detoxbench")
 
@@ -146,8 +144,10 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is there; one that lacks scores because a scorer broke is not, so that it is asked again."""
-        return (self.folder / "run.json").is_file() and not Run(self.folder).record().counts.get("failed_scores")
+        """Whether the run is there, every file as it was written; one that lacks scores because a scorer broke is not,
+        so that it is asked again."""
+        there, _ = _state(self.folder)
+        return there and not Run(self.folder).record().counts.get("failed_scores")
 
     def data_names(self) -> dict[str, str]:
         """What the data are called that were fitted on and asked, by setting."""
@@ -172,22 +172,17 @@ class Cell:
         asked = f" of {names.pop('suite.data')}" if "suite.data" in names else ""
         learned = "; ".join(f"{key.removeprefix('fit.')}: {name}" for key, name in names.items())
         fitted = f", a fit for each of {len(self.records)} records" if self.per_record else ""
+        judged = f"{texts} texts by {judges}" if self.suite.judged else "no scorer is asked"
+        finished = self.finished
         stages = [
-            self._planned(
+            _planned(
                 "fit",
-                self.fit_folder / "fit.json",
+                self.fit_folder,
                 f"{self.method.examples(self.data)} examples" + (f" ({learned})" if learned else ""),
+                finished,
             ),
-            self._planned(
-                "generate",
-                self.generation_folder / "generation.json",
-                ", ".join(work) + asked + fitted,
-            ),
-            self._planned(
-                "score",
-                self.score_folder / "scores.jsonl",
-                f"{texts} texts by {judges}" if self.suite.judged else "no scorer is asked",
-            ),
+            _planned("generate", self.generation_folder, ", ".join(work) + asked + fitted, finished),
+            _planned("score", self.score_folder, judged, finished),
         ]
         return stages[1:] if self.per_record or self.method.name == BASE else stages
 
@@ -206,12 +201,19 @@ class Cell:
         finally:
             lock.release()
 
-    def _planned(self, stage: Literal["fit", "generate", "score"], result: Path, remark: str) -> PlannedStage:
-        done = self.finished or result.is_file()
-        begun = not done and (result.parent / PARTIAL).is_file()
-        return PlannedStage(
-            stage, result.parent.name, "cached" if done else "to do", remark + (", begun" if begun else "")
-        )
+
+def _planned(stage: Literal["fit", "generate", "score"], folder: Path, remark: str, finished: bool) -> PlannedStage:
+    done, why = (True, "") if finished else _state(folder)
+    why = why or ("begun" if not done and (folder / PARTIAL).is_file() else "")
+    return PlannedStage(stage, folder.name, "cached" if done else "to do", remark + (f", {why}" if why else ""))
+
+
+def _state(folder: Path) -> tuple[bool, str]:
+    """Whether a finished stage or run is there, and that it is damaged if it is."""
+    try:
+        return whole(folder), ""
+    except Damaged as error:
+        return False, f"damaged ({error.reason}), to be done again"
 
 
 def _check_template(model: ModelSpec, folder: Path, requests: Sequence[Request]) -> None:

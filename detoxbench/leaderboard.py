@@ -205,6 +205,7 @@ def leaderboard(
     pareto: Sequence[str] | None = None,
     by: Literal["model", "suite"] | None = None,
     paper: bool = False,
+    samples: bool = False,
 ) -> Leaderboard:
     """The finished runs under `folder` as tables, one for each group of comparable runs.
 
@@ -222,13 +223,16 @@ def leaderboard(
     by: one table for each model or suite instead, with the suites or models of the same setting side by side
         (`grouping.grouped`): of each its first metric with a direction, unless `columns` or `all_metrics` say more.
     paper: with the numbers that papers report for a table's model and suite below what was measured.
+    samples: leave out runs whose samples or scores are damaged, too, which no table is made of.
     """
     if by is not None and (ranks or pareto is not None or pairwise):
         raise UsageError("ranks and pairs are of one table: leave out 'by', which puts several side by side")
     notes: list[str] = []
     wanted = {"model": model, "suite": suite, "method": method, "scorer": scorer}
     groups: dict[bytes, list[_Entry]] = {}
-    every = [_Entry(run, record, shared_identity(record)) for run, record in readable(Path(folder), notes)]
+    every = [
+        _Entry(run, record, shared_identity(record)) for run, record in readable(Path(folder), notes, whole=samples)
+    ]
     for entry in _chosen(every, wanted):
         groups.setdefault(_canonical(entry.shared), []).append(entry)
     first = by is not None and columns is None and not all_metrics

@@ -28,11 +28,13 @@ import msgspec
 from detoxbench import __version__
 from detoxbench.config import SCHEMA_VERSION
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.sealing import seal
 from detoxbench.store import (
     VERIFIED,
     Run,
     RunRecord,
     Verified,
+    is_run,
     make_runs_dir,
     runs,
     write_atomic,
@@ -117,11 +119,11 @@ def pack(folders: Sequence[str | Path], out: str | Path, *, allow_dirty: bool = 
 
 def _chosen(folders: Sequence[Path]) -> Iterator[Run]:
     for folder in folders:
-        if (folder / "run.json").is_file():
+        if is_run(folder):
             run = Run(folder)
             yield run
             base = run.record().base_run_id
-            if base and (folder.parent / base / "run.json").is_file():  # a run is read beside its base
+            if base and is_run(folder.parent / base):  # a run is read beside its base
                 yield Run(folder.parent / base)
         elif folder.is_dir() and (found := list(runs(folder))):
             yield from found
@@ -243,7 +245,10 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> list[Run]:
         left -= written
         if digest != manifest.files[name]:
             raise _Refused(f"{name} is not what {MANIFEST} says (SHA-256 {digest[:12]}…)")
-    return [Run(folder / "runs" / run_id) for run_id in sorted(manifest.runs)]
+    found = [folder / "runs" / run_id for run_id in sorted(manifest.runs)]
+    for run in found:
+        seal(run)  # a pack's own digests were checked above
+    return [Run(run) for run in found]
 
 
 def _copy(archive: zipfile.ZipFile, name: str, out: IO[bytes], limit: int) -> tuple[str, int]:
@@ -283,6 +288,7 @@ def unpack(verdicts: Sequence[Verdict], found: Sequence[Run], path: str | Path, 
         def fill(folder: Path, files: dict[str, bytes] = files) -> None:
             for name, data in files.items():
                 write_atomic(folder / name, data)
+            seal(folder)
 
         write_folder(there, fill)
         results[verdict.run] = "added"

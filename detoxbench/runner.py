@@ -23,7 +23,7 @@ import msgspec
 
 from detoxbench import weight_changes
 from detoxbench.aggregation import Answers, aggregate, base_run_id
-from detoxbench.cell import PARTIAL, Cell, checkpoint_folder, companions, plan
+from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec, digest
 from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.errors import DetoxbenchError
@@ -31,12 +31,16 @@ from detoxbench.finite import require_finite_values
 from detoxbench.progress import bar
 from detoxbench.scorers.asking import Asking, Score
 from detoxbench.scorers.cache import remembering
+from detoxbench.sealing import PARTIAL, seal, whole_or_aside
 from detoxbench.store import (
     Clusters,
     Run,
     RunRecord,
     appending,
+    chained_lines,
+    encode,
     encode_lines,
+    is_run,
     link,
     make_runs_dir,
     read_lines,
@@ -97,7 +101,7 @@ def run(spec: RunSpec) -> RunResult:
         return _already_there(cell, base)
     make_runs_dir(Path(spec.runs_dir))
     with cell.locked(cell.folder):
-        if cell.finished:  # by another process, meanwhile
+        if whole_or_aside(cell.folder) and cell.finished:  # by another process, meanwhile
             return _already_there(cell, base)
         with _logged() as lines:
             if not cell.per_record:
@@ -167,9 +171,8 @@ class _RecordFit(msgspec.Struct):
 def _fit(cell: Cell) -> _Fit:
     """Have the intervention on disk; return what it cost."""
     with cell.locked(cell.fit_folder):
-        done = cell.fit_folder / "fit.json"
-        if done.is_file():
-            return msgspec.json.decode(done.read_bytes(), type=_Fit)
+        if whole_or_aside(cell.fit_folder):
+            return msgspec.json.decode((cell.fit_folder / "fit.json").read_bytes(), type=_Fit)
         from detoxbench.provenance import Meter
 
         lm = _lm(cell)
@@ -182,7 +185,8 @@ def _fit(cell: Cell) -> _Fit:
 
         def fill(folder: Path) -> None:
             intervention.save(folder / "intervention")
-            write_atomic(folder / "fit.json", msgspec.json.encode(fit))
+            write_atomic(folder / "fit.json", encode(fit))
+            seal(folder)
 
         write_folder(cell.fit_folder, fill)
         log.info("fitted %s in %.1f s", cell.method.name, fit.seconds)
@@ -213,7 +217,7 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
     folder, gen = cell.generation_folder, cell.spec.gen
     done, finished = folder / "samples.jsonl", folder / "generation.json"
     with cell.locked(folder):
-        if finished.is_file():
+        if whole_or_aside(folder):
             return read_lines(done, Sample), msgspec.json.decode(finished.read_bytes(), type=_Generation)
         from detoxbench.generation import Generated
 
@@ -221,7 +225,8 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
         computes = _arithmetic(cell, lm)
         tokens, seconds = 0, 0.0
         with appending(folder / PARTIAL, Generated) as (rows, append):
-            made = {(g.sample.id, g.sample.sample): g for g in rows}
+            fitted = _fitted_already(cell)
+            made = {(g.sample.id, g.sample.sample): g for g in rows if fitted is None or g.sample.record in fitted}
             wanted = [(r.id, k) for r in cell.requests for k in range(gen.n if r.text is None else 1)]
             title = f"{cell.method.name}: {cell.suite.name}"
             answers = _answers_per_record if cell.per_record else _answers
@@ -246,7 +251,8 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
             arithmetic=computes,
         )
         write_atomic(done, encode_lines(samples))
-        write_atomic(finished, msgspec.json.encode(generation))
+        write_atomic(finished, encode(generation))
+        seal(folder, [done.name, finished.name, *([FITS] if cell.per_record else [])])
         (folder / PARTIAL).unlink()
         log.info("generated %d samples at %.0f tokens/s", len(samples), generation.tokens_per_second or 0)
         return samples, generation
@@ -400,10 +406,10 @@ def _by_record(requests: Sequence[Request]) -> dict[str, list[Request]]:
 
 def _all_fits(cell: Cell, lm: LanguageModel) -> tuple[Intervention, _Fit]:
     """The first record's intervention, fitted again to measure costs on, and all records' fits as one."""
-    path = cell.generation_folder / FITS
-    found = {fit.record: fit for fit in read_lines(path, _RecordFit)}  # of a record that was fitted twice, the last
+    found = _fitted_already(cell) or {}
     fits = [found[record] for record in cell.records]
-    write_atomic(path, encode_lines(fits))
+    path = cell.generation_folder / FITS
+    write_atomic(path, chained_lines(path, fits))  # a kill before the stage is whole finds them as they were
     first = next(cell.method.fit_many(lm, list(cell.records.values()), [0]))
     seconds = [fit.seconds for fit in fits]
     info = {"records": len(fits), "seconds_per_record": statistics.mean(seconds), **merged([fit.info for fit in fits])}
@@ -412,6 +418,14 @@ def _all_fits(cell: Cell, lm: LanguageModel) -> tuple[Intervention, _Fit]:
     whole = _fit_of(cell, first, weight_changes.record(lm, first.weights), sum(seconds), peak, info)
     whole.digest = digest([fit.digest for fit in fits])
     return first, whole
+
+
+def _fitted_already(cell: Cell) -> dict[str, _RecordFit] | None:
+    """What earlier tries recorded of each record's fit (the last, of one that was fitted twice); None under one fit."""
+    if not cell.per_record:
+        return None
+    with appending(cell.generation_folder / FITS, _RecordFit) as (rows, _):
+        return {fit.record: fit for fit in rows}
 
 
 def merged(values: Sequence[Any]) -> Any:
@@ -438,11 +452,13 @@ def _score(cell: Cell, samples: Sequence[Sample]) -> tuple[list[Scored], int]:
     """
     done = cell.score_folder / "scores.jsonl"
     failed = cell.score_folder / "failed.txt"
-    if done.is_file():
-        return read_lines(done, Scored), int(failed.read_text()) if failed.is_file() else 0
+    if whole_or_aside(cell.score_folder):
+        return read_lines(done, Scored), int(failed.read_text())
     if not cell.suite.judged:
         scores = [Scored(id=s.id, sample=s.sample, scores=dict.fromkeys(cell.scorers)) for s in samples]
+        write_atomic(failed, b"0")
         write_atomic(done, encode_lines(scores))
+        seal(cell.score_folder, [done.name, failed.name])
         return scores, 0
     asking = {slot: Asking(scorer) for slot, scorer in cell.scorers.items()}
     chats = {r.id for r in cell.requests if r.chat}
@@ -473,6 +489,7 @@ def _score(cell: Cell, samples: Sequence[Sample]) -> tuple[list[Scored], int]:
     broken = sum(each.broken for each in asking.values())
     write_atomic(failed, str(broken).encode())
     write_atomic(done, encode_lines(scores))
+    seal(cell.score_folder, [done.name, failed.name])
     (cell.score_folder / PARTIAL).unlink()
     return scores, broken
 
@@ -512,7 +529,7 @@ def _finish(
     own, base_id = Answers(samples, scores), base_run_id(cell.identity)
     # With with_base=false, too, the base's run may be there.
     beside = Run(base.folder if base else cell.folder.with_name(base_id))
-    there = cell.method.name != BASE and (beside.folder / "run.json").is_file()
+    there = cell.method.name != BASE and is_run(beside.folder)
     theirs = own if cell.method.name == BASE else Answers(beside.samples(), beside.scores()) if there else None
     measures, told = aggregate(cell.suite, cell.scorers["main"].primary, own, theirs)
     record = RunRecord(
@@ -555,9 +572,10 @@ def _finish(
         elif cell.method.name != BASE:
             for file in sorted((cell.fit_folder / "intervention").iterdir()):
                 link(file, folder / "intervention" / file.name)
-        write_atomic(folder / "clusters.json", msgspec.json.encode(Clusters.of(measures)))
+        write_atomic(folder / "clusters.json", encode(Clusters.of(measures)))
         write_atomic(folder / "log.txt", "".join(f"{line}\n" for line in lines).encode())
-        write_atomic(folder / "run.json", msgspec.json.format(msgspec.json.encode(record), indent=1))
+        write_atomic(folder / "run.json", msgspec.json.format(encode(record), indent=1))
+        seal(folder)
 
     write_folder(cell.folder, fill)
     shutil.rmtree(cell.score_folder)  # keyed by the run itself: nobody else will look for it

@@ -7,6 +7,7 @@
     RUNS/<run_id>/intervention/   the fitted change (absent for the base model, and where each record has its own)
     RUNS/<run_id>/fits.jsonl      where each record has its own: what each fit recorded
     RUNS/<run_id>/verified.json   of a run that came in a pack: which one, and who computed its numbers again
+    RUNS/<run_id>/digests.json    size and SHA-256 of each of these files (`sealing`), checked whenever one is read
     RUNS/.stages/                 stages keyed by their content: shared between runs, and where a killed run goes on
 
 A run folder appears whole (written beside, then renamed); its stages are linked into it, not copied.
@@ -14,11 +15,15 @@ A run folder appears whole (written beside, then renamed); its stages are linked
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,10 +31,13 @@ import msgspec
 
 from detoxbench.config import SCHEMA_VERSION
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.sealing import ASIDE, SEAL, Damaged, SealedFile, check_sizes, read_sealed, sealed_files
 from detoxbench.suites.base import Counts, Measure, Sample, Scored
 
 S = TypeVar("S")
 VERIFIED = "verified.json"
+
+log = logging.getLogger("detoxbench")
 
 
 class MetricRecord(msgspec.Struct, kw_only=True):
@@ -154,21 +162,56 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def encode_lines(rows: Sequence[msgspec.Struct]) -> bytes:
-    """JSON Lines."""
-    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+def encode(value: msgspec.Struct) -> bytes:
+    """`value` as JSON that reads back as what it was.
 
-
-def read_lines(path: Path, cls: type[S], *, torn_tail: bool = False) -> list[S]:
-    """The rows of a JSON Lines file. With `torn_tail` a last line that a kill cut off is left out.
-
-    Raises DetoxbenchError naming the line that does not fit.
+    Raises DetoxbenchError for what would not: a number that is not finite (JSON has none), half a character, a wrong
+    type. What is stored can be read, or it is not stored.
     """
+    try:
+        data = msgspec.json.encode(value)
+        back = msgspec.json.decode(data, type=type(value))
+    except UnicodeEncodeError as error:
+        raise DetoxbenchError(f"{_name(value)} cannot be stored: half a character in a text ({error})") from None
+    except (msgspec.ValidationError, TypeError) as error:
+        odd = _not_finite(msgspec.to_builtins(value, str_keys=True)) or str(error)
+        raise DetoxbenchError(f"{_name(value)} cannot be stored: {odd}") from None
+    if odd := _not_finite(msgspec.to_builtins(value, str_keys=True)):
+        raise DetoxbenchError(f"{_name(value)} cannot be stored: {odd}")
+    if msgspec.json.decode(msgspec.json.encode(back)) != msgspec.json.decode(data):
+        raise DetoxbenchError(f"{_name(value)} cannot be stored: it reads back otherwise")
+    return data
+
+
+def _name(value: msgspec.Struct) -> str:
+    of = getattr(value, "id", None) or getattr(value, "record", None) or getattr(value, "run_id", None)
+    return type(value).__name__.lstrip("_") + (f" of '{of}'" if isinstance(of, str) else "")
+
+
+def _not_finite(value: Any, where: str = "") -> str:
+    """The first number in `value` that is not finite, with its place; an empty string where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{where.lstrip('.')} is {value}"
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next((odd for key, inner in items if (odd := _not_finite(inner, f"{where}.{key}"))), "")
+
+
+def encode_lines(rows: Sequence[msgspec.Struct]) -> bytes:
+    """JSON Lines. Raises as `encode`."""
+    return b"".join(encode(row) + b"\n" for row in rows)
+
+
+def read_lines(path: Path, cls: type[S]) -> list[S]:
+    """The rows of a JSON Lines file. Raises DetoxbenchError naming the line that does not fit."""
+    return decode_lines(path.read_bytes(), cls, path)
+
+
+def decode_lines(data: bytes, cls: type[S], path: Path) -> list[S]:
+    """`read_lines` of bytes that were read from `path`."""
     decoder = msgspec.json.Decoder(cls)
     rows: list[S] = []
-    lines = path.read_bytes().split(b"\n")
-    tail = lines.pop()  # what follows the last newline: nothing, or half a line
-    if tail and not torn_tail:
+    lines = data.split(b"\n")
+    if lines.pop():  # what follows the last newline: nothing, or half a line
         raise DetoxbenchError(f"{path} line {len(lines) + 1} is cut off: delete the run folder and run again")
     for number, line in enumerate(lines, 1):
         try:
@@ -178,22 +221,59 @@ def read_lines(path: Path, cls: type[S], *, torn_tail: bool = False) -> list[S]:
     return rows
 
 
+_CHECK = b',"check":"%s"}'
+
+
+class _Chain:
+    """Makes the lines of an unfinished stage: each row gets a `check` that covers it, all rows before it, and the name
+    of the stage, so that a row that is damaged, missing, or another stage's shows."""
+
+    def __init__(self, path: Path) -> None:
+        self._check = path.parent.name.encode()
+
+    def line(self, row: bytes) -> bytes:
+        self._check = hashlib.sha256(self._check + row).hexdigest()[:16].encode()
+        return row.removesuffix(b"}") + _CHECK % self._check + b"\n"
+
+
+def chained_lines(path: Path, rows: Sequence[msgspec.Struct]) -> bytes:
+    """What `appending` leaves in `path` after these rows."""
+    chain = _Chain(path)
+    return b"".join([chain.line(encode(row)) for row in rows])
+
+
+def _read_chain(path: Path, cls: type[S]) -> list[S]:
+    """The rows up to the first line that is not what was written; a last line that a kill cut off is no damage."""
+    decoder, chain = msgspec.json.Decoder(cls), _Chain(path)
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    end = len(_CHECK % (b"0" * 16))
+    rows: list[S] = []
+    for line in lines:
+        row = line[:-end] + b"}"
+        if chain.line(row) != line + b"\n":
+            break
+        rows.append(decoder.decode(row))
+    if lost := len(lines) - len(rows):
+        log.warning("'%s' is damaged at line %d: from there on it is done again (%d lines)", path, len(rows) + 1, lost)
+    return rows
+
+
 @contextmanager
 def appending(
     path: Path, cls: type[S], whole: int = 1
 ) -> Iterator[tuple[list[S], Callable[[Sequence[msgspec.Struct]], None]]]:
     """(rows that an earlier try left, a function that appends rows and has them on disk when it returns).
 
-    A last line that was cut off is dropped, and so are rows beyond a multiple of `whole`.
+    Rows from the first damaged line on are dropped, and so are those beyond a multiple of `whole`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_lines(path, cls, torn_tail=True) if path.is_file() else []
+    rows = _read_chain(path, cls)
     rows = rows[: len(rows) - len(rows) % whole]
-    write_atomic(path, encode_lines(rows))  # type: ignore[arg-type]
+    chain = _Chain(path)
+    write_atomic(path, b"".join([chain.line(encode(row)) for row in rows]))  # type: ignore[arg-type]
     with open(path, "ab") as file:
 
         def append(new: Sequence[msgspec.Struct]) -> None:
-            file.write(encode_lines(new))
+            file.write(b"".join([chain.line(data) for data in [encode(row) for row in new]]))
             file.flush()
             os.fsync(file.fileno())
 
@@ -219,32 +299,75 @@ class Verified(msgspec.Struct, kw_only=True):
 
 
 class Run:
-    """A finished run's folder, read on demand."""
+    """A finished run's folder, read on demand. What is read is what was written, or `Damaged` is raised."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def record(self) -> RunRecord:
-        """run.json. Raises DetoxbenchError when it is malformed."""
-        path = self.folder / "run.json"
+        """run.json, where no file is missing or of another size. Raises DetoxbenchError when it is malformed."""
+        if self._sealed is not None:
+            check_sizes(self.folder, self._sealed)
         try:
-            return _without_false_zeros(msgspec.json.decode(path.read_bytes(), type=RunRecord))
+            return _without_false_zeros(msgspec.json.decode(self._read("run.json"), type=RunRecord))
         except msgspec.DecodeError as error:
-            raise DetoxbenchError(f"{path}: {error}") from None
+            raise DetoxbenchError(f"{self.folder / 'run.json'}: {error}") from None
 
     def clusters(self) -> Clusters:
-        return msgspec.json.decode((self.folder / "clusters.json").read_bytes(), type=Clusters)
+        return msgspec.json.decode(self._read("clusters.json"), type=Clusters)
 
     def verified(self) -> Verified | None:
         """What verified it, if it came from a pack (`detoxbench verify --into`)."""
-        path = self.folder / VERIFIED
-        return msgspec.json.decode(path.read_bytes(), type=Verified) if path.is_file() else None
+        there = (self.folder / VERIFIED).is_file() if self._sealed is None else VERIFIED in self._sealed
+        return msgspec.json.decode(self._read(VERIFIED), type=Verified) if there else None
 
     def samples(self) -> list[Sample]:
-        return read_lines(self.folder / "samples.jsonl", Sample)
+        return decode_lines(self._read("samples.jsonl"), Sample, self.folder / "samples.jsonl")
 
     def scores(self) -> list[Scored]:
-        return read_lines(self.folder / "scores.jsonl", Scored)
+        return decode_lines(self._read("scores.jsonl"), Scored, self.folder / "scores.jsonl")
+
+    def check(self, *names: str) -> None:
+        """Raise Damaged unless these files are as they were written, or all where none is named."""
+        for name in names or self._sealed or ():
+            if self._sealed is not None:
+                read_sealed(self.folder, name, self._sealed)
+
+    def _read(self, name: str) -> bytes:
+        if self._sealed is None:
+            return (self.folder / name).read_bytes()
+        return read_sealed(self.folder, name, self._sealed)
+
+    @cached_property
+    def _sealed(self) -> Mapping[str, SealedFile] | None:
+        """What the folder should hold; None of a run of schema 1, which says nothing of it."""
+        if not (self.folder / "run.json").is_file():
+            raise Damaged(self.folder, "run.json is missing")
+        if (self.folder / SEAL).is_file() or _schema(self.folder / "run.json") >= SEALED_SINCE:
+            return sealed_files(self.folder)
+        return None
+
+
+SEALED_SINCE = 2
+"""The first schema whose runs hold digests of their files."""
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+def _schema(path: Path) -> int:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Schema).schema
+    except msgspec.DecodeError as error:
+        raise DetoxbenchError(f"{path}: {error}") from None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` holds a run, if a damaged one: a folder whose run.json is gone is still told by the rest."""
+    if folder.name.startswith(".") or ASIDE in folder.name:
+        return False
+    return any((folder / name).is_file() for name in ("run.json", SEAL, "clusters.json", "scores.jsonl"))
 
 
 def _without_false_zeros(record: RunRecord) -> RunRecord:
@@ -258,18 +381,17 @@ def _without_false_zeros(record: RunRecord) -> RunRecord:
 
 
 def runs(folder: Path) -> Iterator[Run]:
-    """The finished runs under `folder`, by name. Raises DetoxbenchError when there is no such folder."""
+    """The finished runs under `folder`, by name, damaged ones too. Raises DetoxbenchError for a folder that is none."""
     if not folder.is_dir():
         raise DetoxbenchError(
             f"no runs folder '{folder}': run something first (detoxbench run), or name another folder"
         )
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and (path / "run.json").is_file():
-            yield Run(path)
+    yield from (Run(path) for path in sorted(folder.iterdir()) if is_run(path))
 
 
-def readable(folder: Path, notes: list[str]) -> Iterator[tuple[Run, RunRecord]]:
-    """The finished runs under `folder` with their records; what cannot be read, or is there twice, is told in `notes`.
+def readable(folder: Path, notes: list[str], *, whole: bool = False) -> Iterator[tuple[Run, RunRecord]]:
+    """The finished runs under `folder` with their records; what is damaged, cannot be read, or is there twice, is told
+    in `notes`. With `whole` samples and scores are checked too, not only for their sizes.
 
     Raises DetoxbenchError when there is no such folder.
     """
@@ -277,6 +399,10 @@ def readable(folder: Path, notes: list[str]) -> Iterator[tuple[Run, RunRecord]]:
     for run in runs(folder):
         try:
             record = run.record()
+            run.check(*(() if whole else ("clusters.json",)))
+        except Damaged as error:
+            notes.append(f"left out: {error}")
+            continue
         except (DetoxbenchError, OSError) as error:
             notes.append(f"left out, unreadable: {error}")
             continue
@@ -300,7 +426,7 @@ def find_run(name: str, folder: str | Path = "runs") -> Run:
 
     Raises UsageError when there is none, or more than one.
     """
-    if (Path(name) / "run.json").is_file():
+    if is_run(Path(name)):
         return Run(Path(name))
     there = list(runs(Path(folder)))
     found = [run for run in there if run.folder.name.startswith(name)]

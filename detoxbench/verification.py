@@ -22,7 +22,7 @@ from detoxbench.config import BASE, SCHEMA_VERSION, build, digest, identity
 from detoxbench.errors import DetoxbenchError
 from detoxbench.registries import scorers, suites
 from detoxbench.rendering import clean
-from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
+from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, is_run
 from detoxbench.suites.base import Counts, Sample, Scored, Suite
 
 TOLERANCE = 1e-6
@@ -205,7 +205,7 @@ def _base(run: Run, record: RunRecord, own: Answers) -> Answers | None:
     if record.method == BASE:
         return own
     beside = Run(run.folder.with_name(record.base_run_id)) if record.base_run_id else None
-    there = beside is not None and (beside.folder / "run.json").is_file()
+    there = beside is not None and is_run(beside.folder)
     return Answers(beside.samples(), beside.scores()) if beside and there else None
 
 

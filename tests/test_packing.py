@@ -19,6 +19,7 @@ from detoxbench.cli import main
 from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.packing import opened, pack, shared, unpack
+from detoxbench.sealing import seal
 from detoxbench.store import Run, RunRecord
 from detoxbench.verification import verify
 
@@ -45,12 +46,14 @@ def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
     value = json.loads(path.read_bytes())
     change(value)
     path.write_text(json.dumps(value))
+    seal(path.parent)  # the numbers are false, and nothing else is
 
 
 def rewrite_lines(path: Path, change: Callable[[list[Any]], Any]) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     change(rows)
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    seal(path.parent)
 
 
 # ------------------------------------------------------------------------------------------------ what is shared

@@ -41,7 +41,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, runner.RunResu
 def test_a_run_leaves_a_whole_folder_and_the_base_beside_it(done: tuple[Path, runner.RunResult]) -> None:
     folder, result = done
     assert {p.name for p in result.folder.iterdir()} == {
-        "run.json", "clusters.json", "samples.jsonl", "scores.jsonl", "intervention", "log.txt",
+        "run.json", "clusters.json", "samples.jsonl", "scores.jsonl", "intervention", "log.txt", "digests.json",
     }  # fmt: skip
     assert result.base is not None
     assert result.record.base_run_id == result.base.run_id

@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
         pareto=names(args.pareto) or None,
         by=args.by,
         paper=args.paper,
+        samples=False,
     )
     if args.format == "table" and sys.stdout.isatty():
         console().print(board)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from detoxbench.cli.common import OK, Parser, console, print_json, table
@@ -73,10 +74,13 @@ def _correct(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from detoxbench import scorer_check
-    from detoxbench.store import runs
+    from detoxbench.store import readable
 
     check = scorer_check.read_check(args.check)
-    every = [scorer_check.corrected(check, run) for run in runs(Path(args.runs_dir))]
+    notes: list[str] = []
+    every = [scorer_check.corrected(check, run) for run, _ in readable(Path(args.runs_dir), notes, whole=True)]
+    for note in notes:
+        print(note, file=sys.stderr)
     found = [row for row in every if row is not None]
     if not found:
         raise DetoxbenchError(

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
     from detoxbench.packing import SUFFIX, opened, unpack
-    from detoxbench.store import Run, runs
+    from detoxbench.store import Run, is_run, runs
     from detoxbench.verification import verify
 
     if not place.exists():
@@ -59,7 +59,7 @@ def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
         for verdict in verdicts:
             yield _row(str(path), verdict, done.get(verdict.run, ""))
     if place.is_dir():
-        folders = [Run(place)] if (place / "run.json").is_file() else runs(place)
+        folders = [Run(place)] if is_run(place) else runs(place)
         for run in folders:
             yield _row(str(place), verify(run), "")
 

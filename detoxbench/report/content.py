@@ -141,7 +141,9 @@ def content(folder: str | Path, only: Only = ALL, *, paper: bool = False) -> Con
     fits nothing.
     """
 
-    chosen = partial(leaderboard, folder, model=only.model, suite=only.suite, method=only.method, scorer=only.scorer)
+    chosen = partial(
+        leaderboard, folder, model=only.model, suite=only.suite, method=only.method, scorer=only.scorer, samples=True
+    )
     board = chosen(paper=paper, ranks=True)
     if not board.tables:
         raise DetoxbenchError("; ".join(board.notes))

@@ -1,14 +1,16 @@
 """Scores kept by text, so that what one run has asked a slow scorer no other run asks again.
 
-RUNS/.stages/scores-<digest of the scorer's identity>/scores.jsonl holds a line {"key", "scores"} for each text; scorers
-that read the prompt are keyed by both. Lines are only ever appended, a line that a kill cut off is passed over, and of
-two processes that score the same text both write the same line. A missing score is not kept: the next run asks again.
+RUNS/.stages/scores-<digest of the scorer's identity>/scores.jsonl holds a line {"key", "scores", "check"} a text;
+scorers that read the prompt are keyed by both, and `check` is the digest of the rest. Lines are only ever appended, one
+that is damaged or that a kill cut off is passed over, and of two processes that score the same text both write the same
+line. A missing score is not kept: the next run asks again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,20 @@ from filelock import FileLock
 from detoxbench.config import digest
 from detoxbench.scorers.asking import Columns, Score
 from detoxbench.scorers.base import Scorer
+from detoxbench.store import encode
+
+log = logging.getLogger("detoxbench")
 
 
 class _Line(msgspec.Struct):
     key: str
     scores: dict[str, float]
+    check: str
+
+    @classmethod
+    def of(cls, key: str, scores: dict[str, float]) -> _Line:
+        numbers = {name: float(value) for name, value in scores.items()}  # as they are read back
+        return cls(key, numbers, digest([key, numbers]))
 
 
 def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any], ask: Score | None = None) -> Score:
@@ -50,7 +61,7 @@ def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any], 
             part = left[start : start + scorer.keep_every]
             rows = (ask or scorer.score)([pair[0] for pair, _ in part], [prompt for _, prompt in part])
             if scorer.cached:
-                new = [_Line(_key(p), row) for (p, _), row in zip(part, rows, strict=True) if row is not None]
+                new = [_Line.of(_key(p), row) for (p, _), row in zip(part, rows, strict=True) if row is not None]
                 _append(file, new)
                 known.update((line.key, line.scores) for line in new)
             found.update((pair, row) for (pair, _), row in zip(part, rows, strict=True))
@@ -71,7 +82,10 @@ def _read(file: Path) -> list[_Line]:
             lines.append(decoder.decode(line))
         except msgspec.DecodeError:  # empty, or cut off
             continue
-    return lines
+    sound = [line for line in lines if line.check == digest([line.key, line.scores])]
+    if lost := len(lines) - len(sound):
+        log.warning("'%s': %d lines are damaged, and their texts are scored again", file, lost)
+    return sound
 
 
 def _append(file: Path, lines: Sequence[_Line]) -> None:
@@ -79,6 +93,6 @@ def _append(file: Path, lines: Sequence[_Line]) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     # The newline in front ends a line that a kill cut off.
-    data = b"".join(b"\n" + msgspec.json.encode(line) for line in lines) + b"\n"
+    data = b"".join(b"\n" + encode(line) for line in lines) + b"\n"
     with FileLock(file.with_suffix(".lock")), open(file, "ab") as out:
         out.write(data)
