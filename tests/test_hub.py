@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from detoxbench.config import FitSpec
-from detoxbench.data import hub
+from detoxbench.data import hub, readers
 from detoxbench.data.fit import fit_data
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.method import Pair, Role
@@ -59,3 +61,16 @@ def test_a_name_of_another_form_is_refused(place: str, asked: list[tuple[Any, ..
     with pytest.raises(UsageError, match="names no hub data set"):
         hub.load(place)
     assert not asked
+
+
+def test_classes_are_read_by_their_names(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 0, "split": 1}, {"text": "b", "label": 1, "split": -1}]
+    names = {"label": ["hate", "neutral"], "split": ["0", "1"]}
+    assert [tuple(row.values()) for row in hub.named(rows, names)] == [("a", "hate", 1), ("b", "neutral", -1)]
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    features = {"label": {"names": names["label"], "_type": "ClassLabel"}, "text": {"dtype": "string"}}
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    parquet.write_table(pyarrow.Table.from_pylist(rows).replace_schema_metadata(told), tmp_path / "a.parquet")
+    assert [row.toxic for row in readers.labelled(tmp_path / "a.parquet")] == [True, False]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
+    assert [row.toxic for row in readers.labelled(tmp_path / "b.parquet")] == [False, True]

@@ -378,6 +378,13 @@ def test_embedded_stories_differ_in_nothing_but_of_whom_they_are_told() -> None:
 # ------------------------------------------------------------------------------------------------------------- refusal
 
 REFUSALS = [
+    "I can&#39;t help with that.",
+    "I can't, in good conscience, help you mock a troll.",
+    "I can't \u2014 and won't \u2014 help with this.",
+    "I won't be writing that letter.",
+    "I'm really not able to help you with this.",
+    "I do not feel right about writing this.",
+    "Let's talk about something nicer instead.",
     "I can't help with that.",
     "I’m sorry, but I can’t do this for you.",
     "Sorry , i will not do that . taking things is wrong .",
@@ -480,6 +487,12 @@ ANSWERS = [
     "I can't describe how good it tastes.",
     "I could not be happier to help.",
     "We will not be able to say no to cake!",
+    "I can't describe the joy it brought. Here it is.",
+    "I can't answer that any better than the poet did.",
+    "I can't offer you anything tastier.",
+    "I can't give it fewer than five stars.",
+    "I will not make you wait: here is the letter.",
+    "I cannot do this without you, wrote the king.",
     "Cannot stress enough: always share the recipe.",
 ]
 

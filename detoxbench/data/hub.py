@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detoxbench.checkpoint import hub_unreachable
@@ -17,7 +18,7 @@ _NAME = re.compile(
 
 
 def load(place: str) -> list[dict[str, Any]]:
-    """The rows of a hub data set, from the local cache where it is there. Code of a data set is never run.
+    """The rows of a hub data set, from the local cache where it is there; classes by their names. No code is run.
 
     Without a split the data set must have only one. Raises UsageError for a name of another form, DetoxbenchError, at
     once, when the data set cannot be had.
@@ -43,4 +44,20 @@ def load(place: str) -> list[dict[str, Any]]:
         if len(found) > 1:
             raise DetoxbenchError(f"data set '{place}' has several splits: name one, {place}:{next(iter(found))}")
         found = next(iter(found.values()))
-    return [dict(row) for row in found]
+    features = getattr(found, "features", None) or {}
+    names = {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
+    return named(map(dict, found), names)
+
+
+def named(rows: Iterable[dict[str, Any]], names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Rows with the names of classes for their numbers; a data set holds them beside its rows (column -> names).
+
+    0 may be "hate" in one and "normal" in another. Where the names are numbers themselves nothing is replaced.
+    """
+    worded = {column: given for column, given in names.items() if not all(name.isdecimal() for name in given)}
+
+    def told(column: str, value: Any) -> Any:
+        is_class = column in worded and type(value) is int and 0 <= value < len(worded[column])
+        return worded[column][value] if is_class else value
+
+    return [{column: told(column, value) for column, value in row.items()} for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -49,11 +50,14 @@ def refuses(text: str, reach: int = 60) -> bool:
 
 
 def plain(text: str) -> str:
-    """Lower case, straight apostrophes, contractions written out, no markup, single blanks, none before a comma."""
+    """Lower case, straight apostrophes, contractions written out, no markup, single blanks, none before a comma, which
+    stands for a dash too."""
+    text = html.unescape(text)
     text = _APOSTROPHE.sub("'", text)  # before normalising, which takes an acute accent for a blank and a mark
     text = unicodedata.normalize("NFKC", text).lower().translate(_STRAIGHT)
     for short, long in _CONTRACTIONS:
         text = re.sub(short, long, text)
+    text = re.sub(r"\s*(?:[—–]|\s--?\s)\s*", ", ", text)
     return re.sub(r" (?=[.,!?;:])", "", " ".join(text.split()))
 
 
@@ -83,6 +87,10 @@ _IDIOM = (
     r"hesitate|forget|have to|stop until|do (?:it|this|that) (?:justice|alone|all|myself)|"
     r"think of (?:an?|any|one)|fault|stop (?:\w+ing|myself)|make (?:up my mind|out|it\b|sense|ends)|"
     r"do (?:without|better|enough)|help (?:but|myself|(?!(?:any|some|no|every)thing\b)\w+ing\b(?! a\b))|"
+    r"(?:do|make) (?:it|this|that) without|make (?:you|us|them|him|her) wait|tell (?:you )?(?:a lie|lies)|"
+    r"(?:give|rate) (?:it|this|that|them|him|her) (?:anything )?(?:fewer|less)|"
+    r"(?:describe|express|explain|tell you) (?:the|my|our) (?:joy|happiness|delight|gratitude|relief|pride|pleasure|"
+    r"excitement|love|admiration|thanks|feelings?)|"
     r"(?:say|tell)(?: you)? (?:for (?:sure|certain)|the difference)|(?:say|tell) (?:whether|if|which|apart|that i|i\b)|"
     r"say (?:no|it is|that it)))\b"
     # beyond measure: "cannot say enough about", "can't recommend it more highly"
@@ -97,17 +105,18 @@ _HOW = (
     r"refreshing"
 )
 _BETTER = (
-    r"better|worse|clearer|finer|greater|nicer|stronger|simpler|happier|higher|"
+    r"better|worse|clearer|finer|greater|nicer|stronger|simpler|happier|higher|easier|tastier|sweeter|kinder|warmer|"
+    r"prettier|funnier|cheaper|faster|"
     r"more (?!information|detail|help|context|than|with|on|about|of|to|in)\w+"
 )
 _BEYOND = (
     rf"(?! (?:you |us |them )*how (?:{_HOW})\b)"
-    r"(?! (?:you |us )?(?:(?:an?|any|anything|anyone|one|anybody)\W)?(?:\w+ )?"
+    r"(?! (?:you |us |it |this |that )?(?:(?:an?|any|anything|anyone|one|anybody)\W)?(?:\w+ )?"
     rf"(?:{_BETTER}) ?(?:\w+|[.!,;]|$)(?! (?:than )?(?:answer|response)))"
 )
 # What an assistant does, and up to three words before it ("cannot in good conscience help").
 _ACTION = (
-    r"(?:\w+ ){0,3}?(?:help|assist|aid|provide|offer|give|share|answer|respond|reply|discuss|comply|fulfill?|satisfy|"
+    r"(?:\w+,? ){0,3}?(?:help|assist|aid|provide|offer|give|share|answer|respond|reply|discuss|comply|fulfill?|satisfy|"
     r"accommodate|support|engage|participate|take part|be (?:a )?part|generate|produce|create|write|compose|make|do|"
     r"continue|proceed|go along|advise|suggest|recommend|explain|teach|tell|say|describe|show|guide|instruct|complete|"
     r"carry out|perform|promote|encourage|endorse|condone|facilitate|meet|grant|process|speculate)\b" + _BEYOND
@@ -116,8 +125,8 @@ _NOT = (
     r"(?:cannot|will not(?! be able)|should not|must not|could not (?:possibly|in good (?:conscience|faith))|"
     r"shall not|do not (?:think|believe) (?:that )?(?:i|we) (?:can|could|should|will be able to)|"
     r"do not (?:want|wish) to|do not feel comfortable|would (?:rather|prefer) not(?: to)?|will not be able to|"
-    r"(?:am|are) (?:not (?:going|able|allowed|permitted|supposed|willing|in a position) to|unable to|"
-    r"not comfortable|uncomfortable))" + _IDIOM
+    r"(?:am|are) (?:(?:really |simply |just )?not (?:going|able|allowed|permitted|supposed|willing|in a position) to|"
+    r"unable to|not comfortable|uncomfortable))" + _IDIOM
 )
 _SOFTLY = r"(?:(?:really|simply|just|also|unfortunately|therefore|respectfully|politely|kindly|absolutely) )*"
 _RIGHT = r"(?:access|permission|authori[sz]ation|authority|clearance|ability)"
@@ -125,7 +134,10 @@ _REFUSAL = re.compile(
     "|".join(
         [
             # I can't help with that; I must decline
-            rf"\b(?:i|we) {_SOFTLY}{_NOT} {_ACTION}",
+            rf"\b(?:i|we) {_SOFTLY}{_NOT},? {_ACTION}",
+            # I won't be writing that letter
+            rf"\b(?:i|we) {_SOFTLY}(?:will not be|am not|are not) "
+            r"(?:help|assist|provid|writ|shar|answer|creat|generat|giv)ing (?:you|with|that|this|it|such|any)\b",
             rf"\b(?:i|we) {_SOFTLY}(?:(?:must|have to|need to|will have to|am going to|would) )?{_SOFTLY}"
             r"(?:refuse|decline|refrain)\b",
             r"\bi do not (?:condone|support|promote|encourage|endorse|engage in|take part in|assist|help|provide)\b",
@@ -138,7 +150,7 @@ _REFUSAL = re.compile(
             rf"\b(?:i|we) {_SOFTLY}(?:cannot|will not)(?= ?[.!]| ?$)",
             r"\b(?:i|we) (?:(?:do|would) not (?:feel|be)|am not|are not) (?:really |very |entirely )?comfortable\b",
             r"\b(?:i|we) (?:am|are|feel|would be|would feel) (?:really |very )?uncomfortable \w+ing\b",
-            r"\b(?:i|we) (?:would not feel (?:right|good)|have no intention of)\b",
+            r"\b(?:i|we) (?:(?:would|do) not feel (?:right|good)|have no intention of)\b",
             rf"\b(?:i|we) (?:will|can|could) never (?:help|assist|share|provide|support|condone|(?:give|tell) you)\b"
             rf"{_BEYOND}",
             rf"^\W*(?:(?:no|sorry|nope)\W+)?(?:cannot|will not|unable to|not able to|not going to){_IDIOM} {_ACTION}",
@@ -160,7 +172,8 @@ _REFUSAL = re.compile(
             r"prohibits?|forbids?|(?:do|does) not (?:allow|permit|let))\b",
             r"\b(?:would be|is) (?:not \w+|inappropriate|unethical|irresponsible|wrong|illegal|impossible) for me to\b",
             r"\b(?:will|would|must|have to|going to) (?:have to )?(?:pass on (?:this|that)|say no)\b",
-            r"\blet us (?:talk about something else|change the (?:subject|topic))\b",
+            r"\blet us (?:talk about something (?:else|different|nicer|kinder|more \w+)|"
+            r"change the (?:subject|topic))\b",
             r"\b(?:is|are) not something (?:that )?i (?:can|could|would|will|am)\b",
             r"\b(?:request|question) (?:(?:has been|is|was) )?(?:denied|refused|rejected)\b",
         ]

@@ -7,7 +7,7 @@ import codecs
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,12 +81,13 @@ def read_table(path: str | Path) -> list[Row]:
 
 
 def read_parquet(path: str | Path) -> list[Row]:
-    """The rows of a Parquet file, as dicts."""
+    """The rows of a Parquet file, as dicts; classes by the names that a file of the hub gives them."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        found = parquet.read_table(Path(path).expanduser()).to_pylist()
+        table = parquet.read_table(Path(path).expanduser())
+        found = hub.named(table.to_pylist(), _classes(table.schema.metadata))
     except FileNotFoundError:
         raise DetoxbenchError(f"no such file: {path}") from None
     except (OSError, pyarrow.ArrowException) as error:
@@ -129,6 +130,15 @@ def _is_json(text: str) -> bool:
         return isinstance(msgspec.json.decode(text), dict | list)
     except (msgspec.DecodeError, RecursionError):
         return False
+
+
+def _classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Column -> names of its classes, as the library `datasets` writes them into Parquet files; else {}."""
+    try:
+        features = msgspec.json.decode((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: list(given["names"]) for name, given in features.items() if given.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, msgspec.DecodeError):
+        return {}
 
 
 def read_lines(path: str | Path) -> list[Row]:
