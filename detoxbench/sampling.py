@@ -26,7 +26,7 @@ SUM_ERROR = 1e-4
 
 
 class Near(NamedTuple):
-    """How close two logits must lie so that rounding could change their order."""
+    """Logits that are equal, or closer than this, could change their order by rounding."""
 
     absolute: float
     relative: float
@@ -68,8 +68,8 @@ def pick(
     A row's token depends on its own logits and key alone. Ties go to the lower token id: at the edge of top-k and
     top-p, among the most probable, among equal noisy scores. `contested` marks rows whose token could be another one
     if near logits changed places: the best two are near, or the best one is near to the edge of what top-k and top-p
-    leave. Near is up to `tolerance` and a unit in the last place of numbers whose spacing at 1 is `relative`. Tokens
-    that are not contested do not hang on the tolerance.
+    leave. Near is equal, or closer than `tolerance` and a unit in the last place of numbers whose spacing at 1 is
+    `relative`. Tokens that are not contested do not hang on the tolerance.
     """
     import torch
 
@@ -138,9 +138,9 @@ def _noisiest(found: Candidates, keys: Tensor, step: int, near: Near) -> tuple[T
 
 
 def _close(scores: Tensor, logits: Tensor, near: Near) -> Tensor:
-    """Whether the first of two scores leads by no more than rounding of their logits (both [rows, 2]) could move."""
+    """Whether the first of two scores leads by less than rounding of their logits (both [rows, 2]) could move."""
     first, second = scores.unbind(-1)
-    return (second > -math.inf) & (first - second <= near.of(logits).amax(-1))
+    return (second > -math.inf) & ((first == second) | (first - second < near.of(logits).amax(-1)))
 
 
 def mass(logits: Tensor, first: Tensor, fast: bool) -> Tensor:
@@ -184,8 +184,8 @@ def candidates(logits: Tensor, gen: GenSpec, near: Near, size: int, whole_mass: 
         inner, inside, outer = (left & (before < gen.top_p + m) | (column == 0) for m in (-margin, 0.0, margin))
     last_inside = values.gather(1, outer.sum(-1, keepdim=True).clamp(min=1) - 1)
     first_outside = torch.nn.functional.pad(values, (0, 1), value=-torch.inf).gather(1, inner.sum(-1, keepdim=True))
-    may = possible & (values >= last_inside - near.of(last_inside))
-    surely = values - near.of(values) > first_outside
+    may = possible & ((values > last_inside - near.of(last_inside)) | (values == last_inside))
+    surely = (values > first_outside) & (values - near.of(values) >= first_outside)
     # Of the tokens that equal the last candidate some may be missing, so that it has to be outside itself.
     whole = ~may[:, -1] if values.shape[1] < vocabulary else torch.ones_like(may[:, -1])
     return Candidates(values, ids, inside, may, surely, whole, whole_mass)

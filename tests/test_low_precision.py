@@ -149,9 +149,9 @@ def test_what_could_change_places_at_the_edge_is_contested() -> None:
     assert bool(one[1].all())
 
 
-def test_in_low_precision_two_leading_logits_a_unit_apart_are_contested_and_two_are_not() -> None:
+def test_in_low_precision_logits_closer_than_a_unit_in_the_last_place_are_contested() -> None:
     unit = 2.0**-5  # of bf16 between 4 and 8
-    logits = torch.tensor([[5.0, 5.0, 1.0], [5.0, 5.0 + unit, 1.0], [5.0, 5.0 + 2 * unit, 1.0], [-1.0, -9, -9]])
+    logits = torch.tensor([[5.0, 5.0, 1.0], [5.0, 5.0 + unit / 2, 1.0], [5.0, 5.0 + unit, 1.0], [-1.0, -9, -9]])
     assert pick(logits, GenSpec(), torch.bfloat16)[1].tolist() == [True, True, False, False]
     assert pick(torch.zeros(1, 3), GenSpec(), torch.bfloat16)[1].tolist() == [True]
 
@@ -329,7 +329,7 @@ def test_one_parameter_in_less_than_float32_is_enough(alone: list[int]) -> None:
     lm.model.model.layers[0].mlp.to(torch.float16)
     assert lm.dtype == torch.float32
     assert precision.spacing(lm.model) == 2.0**-10
-    logits, rows = torch.tensor([[1.0, 1.0 + 2**-10]]), generation._rows(lm, asked(1), GenSpec(), 0)
+    logits, rows = torch.tensor([[1.0, 1.0]]), generation._rows(lm, asked(1), GenSpec(), 0)
     generation._choose(lm, logits, rows, torch.zeros(1, dtype=torch.long), GenSpec(), 0, 2.0**-10)
     assert rows[0].contested == 1
     assert not alone
