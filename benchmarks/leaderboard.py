@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 
 from benchmarks.harness import Row, measured
-from detoxbench.config import digest
+from detoxbench.config import SCHEMA_VERSION, digest
 from detoxbench.leaderboard import leaderboard
+from detoxbench.sealing import SEAL, digests
 from detoxbench.stats import attach
 from detoxbench.store import Clusters, RunRecord
 from detoxbench.suites.base import Measure
@@ -42,8 +43,8 @@ def write(folder: Path) -> None:
         metrics, clusters = kinds[(configuration + int(rng.integers(10))) % KINDS]
         method = "destein" if configuration else "none"
         identity = {
-            "schema": 1,
-            "model": {"fingerprint": "7e2a4f97381b9689", "dtype": "float32", "chat_template": "auto"},
+            "schema": SCHEMA_VERSION,
+            "model": {"fingerprint": "a68de277ff8cd3d6", "dtype": "float32", "chat_template": "auto"},
             "method": {"name": method, "version": 1, "config": {"alpha": configuration / 100} if configuration else {}},
             "suite": {"name": f"suite{table}", "version": 1, "config": {}, "requests": "087821e3183872df"},
             "scorer": {"name": "embedded", "version": 1, "config": {}, "fingerprint": "c5ae422e4982b460"},
@@ -51,7 +52,7 @@ def write(folder: Path) -> None:
             "seed": seed,
         }
         record = RunRecord(
-            schema=1, run_id=digest(identity), created="2026-01-01T00:00:00Z", model="tiny", method=method,
+            schema=SCHEMA_VERSION, run_id=digest(identity), created="2026-01-01T00:00:00Z", model="tiny", method=method,
             suite=f"suite{table}", scorer="embedded", seed=seed, identity=identity, spec=identity, metrics=metrics,
             counts={"requests": 20, "samples": 80, "empty": 0, "degenerate": 1, "truncated": 3},
             cost={"fit_seconds": 1.5, "fit_peak_mb": 480.0, "artifact_bytes": 2048.0, "relative_speed": 0.98},
@@ -59,8 +60,9 @@ def write(folder: Path) -> None:
         )  # fmt: skip
         run = folder / record.run_id
         run.mkdir(parents=True)
-        (run / "run.json").write_bytes(msgspec.json.encode(record))
-        (run / "clusters.json").write_bytes(clusters)
+        contents = {"run.json": msgspec.json.encode(record), "clusters.json": clusters}
+        for name, data in {**contents, SEAL: digests(contents)}.items():
+            (run / name).write_bytes(data)
 
 
 def rows(device: str) -> Iterator[Row]:

@@ -54,8 +54,13 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     if names is None:
         found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         names = [name for name in found if name != SEAL and not name.startswith(".")]
-    files = {name: _file((folder / name).read_bytes()) for name in sorted(names)}
-    write_atomic(folder / SEAL, msgspec.json.encode(_Seal(files, _check(files))))
+    write_atomic(folder / SEAL, digests({name: (folder / name).read_bytes() for name in names}))
+
+
+def digests(contents: Mapping[str, bytes]) -> bytes:
+    """What digests.json holds for files of these contents, by name."""
+    files = {name: _file(contents[name]) for name in sorted(contents)}
+    return msgspec.json.encode(_Seal(files, _check(files)))
 
 
 def sealed_files(folder: Path) -> dict[str, SealedFile]:

@@ -340,12 +340,12 @@ class Run:
 
     @cached_property
     def _sealed(self) -> Mapping[str, SealedFile] | None:
-        """What the folder should hold; None of a run of schema 1, which says nothing of it."""
+        """What the folder should hold; None of a run of schema 1, which says nothing of it, or of a newer one."""
         if not (self.folder / "run.json").is_file():
             raise Damaged(self.folder, "run.json is missing")
-        if (self.folder / SEAL).is_file() or _schema(self.folder / "run.json") >= SEALED_SINCE:
+        if (self.folder / SEAL).is_file() or SEALED_SINCE <= _schema(self.folder / "run.json") <= SCHEMA_VERSION:
             return sealed_files(self.folder)
-        return None
+        return None  # a newer version may keep its digests elsewhere, and is refused by its schema
 
 
 SEALED_SINCE = 2

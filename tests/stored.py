@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from detoxbench.config import digest
+from detoxbench.config import SCHEMA_VERSION, digest
+from detoxbench.sealing import seal
 from detoxbench.stats import attach
 from detoxbench.store import Clusters, RunRecord, encode_lines
 from detoxbench.suites.base import Measure, Sample, Scored
@@ -84,4 +85,6 @@ def write(
         scores = [Scored(**t, scores={"main": a[2]}) for t, a in zip(told, answers, strict=True)]
         (folder / "samples.jsonl").write_bytes(encode_lines(samples))
         (folder / "scores.jsonl").write_bytes(encode_lines(scores))
+    if record.schema == SCHEMA_VERSION:
+        seal(folder)
     return folder
