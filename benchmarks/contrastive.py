@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.harness import Row, compare, memory_row
 from detoxbench.data.paraphrases import NEGATIVE, POSITIVE
+from detoxbench.methods.contrastive_perplexity import Config, cp_loss
 from detoxbench.training import sequence_nll
-from methods.contrastive_perplexity import Config, cp_loss
 
 DEVICES = ("cpu", "cuda")
 SHAPES = {

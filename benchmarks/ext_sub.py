@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.harness import Row, compare, measured
 from detoxbench.intervention import LowRank
-from methods.ext_sub import Config, combine
+from detoxbench.methods.ext_sub import Config, combine
 
 WIDTH, RANK, MODULES = 4096, 16, 64
 """LLaMA-7B with a LoRA of rank 16 on q_proj and v_proj of its 32 layers."""

@@ -26,11 +26,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from detoxbench import methods as methods
     from detoxbench.intervention import Intervention
     from detoxbench.leaderboard import Leaderboard, leaderboard
     from detoxbench.lm import LanguageModel
     from detoxbench.method import FitData, Instruction, Pair
-    from detoxbench.registries import methods
     from detoxbench.runner import run_overrides as run
 
 # Imported when first used: `import detoxbench` takes no torch.
@@ -42,7 +42,6 @@ _PUBLIC = {
     "Leaderboard": "detoxbench.leaderboard:Leaderboard",
     "Pair": "detoxbench.method:Pair",
     "leaderboard": "detoxbench.leaderboard:leaderboard",
-    "methods": "detoxbench.registries:methods",
     "run": "detoxbench.runner:run_overrides",
 }
 
@@ -61,6 +60,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "methods":
+        return import_module("detoxbench.methods")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'detoxbench' has no attribute '{name}'")
     module, attribute = _PUBLIC[name].split(":")

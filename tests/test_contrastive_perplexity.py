@@ -23,8 +23,8 @@ from detoxbench.data.fit import fit_data
 from detoxbench.data.paraphrases import NEGATIVE, POSITIVE, RANDOM, Pools
 from detoxbench.errors import DetoxbenchError
 from detoxbench.method import FitData, ParaphraseSet, Role
+from detoxbench.methods import contrastive_perplexity as cp
 from detoxbench.training import finite, optimise_lora, plain_head, sequence_nll, token_nlls
-from methods import contrastive_perplexity as cp
 from tests import tiny as families
 from tests.tiny import tiny
 

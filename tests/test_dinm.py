@@ -21,10 +21,10 @@ from detoxbench.composition import cells, compose
 from detoxbench.data import readers
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.method import EditRecord, FitData, Role, Scope
+from detoxbench.methods.dinm import DINM, Config
 from detoxbench.store import Run, read_lines
 from detoxbench.suites.base import Request
 from detoxbench.suites.safeedit import SafeEdit
-from methods.dinm import DINM, Config
 from tests.tiny import FAMILIES, same, state, tiny
 
 GOLDEN = Path(__file__).parent / "golden/dinm"

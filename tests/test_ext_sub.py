@@ -20,7 +20,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.intervention import Dense, LowRank
 from detoxbench.lm import LanguageModel
 from detoxbench.method import FitData, Instruction, Role
-from methods.ext_sub import Config, combine, released_rows
+from detoxbench.methods.ext_sub import Config, combine, released_rows
 from tests.adapters import adapter_folder, logits, peft_logits
 from tests.tiny import same, state, tiny, tokenizer
 

@@ -29,7 +29,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"detoxbench", "methods"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"detoxbench"}
+    assert "detoxbench/methods/dinm.py" in names, "methods/ lies at the top of a checkout, and inside the package here"
     for needed in ("detoxbench/conf/config.yaml", "detoxbench/conf/method/destein.yaml", "detoxbench/py.typed"):
         assert needed in names
     assert {f"detoxbench/report/{name}" for name in ("template.html", "style.css", "report.js")} <= set(names)
@@ -58,3 +59,19 @@ def test_the_installed_wheel_works_in_another_folder(wheel: Path, tmp_path: Path
     for name in ("fable", "destein", "safeedit", "embedded"):
         assert name in listed
     assert "method=destein" in run(*command, "plan", "method=destein", "suite.limit=2", cwd=elsewhere)
+
+
+def test_a_folder_called_methods_beside_the_user_is_not_ours(wheel: Path, tmp_path: Path) -> None:
+    """As people have who write methods of their own: nothing of ours may be looked for in it."""
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "__init__.py").write_text("raise ImportError('not of detoxbench')\n")
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel, cwd=ROOT)
+    ask = "import sys; sys.path.insert(1, PLACE); import detoxbench as db; print(db.methods.get('dinm'), db.__file__)"
+    for place, package in ((str(site), site), (str(ROOT), ROOT)):
+        said = run(sys.executable, "-c", ask.replace("PLACE", repr(place)), cwd=tmp_path)
+        assert "detoxbench.methods.dinm.DINM" in said
+        assert said.split()[-1] == str(package / "detoxbench" / "__init__.py")
+    for command in ((sys.executable, "-m", "detoxbench"), (Path(sys.executable).with_name("detoxbench"),)):
+        assert "dinm" in run(*command, "list", "methods", cwd=tmp_path)
+        assert "method=dinm" in run(*command, "plan", "method=dinm", "suite.limit=2", cwd=tmp_path)

@@ -93,15 +93,15 @@ def test_a_class_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_two_claims_on_a_name_name_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    claimed = entries(monkeypatch, none="methods.none:Base", none_="pathlib:Path")
+    claimed = entries(monkeypatch, none="detoxbench.methods.none:Base", none_="pathlib:Path")
     with pytest.raises(DetoxbenchError, match=r"two packages claim the method 'none'.*methods.none:Base.*pathlib:Path"):
         claimed.names()
-    twice = entries(monkeypatch, none="methods.none:Base", none_="methods.none:Base")
+    twice = entries(monkeypatch, none="detoxbench.methods.none:Base", none_="detoxbench.methods.none:Base")
     assert twice.names() == ["none"], "one package seen twice on the path is one claim"
 
 
 def test_working_leaves_out_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = entries(monkeypatch, none="methods.none:Base", broken="absent:B")
+    some = entries(monkeypatch, none="detoxbench.methods.none:Base", broken="absent:B")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert [name for name, _ in some.working()] == ["none"]
