@@ -248,7 +248,8 @@ def test_settings_of_the_probe_are_part_of_what_is_kept(tmp_path: Path) -> None:
         cells.append(Cell(spec, checkpoint_folder(spec, download=False)))
     assert len({cell.generation_folder for cell in cells}) == len({cell.folder for cell in cells}) == 3
     stages = {stage.stage: stage.remark for stage in cells[0].plan()}
-    assert stages["generate"] == "160 looks inside the model, without and with the method"
+    looks = "160 looks inside the model, without and with the method"
+    assert stages["generate"] == f"{looks} of embedded fable, 160 requests"
     assert stages["score"] == "no scorer is asked"
 
 
