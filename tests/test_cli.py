@@ -28,6 +28,11 @@ def detoxbench(folder: Path, *argv: str, **environment: str) -> subprocess.Compl
     )
 
 
+def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What stands on stderr beside the number of each cell."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("[")]
+
+
 # ------------------------------------------------------------------------------------------- light verbs
 
 
@@ -138,7 +143,7 @@ def test_wrong_usage_is_one_line_and_code_2(
 def test_a_failed_job_is_one_line_and_code_1_and_the_others_run(tmp_path: Path) -> None:
     done = detoxbench(tmp_path, "run", "-m", "model=hf", "model.path=absent,fable", "suite=utility", "suite.limit=2")
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    (line,) = complaints(done)
     assert "absent" in line
     assert "model=fable" in done.stdout
 
@@ -165,7 +170,7 @@ def test_finished_runs_answer_without_writing_anything(tmp_path: Path) -> None:
         done = detoxbench(tmp_path, *argv)
     finally:
         runs.chmod(0o700)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, complaints(done)) == (0, [])
     assert done.stdout.count("(was there already)") == 2
 
 
@@ -174,7 +179,7 @@ def test_the_multirun_flag_may_stand_anywhere(place: str, tmp_path: Path) -> Non
     argv = ["suite=utility", "suite.limit=2", "seed=0,1"]
     argv.insert({"before": 0, "between": 1, "after": 3}[place], "-m")
     done = detoxbench(tmp_path, "run", *argv)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, complaints(done)) == (0, [])
     assert done.stdout.count("suite=utility") == 2
 
 
@@ -229,7 +234,7 @@ def test_a_broken_pipe_is_no_error_message(tmp_path: Path) -> None:
 def test_a_stopped_run_says_so_in_one_line_and_goes_on(
     sent: signal.Signals, ctrl_c_is: signal.Handlers, code: int, tmp_path: Path
 ) -> None:
-    command = [*COMMAND, "run", "suite=safeedit", "suite.limit=60", "gen.batch_tokens=400"]
+    command = [*COMMAND, "run", "suite=safeedit", "suite.limit=6", "gen.batch_tokens=300"]
     running = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, ctrl_c_is),
