@@ -229,14 +229,16 @@ def test_a_logit_function_that_masks_widens_nothing() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gen", [GenSpec(n=8), GenSpec(do_sample=True, top_p=0.9, n=8)], ids=["greedy", "nucleus"])
+@pytest.mark.parametrize("gen", [GenSpec(), GenSpec(do_sample=True, top_p=0.9)], ids=["greedy", "nucleus"])
 def test_the_share_of_contested_tokens_does_not_hang_on_the_batch(gen: GenSpec) -> None:
-    lm, requests = tiny(dtype=torch.bfloat16), asked(400)
+    """Of some 25,000 tokens, so that 0.2 points are three standard errors of a share of 1 % and not chance."""
+    lm, requests = tiny(dtype=torch.bfloat16), asked(1500)
     rates = []
     for rows in (1, 7, 64):
-        found = made(lm, requests, dataclasses.replace(gen, max_new_tokens=20, batch_tokens=rows * 60))
+        tokens = rows * 60 if rows > 1 else 1
+        found = made(lm, requests, dataclasses.replace(gen, max_new_tokens=20, batch_tokens=tokens))
         rates.append(100 * sum(g.contested for g in found) / sum(g.sample.tokens for g in found))
-    assert min(rates) > 1
+    assert min(rates) > 0.5
     assert max(rates) - min(rates) < 0.2
 
 
