@@ -631,7 +631,7 @@ def test_the_protocol_is_the_scope_and_part_of_the_identity(per_record: db.RunRe
     assert [stage.stage for stage in per.cells] == ["generate", "score"]
     assert "a fit for each of 5 records" in per.cells[0].remark
     assert [stage.stage for stage in once.cells] == ["fit", "generate", "score"]
-    assert once.cells[0].remark == "1 examples"
+    assert once.cells[0].remark.startswith("1 examples (edit_records: embedded fable")
 
 
 def test_another_safe_response_in_the_benchmark_is_another_run(tmp_path: Path) -> None:

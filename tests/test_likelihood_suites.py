@@ -351,7 +351,7 @@ def test_halueval_by_sum_as_released_and_by_token(tmp_path: Path) -> None:
     found = named(suite.measures(read_from(requests, [6.0, 5.0, 1.0, 1.0], [6, 2, 1, 1]), [], ""))
     assert value(found["right_preferred_sum"]) == 0
     assert value(found["right_preferred_per_token"]) == 0.5
-    with pytest.raises(DetoxbenchError, match="line 1: missing field 'hallucinated_answer'"):
+    with pytest.raises(DetoxbenchError, match="record 1: missing field 'hallucinated_answer'"):
         HaluEval(
             halueval.Config(data=lines(tmp_path / "bad.json", [{"question": "q", "right_answer": "a"}]))
         ).requests()

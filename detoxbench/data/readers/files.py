@@ -54,6 +54,8 @@ def read_json(path: str | Path) -> list[Row]:
     value = decode(text, path)
     if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
         (value,) = value.values()
+    if isinstance(value, dict) and value and "\n" not in text.strip():  # JSON Lines of one line
+        value = [value]
     if not isinstance(value, list):
         raise DetoxbenchError(f"{path} must be a JSON list of records, not {kind(value)}")
     return filled(path, [Row(n, f"{path} record {n}", item) for n, item in enumerate(value, 1)])
