@@ -59,7 +59,10 @@ def of_table(
         missing = [f"{row.label} {row.cells[name].missing}" for row in rows if row.cells[name].missing]
         if missing:
             notes.append(f"{name}: missing values, left out: {', '.join(missing)}")
-        bare = {row.label: row.cells[name].interval for row in rows if row.cells[name].low is None}
+        if unmeasured := [row.label for row in rows if row.cells[name].value is None and not row.cells[name].missing]:
+            notes.append(f"{name}: not measured: {', '.join(unmeasured)}")
+        measured = {row.label: row.cells[name] for row in rows if row.label not in unmeasured}
+        bare = {label: cell.interval for label, cell in measured.items() if cell.low is None}
         if bare:
             reasons = (f"{label} ({reason.removeprefix('none: ')})" for label, reason in bare.items())
             notes.append(f"{name}: no interval: {', '.join(reasons)}")

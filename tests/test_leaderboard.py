@@ -250,7 +250,7 @@ def test_missing_is_said_and_a_metric_without_a_value_is_no_zero(store, tmp_path
     board = read(tmp_path)
     table = only_table(board)
     assert "DS: missing values, left out: none 3" in table.notes
-    assert "EMT: no interval: none (no cluster)" in table.notes
+    assert "EMT: not measured: none" in table.notes
     assert table.rows[0].cells["EMT"].value is None
     assert "| 25.0 \\[14.2, 40.2\\] | – |" in board.render("md")
     rows = list(csv.DictReader(io.StringIO(board.render("csv"))))
