@@ -42,6 +42,7 @@ _PUBLIC = {
     "Leaderboard": "detoxbench.leaderboard:Leaderboard",
     "Pair": "detoxbench.method:Pair",
     "leaderboard": "detoxbench.leaderboard:leaderboard",
+    "methods": "detoxbench.methods",
     "run": "detoxbench.runner:run_overrides",
 }
 
@@ -60,12 +61,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "methods":
-        return import_module("detoxbench.methods")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'detoxbench' has no attribute '{name}'")
-    module, attribute = _PUBLIC[name].split(":")
-    value = getattr(import_module(module), attribute)
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = getattr(import_module(module), attribute) if attribute else import_module(module)
     globals()[name] = value
     return value
 

@@ -11,7 +11,7 @@ never holds the texts of its own record. Where rows agree in every text, they ag
 
 A short text cannot tell the last two, so all texts of a record decide together: they are broken where their score lies
 so many standard deviations of the base's records below the base's mean. How often that is right is measured
-(docs/scorers.md).
+(docs/broken_text.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`detoxbench demo`: the whole job on the embedded model, in about two minutes, with nothing downloaded."""
+"""`detoxbench demo`: the whole job on the embedded model, in a few minutes, with nothing downloaded."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from detoxbench.cli.common import FAILURE, INTERRUPTED, OK, TERMINATED, USAGE, c
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 
 VERBS = {
-    "demo": "every method on the embedded model, and a leaderboard, in two minutes",
+    "demo": "every method on the embedded model, and a leaderboard, in a few minutes",
     "run": "fit, generate, score and store one cell, or with -m many",
     "plan": "what a run would do: which stages are cached, to do or missing",
     "list": "models, methods, suites and scorers by name",

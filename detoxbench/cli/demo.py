@@ -6,7 +6,7 @@ from detoxbench.cli.common import OK, Parser
 
 
 def main(argv: list[str]) -> int:
-    description = "Every method on the embedded model, and a leaderboard, in two minutes."
+    description = "Every method on the embedded model, and a leaderboard, in a few minutes."
     Parser(prog="detoxbench demo", description=description).parse_args(argv)
 
     from detoxbench.demo import main as demo

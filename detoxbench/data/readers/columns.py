@@ -107,8 +107,7 @@ def column(found: Sequence[Row], *names: str) -> Callable[[Row], str]:
         short = [other for other in left if length[name] <= LABEL_WORDS and 2 * length[name] <= length[other]]
         named = [other for other in short if any(_has(row, name) and _has(row, other) for row in found)]
         if named:
-            file = found[0].place.rpartition(" ")[0].rpartition(" ")[0]
-            warnings.warn(f"{file}: '{name}' only names what '{named[0]}' says: it is not asked", stacklevel=2)
+            warnings.warn(f"{found[0].file}: '{name}' only names what '{named[0]}' says: it is not asked", stacklevel=2)
         else:
             left.append(name)
             refuse_written(texts[name], name, found)

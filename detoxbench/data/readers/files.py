@@ -25,6 +25,11 @@ class Row(NamedTuple):
     place: str
     value: Any
 
+    @property
+    def file(self) -> str:
+        """`place` without the line or record in it."""
+        return self.place.rsplit(" ", 2)[0]
+
 
 def rows(path: str | Path) -> list[Row]:
     """The rows of a file, by its ending (one of `ENDINGS`); or of a hub data set (hub:OWNER/NAME)."""

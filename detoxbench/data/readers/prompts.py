@@ -148,8 +148,7 @@ def parse_harmful_requests(found: Iterable[Row]) -> list[HarmfulRequest]:
 
 def _say_left_out(found: Sequence[Row], count: int, why: str) -> None:
     if count:
-        file = found[0].place.rpartition(" ")[0].rpartition(" ")[0]
-        warnings.warn(f"{file}: {count} of {len(found)} prompts are {why}: they are not asked", stacklevel=2)
+        warnings.warn(f"{found[0].file}: {count} of {len(found)} prompts are {why}: they are not asked", stacklevel=2)
 
 
 def _lacks_context(row: Row) -> bool:
