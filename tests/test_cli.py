@@ -1,4 +1,4 @@
-"""The command line as its users meet it: mostly real processes in a folder of their own."""
+"""The command line as its users meet it: real processes in a folder of their own."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import Process, detoxbench
 
 from detoxbench import cli
 
@@ -20,12 +21,6 @@ code = cli.main({argv!r})
 assert not {{"torch", "transformers"}} & set(sys.modules), "torch was imported"
 sys.exit(code)
 """
-
-
-def detoxbench(folder: Path, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *argv], cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120
-    )
 
 
 def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -150,7 +145,7 @@ def test_a_failed_job_is_one_line_and_code_1_and_the_others_run(tmp_path: Path) 
 
 def test_a_run_works_from_any_folder_and_leaves_only_the_runs_folder(tmp_path: Path) -> None:
     argv = ["run", "suite=utility", "suite.limit=2", "runs_dir=here"]
-    done = detoxbench(tmp_path, *argv)
+    done = subprocess.run([*COMMAND, *argv], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
     again = detoxbench(tmp_path, *argv)
@@ -230,21 +225,18 @@ def test_a_broken_pipe_is_no_error_message(tmp_path: Path) -> None:
 def test_a_stopped_run_says_so_in_one_line_and_goes_on(
     sent: signal.Signals, ctrl_c_is: signal.Handlers, code: int, tmp_path: Path
 ) -> None:
-    command = [*COMMAND, "run", "suite=safeedit", "suite.limit=6", "gen.batch_tokens=300"]
-    running = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, ctrl_c_is),
-    )  # fmt: skip
+    argv = ["run", "suite=safeedit", "suite.limit=6", "gen.batch_tokens=300"]
+    running = Process(tmp_path, argv, ctrl_c_is=ctrl_c_is)
     while not any(file.stat().st_size for file in tmp_path.glob("runs/.stages/*/partial.jsonl")):
         assert running.poll() is None
-    running.send_signal(sent)
-    _, err = running.communicate(timeout=60)
-    assert running.returncode == code
-    assert err == "detoxbench: interrupted; the same command goes on where this one stopped\n"
+    running.send(sent)
+    stopped = running.end()
+    assert stopped.returncode == code
+    assert stopped.stderr == "detoxbench: interrupted; the same command goes on where this one stopped\n"
     (partial,) = tmp_path.glob("runs/.stages/*/partial.jsonl")
     kept = partial.read_bytes().splitlines()
     assert not list(tmp_path.glob("runs/*/run.json"))
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = detoxbench(tmp_path, *argv)
     assert done.returncode == 0, done.stderr
     (samples,) = tmp_path.glob("runs/*/samples.jsonl")
     stored = {(row["id"], row["sample"]): row for row in map(json.loads, samples.read_bytes().splitlines())}

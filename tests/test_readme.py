@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import third_party
+from processes import detoxbench
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -26,10 +25,7 @@ def test_the_method_that_is_shown_whole_runs(tmp_path: Path) -> None:
     third_party.announce(tmp_path, f'[project]\nname = "word-bias"\nversion = "1"\n{entry_points}')
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     few = ["suite=real_toxicity_prompts", "suite.prompts=40", f"runs_dir={tmp_path / 'runs'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "detoxbench.cli", "run", "-m", "method=word_bias", "method.strength=0,4", *few],
-        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = detoxbench(Path.cwd(), "run", "-m", "method=word_bias", "method.strength=0,4", *few, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     shares = [float(value) for value in re.findall(r"toxic_share +([\d.]+) %", done.stdout)]
     assert shares[1] < shares[0] - 5  # it does what it says

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import processes
 import pytest
 import third_party
 
@@ -24,10 +24,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def detoxbench(site: Path, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "detoxbench.cli", *argv]
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120
-    )
+    return processes.detoxbench(folder, *argv, PYTHONPATH=path)
 
 
 def test_a_third_party_method_is_listed_described_and_planned(elsewhere: Path, tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from processes import Process
 
 import detoxbench as db
 from detoxbench import generation, runner
@@ -200,23 +200,18 @@ LONG = ["suite=real_toxicity_prompts", "suite.prompts=50", "gen.n=4", "method=de
 SMALL_BATCHES = ["gen.batch_tokens=200"]
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "detoxbench.cli", "run", *LONG, f"runs_dir={folder}", *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(folder: Path, *more: str) -> Process:
+    return Process(Path.cwd(), ["run", *LONG, f"runs_dir={folder}", *more])
 
 
-def kill_when(process: subprocess.Popen[bytes], partial: Path, lines: int) -> None:
+def kill_when(process: Process, partial: Path, lines: int) -> None:
     """kill -9 as soon as `partial` holds so many lines."""
     while process.poll() is None:
         if partial.is_file() and partial.read_bytes().count(b"\n") >= lines:
-            process.send_signal(signal.SIGKILL)
+            process.send(signal.SIGKILL)
             break
-        try:
-            process.wait(timeout=0.005)
-        except subprocess.TimeoutExpired:
-            continue
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it finished before it could be killed"
+        time.sleep(0.005)
+    assert process.end().returncode == -signal.SIGKILL, "it finished before it could be killed"
 
 
 def test_killed_twice_the_third_try_finishes_with_the_same_bytes(tmp_path: Path) -> None:
@@ -231,12 +226,9 @@ def test_killed_twice_the_third_try_finishes_with_the_same_bytes(tmp_path: Path)
     kept = partial.read_bytes()
     assert kept.startswith(first)  # nothing that was finished is made again
     assert not planned.finished
-    third = start(tmp_path / "killed")
-    assert third.communicate()[1] == b""
-    assert third.returncode == 0
-    undisturbed = start(tmp_path / "whole")
-    undisturbed.communicate()
-    assert undisturbed.returncode == 0
+    third = start(tmp_path / "killed").end()
+    assert (third.returncode, third.stderr) == (0, "")
+    assert start(tmp_path / "whole").end().returncode == 0
     for file in ("samples.jsonl", "scores.jsonl", "clusters.json", "intervention/tensors.safetensors"):
         one, two = (tmp_path / which / planned.folder.name / file for which in ("killed", "whole"))
         assert one.read_bytes() == two.read_bytes()
