@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from detoxbench import composition
 from detoxbench.composition import cells, compose
-from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec
+from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build
 from detoxbench.data.paraphrase_generation import GenerationConfig
 from detoxbench.errors import UsageError
 from detoxbench.registries import methods, scorers, suites
@@ -86,12 +86,22 @@ def test_root_files_hold_the_defaults() -> None:
     assert protocol == {key: defaults(GenSpec)[key] for key in protocol}
 
 
-@pytest.mark.parametrize("group", ["model", "method", "suite", "scorer", "gen", "tracker"])
+@pytest.mark.parametrize("group", ["method", "suite", "scorer", "gen", "tracker"])
 def test_every_choice_composes(group: str) -> None:
     for name in names(group):
-        path = ["model.path=somewhere"] if name == "hf" else []
-        spec = composition.compose([f"{group}={name}", *path])
+        spec = composition.compose([f"{group}={name}"])
         assert getattr(spec, f"{group}_name", name) == name
+
+
+def test_every_model_file_is_a_typed_model_and_no_more() -> None:
+    """Each by itself, as composing thirty takes seconds; one is composed."""
+    built = {}
+    for name in set(names("model")) - {"hf"}:
+        own = read(CONF / "model" / f"{name}.yaml")
+        assert own.pop("defaults", ["hf", "_self_"]) == ["hf", "_self_"]
+        given = read(CONF / "model" / "hf.yaml") | {"path": "somewhere"} | own
+        built[name] = build(ModelSpec, given, "model")
+    assert composition.compose(["model=gpt2"]).model == built["gpt2"]
 
 
 @pytest.mark.parametrize("name", names("experiment"))
