@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_DEVICE ?= cpu
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -12,8 +13,8 @@ demo: $(READY)  ## the main job: every method on the embedded model, and a leade
 	$(BIN)/detoxbench demo
 
 test: export HF_HUB_OFFLINE = 1
-test: $(READY)  ## the test suite, offline
-	$(BIN)/python -m pytest -q -m "not slow"
+test: $(READY)  ## the test suite, offline; WORKERS=8 takes more cores
+	$(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-slow: export HF_HUB_OFFLINE = 1
 test-slow: $(READY)  ## tests that train models or run for minutes

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_the_installed_wheel_works_in_another_folder(wheel: Path, tmp_path: Path
         cwd=elsewhere,
     )  # fmt: skip
     # Added behind the wheel; an editable install's own .pth file in there is not read.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     command = environment / "bin" / "python", "-m", "detoxbench.cli"
     where = run(environment / "bin" / "python", "-c", "import detoxbench; print(detoxbench.__file__)", cwd=elsewhere)
     assert Path(where.strip()).is_relative_to(site)
