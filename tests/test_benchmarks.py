@@ -123,7 +123,10 @@ def test_a_benchmark_that_is_not_there_is_named(modules: object, capsys: pytest.
 # --- what must hold on a device --------------------------------------------------------------------------------------
 
 
-def test_what_must_hold_on_a_device_holds_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_must_hold_on_a_device_holds_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(gpu.SIZES, "cpu", gpu.SIZES["cpu"]._replace(prompts=9, rows=16, draws=5_000))
     assert gpu.main(["--device", "cpu"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     found = {(row[0].removeprefix("| "), row[1]) for row in rows[1:]}

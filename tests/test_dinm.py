@@ -158,13 +158,18 @@ def literal(lm: db.LanguageModel, record: EditRecord, names: list[str], config: 
     return edited
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "opt"])
+SWITCHES: list[dict[str, Any]] = [
+    {"kl_grad": True}, {"kl_grad": True, "kl_direction": "edited_to_base"}, {"weight_decay": 0.3}, {"layers": (0, 2)},
+    {"norm_constraint": 0.01, "num_steps": 3},
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "change",
-    [{}, {"kl_grad": True}, {"kl_grad": True, "kl_direction": "edited_to_base"}, {"weight_decay": 0.3},
-     {"layers": (0, 2)}, {"norm_constraint": 0.01, "num_steps": 3}],
+    ("family", "change"),
+    [(family, {}) for family in ("llama", "mistral", "gpt2", "opt")]
+    + [(family, change) for family in ("llama", "gpt2") for change in SWITCHES],
     ids=str,
-)  # fmt: skip
+)
 def test_the_edit_is_the_specified_loop(family: str, change: dict[str, Any]) -> None:
     lm = raw(tiny(family))
     config = db.methods.create("dinm", **{**SHORT, "layers": (1,)} | change).config

@@ -21,7 +21,7 @@ from tests.tiny import same, state, tiny
 
 NAMES = db.methods.names()
 FAMILIES = ("llama", "gpt2", "mistral")
-DATA, _ = fit_data(FitSpec(limit=24), frozenset(Role))
+DATA, _ = fit_data(FitSpec(limit=12), frozenset(Role))
 PROMPTS = ["the cat", "why are you", "please tell me", "at the park", "who"]
 
 
@@ -30,7 +30,7 @@ def made(name: str, seed: int = 0) -> Method[Any]:
 
 
 def texts(lm: db.LanguageModel) -> list[str]:
-    return [s.text for s in lm.generate(PROMPTS, max_new_tokens=20, do_sample=True, n=3)]
+    return [s.text for s in lm.generate(PROMPTS, max_new_tokens=12, do_sample=True, n=2)]
 
 
 @pytest.fixture(scope="module", params=[(name, family) for name in NAMES for family in FAMILIES], ids="-".join)

@@ -59,7 +59,7 @@ def _asked(request: Request) -> tuple[str, str]:
     return request.id, request.prompt
 
 
-@pytest.mark.parametrize("cls", [ToxicInstructions, HarmfulRequests, OverRefusal])
+@pytest.mark.parametrize("cls", [ToxicInstructions, HarmfulRequests, pytest.param(OverRefusal, marks=pytest.mark.slow)])
 def test_more_embedded_prompts_than_the_world_has_is_a_usage_error(cls: type[Bias]) -> None:
     with pytest.raises(UsageError, match=r"has no \d+ distinct prompts of this kind"):
         cls(cls.Config(prompts=30_000)).requests()

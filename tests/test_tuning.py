@@ -63,9 +63,9 @@ def test_the_search_comes_to_the_bound_and_keeps_it() -> None:
 
 @pytest.mark.usefixtures("faked")
 def test_the_same_search_tries_the_same_so_that_what_is_finished_is_found_again() -> None:
-    first, again = (alphas(list(tune(SPACE, OBJECTIVE, trials=4, seed=3))) for _ in range(2))
+    first, again = (alphas(list(tune(SPACE, OBJECTIVE, trials=3, seed=3))) for _ in range(2))
     assert first == again
-    assert alphas(list(tune(SPACE, OBJECTIVE, trials=4, seed=4))) != first
+    assert alphas(list(tune(SPACE, OBJECTIVE, trials=1, seed=4))) != first[:1]
 
 
 @pytest.mark.usefixtures("faked")
