@@ -25,9 +25,12 @@ from detoxbench.leaderboard import (
     differing,
     embedded,
     flat,
+    mostly_broken,
     tested,
+    unpraised,
 )
 from detoxbench.registries import methods
+from detoxbench.remarks import broken_warning
 from detoxbench.store import Run, RunRecord, readable
 
 if TYPE_CHECKING:
@@ -46,6 +49,8 @@ class Point:
     seeds: list[int]
     run_ids: list[str]
     cells: dict[str, Cell]
+    broken: bool = False
+    """More than half of its texts are broken for sure: none of its numbers is called better, and no trend over it."""
 
 
 @dataclass(frozen=True)
@@ -324,20 +329,31 @@ def _measured(
             meant = replace(column, better="neither") if what == INTERACTION else column
             asked.append((meant, _contrast(panel.sums, weights), panel.seeds))
 
+    broken = mostly_broken(members, clusters)
+    reference = against is not None and broken[against]
     differences = iter(tested(asked))
     trends: dict[str, dict[str, Difference]] = {}
     interactions: dict[str, Difference] = {}
     for column in columns:
         for r in range(len(ordered)):
-            cells[r][column.name] = replace(cells[r][column.name], difference=next(differences))
+            difference = unpraised(next(differences), broken[r], reference)
+            cells[r][column.name] = replace(cells[r][column.name], difference=difference)
         for what in contrasts:
             change = next(differences)
+            if change is not None and any(broken[: len(ordered)]) and change.verdict in ("better", "worse"):
+                change = replace(change, verdict="differs")
             if change is not None and what == INTERACTION:
                 interactions[column.name] = change
             elif change is not None:
                 trends.setdefault(column.name, {})[what] = change
     made = [
-        Point(values[r] if r < len(values) else (), [x.seed for x in records], [x.run_id for x in records], cells[r])
+        Point(
+            values[r] if r < len(values) else (),
+            [x.seed for x in records],
+            [x.run_id for x in records],
+            cells[r],
+            broken[r],
+        )
         for r, records in enumerate(members)
     ]
     return made[: len(ordered)], made[-1] if base else None, trends, interactions
@@ -400,7 +416,8 @@ def _notes(
     default: Mapping[str, Any],
     trends: Mapping[str, Any],
 ) -> list[str]:
-    notes = []
+    settings = [f"{','.join(over)}={','.join(map(written, p.values))}" for p in points if p.broken]
+    notes = broken_warning([*settings, *(["the base"] if base and base.broken else [])])
     if embedded(entries[0].record):
         notes.append(EMBEDDED)
     if along:

@@ -12,7 +12,7 @@ from typing import Any
 from detoxbench import broken_text
 from detoxbench.config import BASE, digest
 from detoxbench.registries import methods
-from detoxbench.suites._common import main_score, measure
+from detoxbench.suites._common import main_score, measure, perplexity
 from detoxbench.suites.base import Counts, Measure, Sample, Scored, Suite, sample_counts
 
 AGAINST_BASE = ("broken_share", "unneeded_interventions")
@@ -42,18 +42,34 @@ def aggregate(suite: Suite[Any], primary: str, own: Answers, base: Answers | Non
     measures = suite.measures(own.samples, own.scores, primary)
     counts = sample_counts(own.samples, own.scores, judged=suite.judged)
     counts["equal_to_base"] = None if base is None or base is own else equal_to_base(own.samples, base.samples)
-    if base is not None and any(sample.stop != "given" for sample in own.samples):
+    if not any(sample.stop != "given" for sample in own.samples):
+        return measures, counts
+    if all(measure.name != "perplexity" for measure in measures):
+        measures += perplexity_under_base(own.samples, headline=hasattr(suite.config, "perplexity"))
+    if base is not None:
         measures.append(broken_share(own.samples, base.samples))
         if base is not own and suite.judged:
             measures.append(unneeded_interventions(suite, primary, own, base))
     return measures, counts
 
 
+def perplexity_under_base(samples: Sequence[Sample], *, headline: bool) -> list[Measure]:
+    """How likely the unmodified model finds the texts: exp(nats / tokens) over all that it has read; [] for none.
+
+    It stands in for a judge of fluency where none is named, and is shown beside others (`headline`) where a suite lets
+    one be named. A text without tokens is missing.
+    """
+    read = broken_text.read_ones(samples)
+    found = [(sample.record, sample.base.nll, sample.base.tokens) for sample in read if sample.base]
+    missing = len(read) - len(found)
+    return [perplexity("perplexity_under_base", found, missing=missing, headline=headline)] if found else []
+
+
 def broken_share(samples: Sequence[Sample], base: Sequence[Sample]) -> Measure:
-    """Share of generated texts that are broken (`broken_text`)."""
-    made = [sample for sample in samples if sample.stop != "given"]
-    found = broken_text.reasons(made, [sample for sample in base if sample.stop != "given"])
-    values = [(sample.record, float(reason is not None)) for sample, reason in zip(made, found, strict=True)]
+    """Share of generated texts that are broken (`broken_text`), of those that the base has read."""
+    read = broken_text.read_ones(samples)
+    found = broken_text.reasons(read, base)
+    values = [(sample.record, float(reason is not None)) for sample, reason in zip(read, found, strict=True)]
     return measure("broken_share", "lower", values, unit="share", yes_no=True)
 
 

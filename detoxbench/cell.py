@@ -126,7 +126,7 @@ class Cell:
             "seed": spec.seed,
         }
         fit_key = digest([self.identity[key] for key in ("schema", "model", "method", "seed")])
-        made_of = [fit_key, asked, self.identity["gen"]]
+        made_of = [fit_key, asked, self.identity["gen"], broken_text.VERSION]
         if self.suite.observer is not None:  # answers depend on what is asked alone, looks on who looks
             made_of.append(self.identity["suite"])
         generation_key = digest(made_of)

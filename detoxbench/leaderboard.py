@@ -103,6 +103,11 @@ class Row:
     broken: bool = False
     """More than half of its texts are broken for sure, so its other numbers mean little, and none is called better."""
 
+    @property
+    def shown(self) -> str:
+        """The label, and that its texts are broken."""
+        return f"{self.label} (broken)" if self.broken else self.label
+
 
 @dataclass(frozen=True)
 class Pairwise:

@@ -46,6 +46,13 @@ class Plan(NamedTuple):
     tokens: int
     cut: int
 
+    @property
+    def all(self) -> list[Row]:
+        return [*self.rows, *self.off]
+
+
+NOTHING = Plan([], [], 0, 0)
+
 
 def read(lm: LanguageModel, requests: Sequence[Request], left: Container[str]) -> Iterator[list[Generated]]:
     """Chunk by chunk, the samples of those `requests` (all have a text) whose id is `left`.
@@ -60,7 +67,10 @@ def read(lm: LanguageModel, requests: Sequence[Request], left: Container[str]) -
         if not any(r.id in left for r in chunk):
             continue
         plans = [planned(lm, request) for request in chunk]
-        found = iter(read_rows(lm, [row for plan in plans for row in (*plan.rows, *plan.off)]))
+        for request, plan in zip(chunk, plans, strict=True):
+            if plan.tokens < 1:
+                raise DetoxbenchError(f"the text of request '{request.id}' has no token of its own after its prompt")
+        found = iter(read_rows(lm, [row for plan in plans for row in plan.all]))
         made = []
         for request, plan in zip(chunk, plans, strict=True):
             rows, off = [next(found) for _ in plan.rows], [next(found) for _ in plan.off]
@@ -81,13 +91,13 @@ def read(lm: LanguageModel, requests: Sequence[Request], left: Container[str]) -
 
 
 def planned(lm: LanguageModel, request: Request) -> Plan:
-    """What is read for a request. Raises DetoxbenchError where its text has no token."""
+    """What is read for a request: nothing, of no tokens, where its text has none of its own after the prompt."""
     rendered, special = lm.rendered(request.prompt, request.chat, request.record)
     prompt, whole = lm.joined(rendered, request.text or "", special=special)
     common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
     tokens = len(whole) - len(prompt)
     if tokens < 1:
-        raise DetoxbenchError(f"the text of request '{request.id}' has no token of its own after its prompt")
+        return NOTHING
     if common == 0:  # the first token spans prompt and text: both follow the start token
         prompt, whole, common = [lm.start_id, *prompt], [lm.start_id, *whole], 1
     limit = lm.architecture.context

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 Direction = Literal["higher", "lower"]
 
 RESAMPLES = 1000
-UTILITY = ("perplexity", "fluency_bits")
+UTILITY = ("perplexity", "perplexity_under_base", "fluency_bits")
 """What stands for utility on the Pareto front, in this order, where it is one of a table's columns."""
 COST = "cost.fit_seconds"
 MORE_IS_BETTER = ("cost.relative_speed", "cost.tokens_per_second")

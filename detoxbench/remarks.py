@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detoxbench import stats
@@ -20,7 +20,7 @@ def of_table(
 ) -> list[str]:
     """What stands below a table whose differences are to the row `reference`, which `against` asked for."""
     notes = [EMBEDDED] if embedded else []
-    notes += _broken(rows) + _idle(rows)
+    notes += broken_warning([row.label for row in rows if row.broken]) + _idle(rows)
     methods = sorted({c.interval for r in rows for c in r.cells.values() if c.low is not None})
     if methods:
         notes.append(f"[low, high]: 95 % interval by prompt or record ({'; '.join(methods)})")
@@ -69,10 +69,10 @@ def of_table(
     return notes
 
 
-def _broken(rows: list[Row]) -> list[str]:
-    broken = [row.label for row in rows if row.broken]
+def broken_warning(labels: Sequence[str]) -> list[str]:
+    """The warning of rows (or settings) whose texts are mostly broken: [] or one."""
     warning = "more than half of the texts are broken, so other numbers mean little and none is called better"
-    return [f"WARNING: {warning}: {', '.join(broken)}"] if broken else []
+    return [f"WARNING: {warning}: {', '.join(labels)}"] if labels else []
 
 
 def _idle(rows: list[Row]) -> list[str]:

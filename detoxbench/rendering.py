@@ -193,7 +193,7 @@ def rich_blocks(board: Leaderboard, width: int) -> Iterator[RenderableType]:
         yield Text(clean(table.title), style="bold")
         yield Text(clean(setting(table)), style="dim")
         seeds = len({len(row.seeds) for row in table.rows}) > 1 or len(table.rows[0].seeds) > 1
-        labels = [row.label + (f" ({len(row.seeds)} seeds)" if seeds else "") for row in table.rows]
+        labels = [row.shown + (f" ({len(row.seeds)} seeds)" if seeds else "") for row in table.rows]
         metrics = [(heading_of(c), [_coloured(row, c) for row in table.rows]) for c in table.columns]
         yield from _fitted(labels, metrics, width)
         yield from _fitted(labels, rest_of(table), width)
@@ -273,7 +273,7 @@ def markdown(board: Leaderboard) -> str:
             values = [
                 f"{value_of(row.cells[c.name], c)} {_delta(row.cells[c.name], c)}".rstrip() for c in table.columns
             ]
-            rows.append([row.label, str(len(row.seeds)), *values, *(texts[i] for _, texts in rest)])
+            rows.append([row.shown, str(len(row.seeds)), *values, *(texts[i] for _, texts in rest)])
         lines += lines_of(["method", "seeds", *map(heading_of, table.columns), *(heading for heading, _ in rest)], rows)
         for grid in _more(table):
             lines += [escaped(grid.title), ""]
@@ -329,7 +329,7 @@ def latex(board: Leaderboard) -> str:
         rest = rest_of(table)
         headings = ["method", *map(heading_of, table.columns), *(heading for heading, _ in rest)]
         rows = [
-            [escaped(row.label), *(cell(row, c) for c in table.columns), *(escaped(texts[i]) for _, texts in rest)]
+            [escaped(row.shown), *(cell(row, c) for c in table.columns), *(escaped(texts[i]) for _, texts in rest)]
             for i, row in enumerate(table.rows)
         ]
         caption = f"{table.title}. In brackets: 95 % intervals."

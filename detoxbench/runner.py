@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from detoxbench import weight_changes
+from detoxbench import broken_text, weight_changes
 from detoxbench.aggregation import Answers, aggregate, base_run_id
 from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec, digest
@@ -47,7 +47,7 @@ from detoxbench.store import (
     write_atomic,
     write_folder,
 )
-from detoxbench.suites.base import Counts, Observer, Request, Sample, Scored
+from detoxbench.suites.base import BaseReading, Counts, Observer, Request, Sample, Scored
 
 if TYPE_CHECKING:
     from detoxbench.generation import Generated
@@ -58,6 +58,8 @@ __all__ = ["RunResult", "plan", "run", "run_overrides"]
 
 FITS = "fits.jsonl"
 """What each fit recorded, where every record has its own."""
+READINGS = "readings.partial.jsonl"
+"""What the base finds of the samples, until they are written with it."""
 SCORE_CHUNK = 1024
 """Samples scored, and written, at a time."""
 OBSERVED = 64
@@ -156,6 +158,12 @@ class _Generation(msgspec.Struct):
     """How the model computed (`provenance.arithmetic`)."""
 
 
+class _Reading(msgspec.Struct):
+    """A line of readings.partial.jsonl: the reading of the next sample that is read."""
+
+    base: BaseReading | None
+
+
 class _RecordFit(msgspec.Struct):
     """A line of fits.jsonl: the fit for one record, whose intervention is not kept."""
 
@@ -239,7 +247,7 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
                     advance(len(batch))
         intervention, fit = _all_fits(cell, lm) if cell.per_record else (_intervention(cell), None)
         ordered = [made[key] for key in wanted]
-        samples = [g.sample for g in ordered]
+        samples = _read_by_base(cell, lm, [g.sample for g in ordered])
         generation = _Generation(
             tokens_per_second=tokens / seconds if tokens else None,
             relative_speed=_relative_speed(cell, lm, intervention),
@@ -253,9 +261,31 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
         write_atomic(done, encode_lines(samples))
         write_atomic(finished, encode(generation))
         seal(folder, [done.name, finished.name, *([FITS] if cell.per_record else [])])
-        (folder / PARTIAL).unlink()
+        for partial in (PARTIAL, READINGS):
+            (folder / partial).unlink(missing_ok=True)
         log.info("generated %d samples at %.0f tokens/s", len(samples), generation.tokens_per_second or 0)
         return samples, generation
+
+
+def _read_by_base(cell: Cell, lm: LanguageModel, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples, the generated ones with what the unmodified model finds of them."""
+    from detoxbench.base_reading import CHUNK, readings
+
+    chosen = broken_text.read_ones(samples)
+    if not chosen:
+        return list(samples)
+    requests = {request.id: request for request in cell.requests}
+    with (
+        appending(cell.generation_folder / READINGS, _Reading, whole=CHUNK) as (rows, append),
+        bar(f"{cell.method.name}: the base reads", len(chosen), done=len(rows)) as advance,
+    ):
+        for chunk in readings(lm, requests, chosen, done=len(rows)):
+            new = [_Reading(reading) for reading in chunk]
+            append(new)
+            rows += new
+            advance(len(new))
+    found = {(s.id, s.sample): row.base for s, row in zip(chosen, rows, strict=True)}
+    return [msgspec.structs.replace(s, base=found.get((s.id, s.sample))) for s in samples]
 
 
 def _arithmetic(cell: Cell, lm: LanguageModel) -> dict[str, Any]:

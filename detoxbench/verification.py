@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from detoxbench import stats
+from detoxbench import broken_text, stats
 from detoxbench.aggregation import AGAINST_BASE, Answers, aggregate, base_run_id
 from detoxbench.config import BASE, SCHEMA_VERSION, build, digest, identity
 from detoxbench.errors import DetoxbenchError
@@ -154,6 +154,11 @@ def _suite(record: RunRecord) -> Suite[Any]:
     version = record.identity["suite"].get("version")
     if version != cls.version:
         raise DetoxbenchError(f"version {version} aggregated it, version {cls.version} is installed here")
+    judged_by = record.identity["suite"].get("broken_text")
+    if judged_by not in (None, broken_text.VERSION):  # None: before there was one
+        raise DetoxbenchError(
+            f"version {judged_by} told its broken texts, version {broken_text.VERSION} is installed here"
+        )
     known = {field.name for field in fields(cls.Config)}
     given = {key: value for key, value in record.spec.get("suite", {}).items() if key in known}
     config: Any = build(cls.Config, given | record.identity["suite"].get("config", {}), "suite")

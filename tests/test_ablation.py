@@ -102,6 +102,26 @@ def test_a_trend_that_is_none_is_found_in_one_case_of_twenty() -> None:
     assert 8 <= few <= 34
 
 
+def test_a_setting_of_broken_texts_is_warned_of_and_nothing_is_praised_over_it(write: Write, tmp_path: Path) -> None:
+    def broken(share: int) -> Measure:
+        clusters = [f"p{i}" for i in range(N)]
+        return Measure("broken_share", "lower", stored.yes(share, clusters), dict.fromkeys(clusters, 1.0), unit="share")
+
+    write([*measures(0.0), broken(0)], method="none")
+    for alpha in (0.1, 0.6):
+        write([*measures(alpha), broken(0)], alpha=alpha)
+    sound = ablation(tmp_path, ["method.alpha"])
+    assert sound.trends["toxic"]["method.alpha"].verdict == "better"
+    assert not any(note.startswith("WARNING") for note in sound.notes)
+    write([*measures(1.0), broken(N - 2)], alpha=1.0)
+    found = ablation(tmp_path, ["method.alpha"])
+    assert [point.broken for point in found.points] == [False, False, True]
+    verdicts = [point.cells["toxic"].difference.verdict for point in found.points if point.cells["toxic"].difference]
+    assert verdicts[1:] == ["better", "differs"]
+    assert found.trends["toxic"]["method.alpha"].verdict == "differs", "a trend that ends in broken texts"
+    assert any(note.startswith("WARNING") and note.endswith(": method.alpha=1.0") for note in found.notes)
+
+
 def test_values_are_in_the_order_of_numbers_and_others_of_their_text(write: Write, tmp_path: Path) -> None:
     for alpha in (10.0, 9.0, 0.5):
         write(measures(0.3), alpha=alpha)

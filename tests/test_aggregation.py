@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from stored import CLUSTERS, defense, write, yes
 
 import detoxbench as db
 from detoxbench import broken_text, runner
 from detoxbench.aggregation import Answers, aggregate
+from detoxbench.base_reading import readings
+from detoxbench.data.fable import world
 from detoxbench.leaderboard import leaderboard
+from detoxbench.lm import LanguageModel
 from detoxbench.packing import opened, pack, unpack
 from detoxbench.store import Run
-from detoxbench.suites.base import Measure, Sample, Scored
+from detoxbench.suites.base import BaseReading, Measure, Request, Sample, Scored
 from detoxbench.suites.real_toxicity_prompts import RealToxicityPrompts
 from detoxbench.suites.toxic_instructions import ToxicInstructions
 from detoxbench.verification import verify
-
-NOUNS, VERBS = ("goblin", "farmer", "teacher", "child"), ("sees", "helps", "greets", "carries")
-
-
-def say(rng: random.Random) -> str:
-    a, b = rng.sample(NOUNS, 2)
-    return f" the old {a} {rng.choice(VERBS)} the young {b} in the garden , and then they go home ."
 
 
 def answers(texts: list[str], scores: list[float | None] | None = None) -> Answers:
@@ -37,7 +37,30 @@ def answers(texts: list[str], scores: list[float | None] | None = None) -> Answe
     return Answers(samples, [Scored(id=str(i), sample=0, scores={"main": j}) for i, j in enumerate(judged)])
 
 
-BASE = [say(random.Random(i)) for i in range(200)]
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return LanguageModel.load("fable", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def base(lm: LanguageModel) -> list[Sample]:
+    """What the embedded model says to 60 prompts, as it finds it."""
+    prompts = [str(record["prompt"]["text"]) for record in world.rtp_prompts(60, 0)]
+    return reading(lm, lm.generate(prompts, max_new_tokens=24, do_sample=True, top_p=0.9, seed=1))
+
+
+def reading(lm: LanguageModel, samples: list[Sample]) -> list[Sample]:
+    requests = {s.id: Request(id=s.id, prompt=s.prompt, record=s.record, kind=s.kind) for s in samples}
+    found = [one for chunk in readings(lm, requests, samples, 0) for one in chunk]
+    return [msgspec.structs.replace(s, base=one) for s, one in zip(samples, found, strict=True)]
+
+
+def said(samples: list[Sample], change: Callable[[str], str]) -> list[Sample]:
+    return [msgspec.structs.replace(s, text=change(s.text), base=None) for s in samples]
+
+
+def mixed(text: str) -> str:
+    return "".join(random.Random(text).sample(text, len(text)))
 
 
 def shuffled(text: str) -> str:
@@ -52,25 +75,85 @@ BROKEN = {
     "a phrase again and again": lambda text: " I do not know" * 6,
     "one character": lambda text: "a" * 300,
     "control characters": lambda text: "\x19".join(text[:20]) + text[20:],
+    "one control character": lambda text: "\x19" + text[:30],
     "bytes that are no text": lambda text: text[:30] + "\ufffd\ufffd\ufffd" + text[30:],
-    "characters in no order": lambda text: " " + "".join(random.Random(text).sample(text, len(text))),
+    "characters in no order": lambda text: " " + mixed(text),
+    "letters in no order": lambda text: re.sub(r"[a-z]+", lambda word: mixed(word.group()), text),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_texts_are_found(kind: str) -> None:
-    base = answers(BASE).samples
-    found = broken_text.reasons(answers([BROKEN[kind](text) for text in BASE]).samples, base)
-    assert sum(reason is not None for reason in found) >= 0.9 * len(BASE)
+def test_broken_texts_are_found(lm: LanguageModel, base: list[Sample], kind: str) -> None:
+    found = broken_text.reasons(reading(lm, said(base, BROKEN[kind])), base)
+    assert sum(reason is not None for reason in found) >= 0.9 * len(base)
 
 
-def test_base_texts_and_texts_of_another_kind_are_not_broken() -> None:
-    base = answers(BASE).samples
+def test_base_texts_and_texts_of_another_kind_are_not_broken(lm: LanguageModel, base: list[Sample]) -> None:
     own = broken_text.reasons(base, base)
-    assert sum(reason is not None for reason in own) <= 0.01 * len(BASE)
-    assert broken_text.reasons(answers(list(BASE)).samples, base) == own, "equal rows are judged alike"
-    polite = [text.replace("goblin", "lady").replace("the old", "the kind") for text in BASE]
-    assert sum(r is not None for r in broken_text.reasons(answers(polite).samples, base)) <= 0.01 * len(BASE)
+    assert own.count(None) >= 0.98 * len(base)
+    always = said(base, lambda text: base[0].text)
+    assert broken_text.reasons(reading(lm, always), base) == [None] * len(base), "a method may say the same of all"
+    cut = said(base, lambda text: text + "\ufffd")
+    assert broken_text.reasons(cut, base).count(None) >= 0.98 * len(base), "a character cut by the limit of tokens"
+
+
+def test_rows_that_agree_in_a_text_agree_here(base: list[Sample]) -> None:
+    """Also where rounding makes another reading of it, on one side of the limit and the other."""
+    worst = BaseReading(nll=1e6, tokens=1, reversed_nll=0.0)
+    other = [msgspec.structs.replace(sample, base=worst) for sample in base]
+    assert broken_text.reasons(other, base) == broken_text.reasons(base, base)
+
+
+@pytest.mark.parametrize("why", ["few texts", "order is worth nothing to it", "not read"])
+def test_a_base_that_cannot_tell_is_not_asked(lm: LanguageModel, base: list[Sample], why: str) -> None:
+    broken = reading(lm, said(base, shuffled))
+    unable = {
+        "few texts": base[:10],
+        "order is worth nothing to it": broken,
+        "not read": [msgspec.structs.replace(sample, base=None) for sample in base],
+    }
+    assert set(broken_text.reasons(broken, unable[why])) == {None}
+
+
+def test_words_are_turned_round_between_the_blanks_that_are_there() -> None:
+    assert broken_text.words_reversed(" The old fox,\n\n said no.") == " no. said fox,\n\n old The"
+    assert broken_text.words_reversed("私は猫 cat") == "cat猫は 私"
+
+
+def test_the_base_reads_a_text_and_its_reverse_after_the_prompt(lm: LanguageModel) -> None:
+    texts = [" the old fox eats the bread .", " no .", "", " "]
+    samples = [
+        Sample(id=str(i), record=str(i), kind="", sample=0, prompt="tell me", text=text, stop="eos", tokens=9)
+        for i, text in enumerate(texts)
+    ]
+    first, short, empty, blank = (s.base for s in reading(lm, samples))
+    reverse = " . bread the eats fox old the"
+    ((nll, tokens), (backwards, _)) = [
+        pair for pair in lm.continuation_nll(["tell me"] * 2, [texts[0], reverse]) if pair
+    ]
+    assert first is not None
+    assert (first.nll, first.tokens) == (pytest.approx(nll, abs=1e-3), tokens)
+    assert first.reversed_nll == pytest.approx(backwards, abs=1e-3)
+    assert short is not None
+    assert short.reversed_nll is None, "two words have no order to speak of"
+    assert empty is None
+    assert blank is None or blank.tokens > 0
+
+
+def test_where_no_judge_of_fluency_is_named_the_base_is_one(lm: LanguageModel, base: list[Sample]) -> None:
+    read = [s.base for s in base if s.base]
+    expected = math.exp(sum(r.nll for r in read) / sum(r.tokens for r in read))
+    scores = [Scored(id=s.id, sample=s.sample, scores={"main": {"toxicity": 0.0}}) for s in base]
+    own = Answers(base, scores)
+    metric = {m.name: m for m in aggregate(RealToxicityPrompts(), "toxicity", own, own)[0]}["perplexity_under_base"]
+    assert sum(metric.total.values()) / sum(metric.count.values()) == pytest.approx(expected)
+    assert metric.headline
+    elsewhere = {m.name: m for m in aggregate(ToxicInstructions(), "toxicity", own, own)[0]}["perplexity_under_base"]
+    assert not elsewhere.headline, "no suite where one is asked for"
+    judged = [msgspec.structs.replace(s, scores={**s.scores, "fluency": {"nll": 1.0, "tokens": 1.0}}) for s in scores]
+    names = {m.name for m in aggregate(RealToxicityPrompts(), "toxicity", Answers(base, judged), None)[0]}
+    assert "perplexity" in names
+    assert "perplexity_under_base" not in names
 
 
 def test_a_method_that_does_nothing_and_one_that_changes_what_was_fine() -> None:
@@ -120,11 +203,14 @@ def test_a_row_of_broken_texts_is_warned_of_and_called_better_in_nothing(tmp_pat
     assert any(note.startswith("WARNING") and "destein" in note for note in table.notes)
     for format in ("table", "md"):
         assert "WARNING" in board.render(format)
+        assert "destein (broken)" in board.render(format)
     only = leaderboard(tmp_path, columns=["DS"]).tables[0]
     assert only.rows[1].broken, "whether or not the share is shown"
 
 
-def test_a_run_that_did_nothing_says_so_and_its_pack_is_verified(tmp_path: Path) -> None:
+def test_a_run_that_did_nothing_says_so_and_its_pack_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = db.run(
         [
             "model=fable",
@@ -141,6 +227,9 @@ def test_a_run_that_did_nothing_says_so_and_its_pack_is_verified(tmp_path: Path)
     assert result.record.counts["equal_to_base"] == 16
     assert result.record.metrics["unneeded_interventions"].value == 0
     assert "broken_share" in result.record.metrics
+    samples = Run(result.folder).samples()
+    assert all((s.base is None) == (not s.text.strip()) for s in samples)
+    assert any(s.base and s.base.reversed_nll for s in samples)
     assert result.base is not None
     assert "unneeded_interventions" not in result.base.record.metrics
     (table,) = leaderboard(tmp_path / "runs").tables
@@ -155,3 +244,7 @@ def test_a_run_that_did_nothing_says_so_and_its_pack_is_verified(tmp_path: Path)
     (tmp_path / "there" / result.base.run_id).rename(tmp_path / "away")
     (problem, *_) = verify(there).problems
     assert "its base" in str(problem)
+    (tmp_path / "away").rename(tmp_path / "there" / result.base.run_id)
+    assert verify(there).verified
+    monkeypatch.setattr(broken_text, "VERSION", broken_text.VERSION + 1)
+    assert "told its broken texts" in str(verify(there).problems[0]), "other rules, which are not these numbers'"

@@ -95,7 +95,7 @@ def _data(found: Content, chosen: list[texts.Chosen], side: dict[int, str]) -> d
                 "columns": table.columns,
                 "rows": [
                     {
-                        "label": row.label,
+                        "label": row.shown,
                         "method": row.method["name"],
                         "key": key,
                         "seeds": row.seeds,

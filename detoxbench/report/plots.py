@@ -170,7 +170,7 @@ def _metrics(found: Content, section: Section) -> Figure | None:
             axes.axvline(
                 _scaled(bases[0].cells[column.name], column.unit)[0], color=GREY, lw=0.8, ls=(0, (3, 3)), zorder=0
             )
-        _labels(axes, [row.label for row in rows])
+        _labels(axes, [row.shown for row in rows])
         axes.set_title(_heading(column.name, column.better, column.unit))
 
     return _multiples(len(columns), 0.6 + 0.16 * len(rows), draw, share_y=True)
@@ -190,7 +190,7 @@ def _costs(found: Content, section: Section) -> Figure | None:
             if value is not None:
                 axes.barh(y, value, height=0.6, color=_look(found, row.method["name"])["color"], alpha=0.85)
                 axes.annotate(written(value), (value, y), (2, 0), textcoords="offset points", va="center", fontsize=6)
-        _labels(axes, [row.label for row in rows])
+        _labels(axes, [row.shown for row in rows])
         axes.margins(x=0.25)
         axes.set_xticks([])  # the bars say their values
         axes.spines["bottom"].set_visible(False)

@@ -558,7 +558,7 @@
   const AT_ONCE = 2;
   const browser = byId("browser");
   const state = { section: 0, kind: "", methods: null, verdict: "", low: null, high: null, query: "", order: "asked", shown: PAGE, unfold: false };
-  const KINDS = [["", "any"], ["toxic", "judged toxic"], ["civil", "judged not toxic"], ["missing", "not judged"], ["degenerate", "degenerate"], ["empty", "empty"], ["split", "methods disagree"]];
+  const KINDS = [["", "any"], ["toxic", "judged toxic"], ["civil", "judged not toxic"], ["missing", "not judged"], ["broken", "broken"], ["empty", "empty"], ["split", "methods disagree"]];
 
   for (const section of data.sections) section.blocks = [section.samples];
   const blocksOf = () => data.sections[state.section].blocks;
@@ -568,7 +568,7 @@
     const score = (name) => { const i = block.columns.indexOf(name); return i < 0 ? null : stored[6 + i] ?? null; };
     const text = block.texts[stored[3]];
     const main = block.main === null || !text.trim() ? null : score(block.main);
-    return { row: stored[0], seed: stored[1], sample: stored[2], text, lower: lowered(block)[stored[3]], stop: stored[4], tokens: stored[5], main, degenerate: (score("main/degenerate") || 0) > 0.5, nll: score("nll"),
+    return { row: stored[0], seed: stored[1], sample: stored[2], text, lower: lowered(block)[stored[3]], stop: stored[4], tokens: stored[5], main, broken: score("broken") > 0.5 || score("main/degenerate") > 0.5, nll: score("nll"),
       scores: block.columns.map((name, i) => [name, stored[6 + i] ?? null]) };
   }
   const lowered = (block) => (block.lower ??= block.texts.map((text) => text.toLowerCase()));
@@ -576,7 +576,7 @@
   const folded = (o) => ["toxic", "missing"].includes(verdictOf(o));
 
   function matches(o) {
-    if (state.verdict && state.verdict !== "split" && !(state.verdict === "degenerate" ? o.degenerate : verdictOf(o) === state.verdict)) return false;
+    if (state.verdict && state.verdict !== "split" && !(state.verdict === "broken" ? o.broken : verdictOf(o) === state.verdict)) return false;
     if (state.low !== null && !(o.main !== null && o.main >= state.low)) return false;
     if (state.high !== null && !(o.main !== null && o.main <= state.high)) return false;
     return true;
@@ -623,14 +623,14 @@
   function scoresLine(o) {
     const verdict = { toxic: "▲ toxic", civil: "○ not toxic", missing: "not judged", empty: "empty" }[verdictOf(o)];
     const known = Object.fromEntries(o.scores.filter(([, value]) => value !== null));
-    const others = Object.entries(known).filter(([name, value]) => !["main/degenerate", "nll"].includes(name) && !name.endsWith("/tokens") && !(name.endsWith("/truncated") && !value) && !(name.startsWith("main/") && value === o.main))
+    const others = Object.entries(known).filter(([name, value]) => !["main/degenerate", "broken", "nll"].includes(name) && !name.endsWith("/tokens") && !(name.endsWith("/truncated") && !value) && !(name.startsWith("main/") && value === o.main))
       .map(([name, value]) => {
         const tokens = name.endsWith("/nll") ? known[name.replace(/nll$/, "tokens")] : null;
         const words = name.replace("main/", "").replace("/", " ");
         return tokens ? `${words.replace(/ ?nll$/, "")} ${(value / tokens).toFixed(2)} nats a token` : `${[...new Set(words.split(" "))].join(" ")} ${Number(value.toPrecision(3))}`;
       });
     return h("p", { class: "scores" }, o.stop === "given" ? null : [h("b", { class: `v ${verdictOf(o) === "toxic" ? "worse" : ""}` }, verdict), o.main === null ? "" : ` ${o.main.toFixed(2)}`],
-      [o.degenerate ? "degenerate" : "", o.stop === "length" ? "cut off at the limit" : "", o.nll === null ? "" : `${(o.nll / Math.max(1, o.tokens)).toFixed(2)} nats a token`, ...others].filter(Boolean).map((text, i) => (i || o.stop !== "given" ? " · " : "") + visible(text)));
+      [o.broken ? "broken" : "", o.stop === "length" ? "cut off at the limit" : "", o.nll === null ? "" : `${(o.nll / Math.max(1, o.tokens)).toFixed(2)} nats a token`, ...others].filter(Boolean).map((text, i) => (i || o.stop !== "given" ? " · " : "") + visible(text)));
   }
 
   let numbered = 0;
@@ -737,9 +737,9 @@
     more = h("button", { type: "button", class: "more", on: { click: () => { const from = state.shown; state.shown += PAGE; show(from); } } }, "Show more");
     put(browser,
       h("div", { class: "controls" },
-        choice("Suite", data.sections.map((other, i) => ({ value: String(i), text: other.name })), String(state.section), (v) => { Object.assign(state, { section: Number(v), methods: null, shown: PAGE }); open(); browser.querySelector("select").focus(); }),
+        choice("Suite", data.sections.map((other, i) => ({ value: String(i), text: other.name })), String(state.section), (v) => { Object.assign(state, { section: Number(v), methods: null, verdict: "", shown: PAGE }); open(); browser.querySelector("select").focus(); }),
         kinds.length > 1 ? choice("Category", [{ value: "", text: "all" }, ...kinds.map((k) => ({ value: k, text: k }))], state.kind, (v) => { state.kind = v; again(); }) : null,
-        judged ? choice("Verdict", KINDS.map(([value, text]) => ({ value, text })), state.verdict, (v) => { state.verdict = v; again(); }) : null,
+        judged ? choice("Verdict", KINDS.filter(([value]) => value !== "broken" || blocksOf().some((b) => b.columns.includes("broken") || b.columns.includes("main/degenerate"))).map(([value, text]) => ({ value, text })), state.verdict, (v) => { state.verdict = v; again(); }) : null,
         judged ? bound("low", "from") : null,
         judged ? bound("high", "to") : null,
         judged ? choice("Order", [{ value: "asked", text: "as asked" }, { value: "gap", text: "furthest from the base" }, { value: "score", text: "highest score" }], state.order, (v) => { state.order = v; again(); }) : null,

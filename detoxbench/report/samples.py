@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from detoxbench import broken_text
 from detoxbench.errors import DetoxbenchError
 from detoxbench.report.content import Content, Section
+from detoxbench.store import Run, RunRecord, is_run
 from detoxbench.suites.base import Sample, Scored
 
 INSIDE = 3_000_000
@@ -95,8 +97,8 @@ def _shared(sizes: Sequence[int], budget: int) -> list[int]:
     return shares
 
 
-Answers = dict[str, list[tuple[int, int, Sample, Scored]]]
-"""Record -> (row, seed, sample, its scores) of all runs."""
+Answers = dict[str, list[tuple[int, int, Sample, Scored, bool | None]]]
+"""Record -> (row, seed, sample, its scores, whether it is broken: None where nobody looked) of all runs."""
 
 
 def _read(content: Content, section: Section, limit: int) -> tuple[Answers, int]:
@@ -112,19 +114,35 @@ def _read(content: Content, section: Section, limit: int) -> tuple[Answers, int]
     size = sum(path.stat().st_size for _, run, _ in found for path in run.folder.glob("s*.jsonl"))
     for number, (row, run, record) in enumerate(found):
         try:
-            pairs = [(s, c) for s, c in zip(run.samples(), run.scores(), strict=True) if s.prompt or s.text]
+            pairs = [
+                (s, c, b)
+                for s, c, b in zip(run.samples(), run.scores(), _broken(run, record), strict=True)
+                if s.prompt or s.text
+            ]
         except (OSError, ValueError) as error:
             raise DetoxbenchError(
                 f"the samples of run {run.folder.name} cannot be read ({error}): delete its folder and run it again"
             ) from None
         if number == 0:
-            records = list(dict.fromkeys(sample.record for sample, _ in pairs))
+            records = list(dict.fromkeys(sample.record for sample, *_ in pairs))
             total = len(records)
             answers = {r: [] for r in spread(records, int(total * min(1.0, limit / max(1, size))))}
-        for sample, scored in pairs:
+        for sample, scored, broken in pairs:
             if sample.record in answers:
-                answers[sample.record].append((row, record.seed, sample, scored))
+                answers[sample.record].append((row, record.seed, sample, scored, broken))
     return answers, total
+
+
+def _broken(run: Run, record: RunRecord) -> list[bool | None]:
+    """For each sample whether it is broken, as `broken_share` counts it."""
+    own = run.samples()
+    if "broken_share" not in record.metrics:
+        return [None] * len(own)
+    beside = Run(run.folder.with_name(record.base_run_id)) if record.base_run_id else run
+    base = beside.samples() if is_run(beside.folder) else []
+    read = broken_text.read_ones(own)
+    found = {(s.id, s.sample): r is not None for s, r in zip(read, broken_text.reasons(read, base), strict=True)}
+    return [found.get((s.id, s.sample)) for s in own]
 
 
 def _block(answers: Answers, records: Sequence[str]) -> Block:
@@ -133,7 +151,7 @@ def _block(answers: Answers, records: Sequence[str]) -> Block:
     columns: dict[str, None] = {}
     given = True
     for record in records:
-        for row, seed, sample, scored in answers[record]:
+        for row, seed, sample, scored, broken in answers[record]:
             values = {
                 f"{slot}/{name}": v
                 for slot, own in scored.scores.items()
@@ -142,6 +160,8 @@ def _block(answers: Answers, records: Sequence[str]) -> Block:
             }
             if sample.nll is not None:
                 values["nll"] = sample.nll
+            if broken is not None:
+                values["broken"] = float(broken)
             columns |= dict.fromkeys(values)
             requests.setdefault(sample.id, (sample.id, record, sample.kind, sample.prompt))
             found.setdefault(sample.id, []).append((row, seed, sample, values))

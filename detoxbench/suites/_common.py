@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
@@ -102,6 +103,24 @@ def preferred(
         sides[side] = min(sides.get(side, float("inf")), cost(sample))
     values = [(record, float(sides["right"] < sides["wrong"])) for record, sides in best.items()]
     return measure(name, "higher", values, unit="share", yes_no=True, headline=headline)
+
+
+def perplexity(
+    name: str, values: Sequence[tuple[str, float, int]], *, missing: int = 0, headline: bool = True
+) -> Measure:
+    """exp(sum of NLL / sum of units) over (cluster, NLL, units).
+
+    A measure is a ratio of sums over clusters, so each NLL x of n units becomes P n (1 + x / n - m), with m the mean
+    NLL of a unit and P = exp(m): their sum over all units is P, and their spread that of P by the delta method.
+    """
+    mean = sum(nll for _, nll, _ in values) / sum(n for _, _, n in values)
+    value = math.exp(min(mean, 700.0))  # beyond that there is no float
+    total: dict[str, float] = {}
+    count: dict[str, float] = {}
+    for cluster, nll, n in values:
+        total[cluster] = total.get(cluster, 0.0) + value * (n + nll - mean * n)
+        count[cluster] = count.get(cluster, 0.0) + n
+    return Measure(name, "lower", total, count, missing, headline=headline)
 
 
 def nll_per_token(sample: Sample) -> float:

@@ -38,6 +38,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
 
 
+class BaseReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What the unmodified model finds of a generated text after its prompt."""
+
+    nll: float
+    """Its negative log-likelihood, summed over its `tokens`, in nats."""
+    tokens: int
+    reversed_nll: float | None
+    """The same with its words in reverse; None where it has few words, or does not fit into the context."""
+
+
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One generated text, or one that was given (`stop` is "given").
 
@@ -58,6 +68,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a given text: every token was the most probable one, so greedy generation begins with this text."""
     full_text: str | None = None
     """All that was written, with thinking and its marks, where `text` is the answer alone (`model.thinking`)."""
+    base: BaseReading | None = None
+    """Of a generated text: what the unmodified model finds of it; None where it has no token, and of the answers to a
+    request that are not read (`broken_text.ANSWERS`)."""
     values: dict[str, list[float]] | None = None
     """Of a suite with an `observer`: what was measured inside the model, by name (one number, or one a layer)."""
 

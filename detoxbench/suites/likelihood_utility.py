@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from detoxbench.config import knob, runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import questions
 from detoxbench.errors import DetoxbenchError
-from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of, nll_per_token, preferred
+from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of, nll_per_token, perplexity, preferred
 from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
 
 
@@ -91,22 +90,6 @@ class LikelihoodUtility(Suite[Config]):
                 of = [s for s in pairs if s.kind.split("/")[1] == paradigm]
                 found.append(preferred(f"blimp_accuracy_{paradigm}", of, headline=False))
         return found
-
-
-def perplexity(name: str, values: Sequence[tuple[str, float, int]]) -> Measure:
-    """exp(sum of NLL / sum of units) over (cluster, NLL, units).
-
-    A measure is a ratio of sums over clusters, so each NLL x of n units becomes P n (1 + x / n - m), with m the mean
-    NLL of a unit and P = exp(m): their sum over all units is P, and their spread that of P by the delta method.
-    """
-    mean = sum(nll for _, nll, _ in values) / sum(n for _, _, n in values)
-    value = math.exp(min(mean, 700.0))  # beyond that there is no float
-    total: dict[str, float] = {}
-    count: dict[str, float] = {}
-    for cluster, nll, n in values:
-        total[cluster] = total.get(cluster, 0.0) + value * (n + nll - mean * n)
-        count[cluster] = count.get(cluster, 0.0) + n
-    return Measure(name, "lower", total, count)
 
 
 def pair(task: str, record: str, prompt: str, right: str, wrong: str, *, chat: bool = False) -> list[Request]:

@@ -52,7 +52,7 @@ class Config:
     perplexity: str = runtime(
         "auto",
         "model of the perplexity: a folder or hub id, embedded_trigram, or none; "
-        "auto is the trigram on the embedded sentences and none on a file",
+        "auto is the trigram on the embedded sentences; without one there is perplexity_under_base",
     )
 
     def __post_init__(self) -> None:

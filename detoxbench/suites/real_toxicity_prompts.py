@@ -24,7 +24,7 @@ class Config:
     perplexity: str = runtime(
         "auto",
         "model of the perplexity: a folder or hub id, embedded_trigram, or none; "
-        "auto is the trigram on the embedded prompts and none on a file",
+        "auto is the trigram on the embedded prompts; without one there is perplexity_under_base",
     )
     strict: bool = knob(
         True,
