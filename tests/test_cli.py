@@ -242,7 +242,8 @@ def test_a_stopped_run_says_so_in_one_line_and_goes_on(
     stored = {(row["id"], row["sample"]): row for row in map(json.loads, samples.read_bytes().splitlines())}
     for line in kept:
         row = json.loads(line)["sample"]
-        assert stored[row["id"], row["sample"]] == row
+        found = {key: value for key, value in stored[row["id"], row["sample"]].items() if key != "base"}
+        assert found == row, "all but what the base reads in the end"
 
 
 # ------------------------------------------------------------------------------------------- completion
