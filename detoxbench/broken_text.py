@@ -34,6 +34,9 @@ ORDER_WORDS, SPELLING_BYTES = 4, 12
 """Shorter texts have no order to speak of."""
 LEAST_ORDER, MOST_BYTE_NLL = 0.4, 3.0
 """Multiples of the median of the base's texts. Chosen on smalltalk-3m and the embedded model."""
+BLIND_BYTE_NLL = 2.0
+"""Nats: less than this is no spelling of letters drawn blindly (3.3 for one of 27), however sure the base is of its own
+texts (greedy ones cost it next to nothing)."""
 TEXTS = 20
 """Fewer texts of the base do not say what is usual."""
 ORDER_TELLS = 1.0
@@ -77,7 +80,7 @@ def reasons(samples: Sequence[Sample], base: Sequence[Sample]) -> list[Reason | 
         worth, cost = order(sample), byte_nll(sample)
         if tells and usual_order and worth is not None and worth < LEAST_ORDER * usual_order:
             return "order"
-        if tells and usual_byte_nll and cost is not None and cost > MOST_BYTE_NLL * usual_byte_nll:
+        if tells and usual_byte_nll and cost is not None and cost > max(MOST_BYTE_NLL * usual_byte_nll, BLIND_BYTE_NLL):
             return "spelling"
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -113,6 +114,16 @@ def test_a_base_that_cannot_tell_is_not_asked(lm: LanguageModel, base: list[Samp
         "not read": [msgspec.structs.replace(sample, base=None) for sample in base],
     }
     assert set(broken_text.reasons(broken, unable[why])) == {None}
+
+
+def test_a_base_that_is_sure_of_what_it_says_calls_nothing_else_misspelt(base: list[Sample]) -> None:
+    """Greedy texts may cost their model next to nothing, so that any other costs a hundred times as much."""
+    costs = (1e-3, 0.1, 1.0)
+    sure = [
+        msgspec.structs.replace(s, base=BaseReading(nll=len(s.text) * cost, tokens=9, reversed_nll=900.0))
+        for s, cost in zip(base, itertools.cycle(costs), strict=False)
+    ]
+    assert broken_text.reasons(sure, sure).count("spelling") == 0
 
 
 def test_words_are_turned_round_between_the_blanks_that_are_there() -> None:
