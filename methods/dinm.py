@@ -140,7 +140,11 @@ class DINM(Method[Config]):
             if not layers:
                 first = [log[0]["distances"] for log in logs] if k and config.relocate == "first_record" else None
                 distances = first or self.distances(lm, records, edited)
-                found = [{"located_layer": d.index(max(d)), "distances": d} for d in distances]
+                cut = [float(_cut_responses(lm, record)) for record in records]
+                found = [
+                    {"located_layer": d.index(max(d)), "distances": d, "cut_responses": n}
+                    for d, n in zip(distances, cut, strict=True)
+                ]
             here = [layers or (each["located_layer"],) for each in found]
             for log, located, edit in zip(logs, found, self._edit(lm, records, here, edited), strict=True):
                 log.append(located | edit)
@@ -224,7 +228,7 @@ class DINM(Method[Config]):
         )  # fmt: skip
         for now, own in zip(edited, tuned, strict=True):
             now.update(own.values)
-        cuts = [float(cut) for *_, cut in asked]
+        cuts = [float(cut + other) for (*_, cut), (*_, other) in zip(asked, harmless, strict=True)]
         return [t.curves | {"delta_norm": t.moved, "cut_tokens": cut} for t, cut in zip(tuned, cuts, strict=True)]
 
     def _tokens(self, lm: LanguageModel, prompt: str, space: str, answer: str, lead: str) -> _Tokens:
@@ -243,6 +247,12 @@ class DINM(Method[Config]):
         if len(own) >= len(ids) - cut:
             raise DetoxbenchError(f"a response of {len(own)} tokens leaves no room for its prompt in '{lm.name}'")
         return ids[cut:], own, cut
+
+
+def _cut_responses(lm: LanguageModel, record: EditRecord) -> int:
+    """How many of both responses are longer than the context, so that layers are located by their beginnings."""
+    limit = lm.architecture.context
+    return 0 if limit is None else sum(len(lm.tokens(text)) > limit for text in (record.safe, record.unsafe))
 
 
 def _end(lm: LanguageModel) -> int:  # the released code pads with it

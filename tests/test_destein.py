@@ -404,6 +404,12 @@ def test_another_model_may_rewrite(vowels: type[Vowels], tmp_path: Path) -> None
     assert polite.strip().partition("\n")[0].strip() in vowels.seen
 
 
+def test_a_question_that_is_cut_gives_no_pair_and_is_counted(vowels: type[Vowels]) -> None:
+    method = db.methods.create("destein", **SELF, rewrite_prompt="say {text} nicely, " + "please " * 60)
+    with pytest.raises(DetoxbenchError, match=r"finds (\d+) toxic, .* \(\1 are too long to be asked for one\)"):
+        method.fit(tiny(), FitData())
+
+
 def test_no_pair_at_all_says_where_they_were_lost(vowels: type[Vowels]) -> None:
     method = db.methods.create("destein", **{**SELF, "candidates": 2, "candidate_tokens": 1})
     with pytest.raises(

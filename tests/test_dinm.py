@@ -464,6 +464,11 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_response_is_refused() -> N
     info = fit(lm, FitData(edit_records=(long,)), num_steps=1).info
     text = f"{long.prompt} be kind:  {long.safe}"
     assert info["cut_tokens"] == len(lm.tokenizer(text)["input_ids"]) - 256
+    assert info["cut_responses"] == 0
+    other = RECORD._replace(constraint_prompt="please " * 60, unsafe="no " * 90)
+    info = fit(lm, FitData(edit_records=(other,)), num_steps=1).info
+    assert info["cut_tokens"] > 0, "of the constraint's prompt, too"
+    assert info["cut_responses"] == 1, "the layer is located by its beginning"
     with pytest.raises(DetoxbenchError, match=r"a response of \d+ tokens leaves no room for its prompt"):
         fit(lm, FitData(edit_records=(RECORD._replace(safe="no " * 90),)))
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from detoxbench import checkpoint
 from detoxbench.config import GenSpec, knob, runtime
 from detoxbench.errors import DetoxbenchError
+from detoxbench.generation import generate
 from detoxbench.lm import LanguageModel, find
 from detoxbench.method import Pair
 from detoxbench.registries import scorers
@@ -70,25 +71,34 @@ def fingerprints(config: PairConfig) -> Mapping[str, str]:
 def induce(lm: LanguageModel, config: PairConfig, seed: int) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs, and how many texts were left after each step.
 
-    Kept are distinct toxic texts whose polite version the guide finds civil. Raises DetoxbenchError when none is left.
+    Kept are distinct toxic texts whose polite version the guide finds civil; those too long for the rewriter's context,
+    which it would be asked in part, are counted as "cut". Raises DetoxbenchError when none is left.
     """
     gen = GenSpec(do_sample=True, top_p=0.9, n=config.candidates, max_new_tokens=config.candidate_tokens)
     texts = [sample.text.strip() for sample in lm.generate([config.candidate_prompt], gen, seed=seed)]
     texts = list(dict.fromkeys(text for text in texts if text))
     toxic = [text for text, bad in zip(texts, _toxic(config, texts), strict=True) if bad]
-    polite = _rewritten(lm, config, toxic, seed) if toxic else []
+    rewritten = _rewritten(lm, config, toxic, seed) if toxic else []
+    cut = rewritten.count(None)
+    polite = [text or "" for text in rewritten]
     verdicts = _toxic(config, polite)
     pairs = [
         Pair(text, other)
         for text, other, bad in zip(toxic, polite, verdicts, strict=True)
         if other and other != text and bad is False
     ]
-    found = {"candidates": config.candidates, "distinct": len(texts), "toxic": len(toxic), "pairs": len(pairs)}
+    found = {
+        "candidates": config.candidates,
+        "distinct": len(texts),
+        "toxic": len(toxic),
+        "cut": cut,
+        "pairs": len(pairs),
+    }
     if not pairs:
         raise DetoxbenchError(
             f"no self-induced pair: of {len(texts)} distinct texts of '{lm.name}', '{config.guide}' finds {len(toxic)} "
-            "toxic, and none of those has a civil version: raise method.candidates, set method.candidate_prompt, "
-            "method.rewriter or method.rewrite_prompt"
+            f"toxic, and none of those has a civil version ({cut} are too long to be asked for one): raise "
+            "method.candidates, set method.candidate_prompt, method.rewriter or method.rewrite_prompt"
         )
     return pairs, found
 
@@ -102,7 +112,8 @@ def _toxic(config: PairConfig, texts: Sequence[str]) -> list[bool | None]:
     return [None if column is None else column[guide.primary] >= config.guide_threshold for column in columns]
 
 
-def _rewritten(lm: LanguageModel, config: PairConfig, texts: Sequence[str], seed: int) -> list[str]:
+def _rewritten(lm: LanguageModel, config: PairConfig, texts: Sequence[str], seed: int) -> list[str | None]:
+    """The first line of each answer; None where the question was too long for the rewriter."""
     rewriter = lm
     if config.rewriter:
         dtype = str(lm.dtype).removeprefix("torch.")
@@ -114,5 +125,8 @@ def _rewritten(lm: LanguageModel, config: PairConfig, texts: Sequence[str], seed
         for i, text in enumerate(texts)
     ]
     gen = GenSpec(do_sample=True, top_p=0.9, max_new_tokens=2 * config.candidate_tokens)
-    samples = rewriter.generate(requests, gen, seed=seed)
-    return [sample.text.strip().partition("\n")[0].strip() for sample in samples]
+    made = {one.sample.id: one for batch in generate(rewriter, requests, gen, seed) for one in batch}
+    return [
+        None if made[request.id].cut else made[request.id].sample.text.strip().partition("\n")[0].strip()
+        for request in requests
+    ]
