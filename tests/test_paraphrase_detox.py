@@ -49,7 +49,8 @@ def test_hateful_sentences_are_continued_as_they_are(tmp_path: Path) -> None:
 def test_answers_of_another_model_are_paraphrased(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "text": " so {text} it is"}, {"prompt": "q", "text": " "}, {"text": "fine"}]
     answers = write(tmp_path, "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    asked = suite(answers=answers).requests()
+    with pytest.warns(UserWarning, match="1 of 3 answers are empty: they are not asked"):
+        asked = suite(answers=answers).requests()
     assert [(r.id, r.kind) for r in asked] == [("1", "paraphrased"), ("3", "paraphrased")], "nothing has no paraphrase"
     assert asked[0].prompt == "Paraphrase the following sentence:  so {text} it is\nParaphrase:"
 

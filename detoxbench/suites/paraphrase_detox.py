@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,9 +178,9 @@ def _sentences(rows: Iterable[readers.Row]) -> list[tuple[str, str]]:
 
 
 def _answers(rows: Iterable[readers.Row]) -> list[tuple[str, str]]:
-    """(id, text) of another model's outputs; empty ones leave nothing to paraphrase and are left out."""
-    found = []
-    for row in rows:
+    """(id, text) of another model's outputs; empty ones leave nothing to paraphrase: they are left out, which is said."""
+    found, given = [], list(rows)
+    for row in given:
         text = readers.optional(row, "text")
         text = "" if text is None and isinstance(row.value, dict) and "text" in map(str.lower, row.value) else text
         if not isinstance(text, str):
@@ -188,6 +189,8 @@ def _answers(rows: Iterable[readers.Row]) -> list[tuple[str, str]]:
             found.append((str(row.number), text))
     if not found:
         raise DetoxbenchError("all of the answers are empty")
+    if empty := len(given) - len(found):
+        warnings.warn(f"{given[0].file}: {empty} of {len(given)} answers are empty: they are not asked", stacklevel=2)
     return found
 
 
