@@ -178,7 +178,7 @@ def _sentences(rows: Iterable[readers.Row]) -> list[tuple[str, str]]:
 
 
 def _answers(rows: Iterable[readers.Row]) -> list[tuple[str, str]]:
-    """(id, text) of another model's outputs; empty ones leave nothing to paraphrase: they are left out, which is said."""
+    """(id, text) of another model's outputs; empty ones, with nothing to paraphrase, are left out with a warning."""
     found, given = [], list(rows)
     for row in given:
         text = readers.optional(row, "text")
