@@ -9,8 +9,9 @@ import numpy as np
 
 from detoxbench.ablation import INTERACTION, Ablation, Point, written
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.leaderboard import LEVEL, Column, Difference, short
-from detoxbench.rendering import MARKS, clean, delta, heading_of, value_of
+from detoxbench.leaderboard import LEVEL, Column, Difference
+from detoxbench.rendering import MARKS, delta, heading_of, value_of
+from detoxbench.text import clean, short
 
 
 def text(found: Ablation, width: int = 120) -> str:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from detoxbench.config import digest
-from detoxbench.errors import DetoxbenchError, first_line
+from detoxbench.errors import DetoxbenchError
 from detoxbench.file_hash import sha256_of_files
+from detoxbench.text import first_line
 
 HEADER_BYTES = 100_000_000
 """Of a safetensors file, at the most; as the format has it."""

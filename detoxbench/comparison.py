@@ -19,12 +19,12 @@ from detoxbench.leaderboard import (
     flat,
     mostly_broken,
     shared_identity,
-    short,
     tested,
     unpraised,
 )
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
 from detoxbench.suites.base import Sample, Scored
+from detoxbench.text import short
 
 SHOWN = 10
 """How many of the samples that disagree are kept unless told otherwise."""

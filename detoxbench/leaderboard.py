@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.registries import methods
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, readable
 from detoxbench.suites.base import Counts
+from detoxbench.text import short
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -714,9 +714,3 @@ def sum_by_key(many: Sequence[Counts]) -> Counts:
         known = [n for values in many if (n := values.get(key)) is not None]
         sums[key] = sum(known) if len(known) == len(many) else None
     return sums
-
-
-def short(value: Any, limit: int = 32) -> str:
-    """A configuration value for people."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

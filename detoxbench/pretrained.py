@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from detoxbench import checkpoint
-from detoxbench.errors import DetoxbenchError, first_line
+from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import require_finite_model
+from detoxbench.text import first_line
 
 CAUSAL = "AutoModelForCausalLM"
 _CONSTANTS = r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias)$"

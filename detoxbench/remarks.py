@@ -9,9 +9,10 @@ from typing import Any
 from detoxbench import stats
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, changed_settings, differing, short
+from detoxbench.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, changed_settings, differing
 from detoxbench.registries import scorers
 from detoxbench.store import RunRecord
+from detoxbench.text import short
 from detoxbench.weight_changes import ENOUGH
 
 

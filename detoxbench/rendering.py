@@ -12,19 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from detoxbench.leaderboard import (
-    EMBEDDED,
-    LEVEL,
-    Cell,
-    Column,
-    Difference,
-    Leaderboard,
-    Pairwise,
-    Row,
-    Table,
-    Verdict,
-    short,
-)
+from detoxbench.leaderboard import EMBEDDED, LEVEL, Cell, Column, Difference, Leaderboard, Pairwise, Row, Table, Verdict
+from detoxbench.text import clean, short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,11 +21,6 @@ if TYPE_CHECKING:
 
 MARKS: dict[Verdict, str] = {"better": "✓", "worse": "✗", "differs": "≠", "unsupported": "n.s."}
 ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
-
-
-def clean(text: str) -> str:
-    """Names come from configurations and plugins: no control characters (terminal escapes, line breaks, bidi)."""
-    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def number(value: float, unit: str, like: float, sign: str = "") -> str:

@@ -21,9 +21,9 @@ from detoxbench.aggregation import AGAINST_BASE, Answers, aggregate, base_run_id
 from detoxbench.config import BASE, SCHEMA_VERSION, build, digest, identity
 from detoxbench.errors import DetoxbenchError
 from detoxbench.registries import scorers, suites
-from detoxbench.rendering import clean
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, is_run
 from detoxbench.suites.base import Counts, Sample, Scored, Suite
+from detoxbench.text import one_line
 
 TOLERANCE = 1e-6
 """Relative: the last bits of sums differ between machines."""
@@ -259,9 +259,3 @@ def _same(a: Any, b: Any, slack: float = 0.0) -> bool:
     if isinstance(a, float | int) and isinstance(b, float | int) and not isinstance(a, bool):
         return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=max(slack, 1e-12))
     return bool(a == b)
-
-
-def one_line(value: Any, limit: int = 80) -> str:
-    """In one line without control characters: packs are untrusted."""
-    text = clean(f"{value:.6g}" if isinstance(value, float) else str(value))
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

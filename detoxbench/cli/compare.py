@@ -56,7 +56,8 @@ def _without_texts(found: Comparison) -> Comparison:
 
 def _blocks(found: Comparison, show_text: bool) -> list[Any]:
     from detoxbench.leaderboard import LEVEL
-    from detoxbench.rendering import bounded, clean, delta
+    from detoxbench.rendering import bounded, delta
+    from detoxbench.text import clean
 
     a, b = found.a, found.b
     blocks: list[Any] = [f"{a.model} · {a.suite} · scored by {a.scorer}"]
@@ -96,8 +97,7 @@ def _blocks(found: Comparison, show_text: bool) -> list[Any]:
 
 
 def _changed(change: Changed) -> tuple[str, ...]:
-    from detoxbench.leaderboard import short
-    from detoxbench.rendering import clean
+    from detoxbench.text import clean, short
 
     def shown(value: Any) -> str:
         if isinstance(value, float):
@@ -108,8 +108,7 @@ def _changed(change: Changed) -> tuple[str, ...]:
 
 
 def _samples(found: Comparison, show_text: bool) -> Sequence[Any]:
-    from detoxbench.leaderboard import short
-    from detoxbench.rendering import clean
+    from detoxbench.text import clean, short
 
     samples = found.samples
     if samples.score is None:
@@ -137,13 +136,13 @@ def _samples(found: Comparison, show_text: bool) -> Sequence[Any]:
 
 
 def _scores(d: Disagreement) -> tuple[str, ...]:
-    from detoxbench.rendering import clean
+    from detoxbench.text import clean
 
     return f"  {clean(d.id)}", f"sample {d.sample}", clean(d.kind), f"{d.a.score:.3g} → {d.b.score:.3g}"
 
 
 def _line(text: str) -> str:
     """An untrusted text on one line, without control characters."""
-    from detoxbench.rendering import clean
+    from detoxbench.text import clean
 
     return clean(text.replace("\n", " ⏎ "))

@@ -65,7 +65,8 @@ def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _row(place: str, verdict: Verdict, done: str) -> dict[str, Any]:
-    from detoxbench.verification import one_line, provenance_line
+    from detoxbench.text import one_line
+    from detoxbench.verification import provenance_line
 
     r = verdict.record
     about = one_line(f"{r.model} {r.method} {r.suite} seed {r.seed}; {provenance_line(r)}", 300) if r else ""

@@ -14,8 +14,8 @@ from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
 from detoxbench.leaderboard import Cell, Row
 from detoxbench.ranking import pareto
-from detoxbench.rendering import clean
 from detoxbench.report.content import ALL, COSTS, Axis, Content, Only, Section, content, default_axes, names
+from detoxbench.text import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
