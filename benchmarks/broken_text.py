@@ -20,8 +20,8 @@ from detoxbench.base_reading import readings
 from detoxbench.cli.common import console, table
 from detoxbench.config import BASE
 from detoxbench.lm import LanguageModel
+from detoxbench.records import Request, Sample
 from detoxbench.store import Run, is_run
-from detoxbench.suites.base import Request, Sample
 
 Change = Callable[[str, int], str]
 HEAD = ("texts", "n", "broken %", "by")

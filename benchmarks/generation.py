@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness import Row, compare, measured
 from benchmarks.models import random_lm, texts
 from detoxbench.config import GenSpec
-from detoxbench.suites.base import Request, Sample
+from detoxbench.records import Request, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor

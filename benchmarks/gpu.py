@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from detoxbench.config import GenSpec
     from detoxbench.generation import Generated
     from detoxbench.lm import LanguageModel
-    from detoxbench.suites.base import Request
+    from detoxbench.records import Request
 
 NEEDED = (
     "torch", "transformers", "tokenizers", "safetensors", "peft", "msgspec", "filelock", "numpy", "scipy", "sklearn",
@@ -334,7 +334,7 @@ def _model(sizes: Sizes, device: str, dtype: str) -> LanguageModel:
 
 def _requests(lm: LanguageModel, n: int, lengths: tuple[int, int]) -> list[Request]:
     from benchmarks.models import texts
-    from detoxbench.suites.base import Request
+    from detoxbench.records import Request
 
     r = random.Random(0)
     made = texts(lm, [r.randint(*lengths) for _ in range(n)])

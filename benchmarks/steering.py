@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from benchmarks.harness import Row, compare
 from benchmarks.models import random_lm, texts
 from detoxbench.config import GenSpec
-from detoxbench.suites.base import Request
+from detoxbench.records import Request
 
 if TYPE_CHECKING:
     from detoxbench.generation import Generated

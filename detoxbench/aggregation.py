@@ -11,9 +11,10 @@ from typing import Any
 
 from detoxbench import broken_text
 from detoxbench.config import BASE, digest
+from detoxbench.records import Counts, Measure, Sample, Scored, sample_counts
 from detoxbench.registries import methods
 from detoxbench.suites._common import main_score, measure, perplexity
-from detoxbench.suites.base import Counts, Measure, Sample, Scored, Suite, sample_counts
+from detoxbench.suites.base import Suite
 
 AGAINST_BASE = ("broken_share", "unneeded_interventions")
 """The metrics that need the samples of the base's run."""

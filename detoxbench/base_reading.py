@@ -9,7 +9,7 @@ import msgspec
 
 from detoxbench import broken_text
 from detoxbench.likelihood import NOTHING, Plan, planned, read_rows
-from detoxbench.suites.base import BaseReading, Request, Sample
+from detoxbench.records import BaseReading, Request, Sample
 
 if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Literal
 
-from detoxbench.suites.base import Sample
+from detoxbench.records import Sample
 
 VERSION = 2
 """Part of a run's identity: raise it when the same texts start to be judged, or read, otherwise."""

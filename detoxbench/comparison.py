@@ -22,8 +22,8 @@ from detoxbench.leaderboard import (
     tested,
     unpraised,
 )
+from detoxbench.records import Sample, Scored
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
-from detoxbench.suites.base import Sample, Scored
 from detoxbench.text import short
 
 SHOWN = 10

@@ -29,8 +29,8 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import require_finite_logits
 from detoxbench.forward import next_logits
 from detoxbench.kv_cache import Cache
+from detoxbench.records import Request, Sample
 from detoxbench.sampling import noise_key, pick
-from detoxbench.suites.base import Request, Sample
 from detoxbench.tokens import answers
 
 if TYPE_CHECKING:

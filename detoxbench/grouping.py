@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from detoxbench.config import digest
 from detoxbench.leaderboard import Cell, Leaderboard, Row, Table, differing, mean_by_key, named_data, row_labels
-from detoxbench.suites.base import Counts
+from detoxbench.records import Counts
 from detoxbench.text import short
 
 NOT_RUN = Cell(None, None, None, "none: not run", 0, 0)

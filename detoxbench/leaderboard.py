@@ -17,9 +17,9 @@ from detoxbench import stats
 from detoxbench.config import BASE, EMBEDDED_DATA, digest
 from detoxbench.config import identity as settings_of
 from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.records import Counts
 from detoxbench.registries import methods
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, readable
-from detoxbench.suites.base import Counts
 from detoxbench.text import short
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.finite import require_finite_logits
 from detoxbench.forward import next_logits
 from detoxbench.generation import Generated, processed
-from detoxbench.suites.base import Request, Sample
+from detoxbench.records import Request, Sample
 
 if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel

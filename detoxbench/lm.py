@@ -15,7 +15,7 @@ from detoxbench.config import GenSpec, ModelSpec
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.finite import require_finite_model
 from detoxbench.intervention import Intervention, LowRank, Prompt, applied
-from detoxbench.suites.base import Request, Sample
+from detoxbench.records import Request, Sample
 from detoxbench.tokens import encoded, thinking_marks
 from detoxbench.weight_changes import low_rank_form, weight_in_force
 

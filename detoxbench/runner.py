@@ -29,6 +29,7 @@ from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import require_finite_values
 from detoxbench.progress import bar
+from detoxbench.records import BaseReading, Counts, Request, Sample, Scored
 from detoxbench.scorers.asking import Asking, Score
 from detoxbench.scorers.cache import remembering
 from detoxbench.sealing import PARTIAL, seal, whole_or_aside
@@ -47,7 +48,7 @@ from detoxbench.store import (
     write_atomic,
     write_folder,
 )
-from detoxbench.suites.base import BaseReading, Counts, Observer, Request, Sample, Scored
+from detoxbench.suites.base import Observer
 
 if TYPE_CHECKING:
     from detoxbench.generation import Generated

@@ -22,12 +22,12 @@ from detoxbench.data import hub
 from detoxbench.data.readers import Labelled
 from detoxbench.errors import DetoxbenchError
 from detoxbench.metrics import is_toxic
+from detoxbench.records import by_cluster
 from detoxbench.registries import scorers
 from detoxbench.scorers.asking import Asking
 from detoxbench.scorers.base import PROBABILITIES, Scorer, require_meaning
 from detoxbench.stats import estimate, interval
 from detoxbench.store import Run
-from detoxbench.suites.base import by_cluster
 
 
 class Check(msgspec.Struct, kw_only=True):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from detoxbench.errors import DetoxbenchError
 from detoxbench.forward import next_logits
 from detoxbench.generation import _prefill, _Row
-from detoxbench.suites.base import Request
+from detoxbench.records import Request
 from detoxbench.text import first_line
 
 if TYPE_CHECKING:

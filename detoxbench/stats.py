@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detoxbench.errors import NonFiniteError
+from detoxbench.records import Measure
 from detoxbench.store import MetricRecord
-from detoxbench.suites.base import Measure
 
 Sums = tuple[Mapping[Any, float], Mapping[Any, float]]
 """One run's (total, count), each by cluster."""

@@ -31,8 +31,8 @@ import msgspec
 
 from detoxbench.config import SCHEMA_VERSION
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.records import Counts, Measure, Sample, Scored
 from detoxbench.sealing import ASIDE, SEAL, Damaged, SealedFile, check_sizes, read_sealed, sealed_files
-from detoxbench.suites.base import Counts, Measure, Sample, Scored
 
 S = TypeVar("S")
 VERIFIED = "verified.json"

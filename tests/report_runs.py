@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from detoxbench.records import Measure, Sample, Scored
 from detoxbench.store import encode_lines
-from detoxbench.suites.base import Measure, Sample, Scored
 from tests.stored import write
 
 HOSTILE = [

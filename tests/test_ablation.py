@@ -15,7 +15,7 @@ from detoxbench.ablation import Ablation, _contrast, ablation
 from detoxbench.ablation_views import draw, text
 from detoxbench.cli import main
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.suites.base import Measure
+from detoxbench.records import Measure
 from tests import stored
 
 N = 60

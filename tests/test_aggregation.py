@@ -21,8 +21,8 @@ from detoxbench.data.fable import world
 from detoxbench.leaderboard import leaderboard
 from detoxbench.lm import LanguageModel
 from detoxbench.packing import opened, pack, unpack
+from detoxbench.records import BaseReading, Measure, Request, Sample, Scored
 from detoxbench.store import Run
-from detoxbench.suites.base import BaseReading, Measure, Request, Sample, Scored
 from detoxbench.suites.real_toxicity_prompts import RealToxicityPrompts
 from detoxbench.suites.toxic_instructions import ToxicInstructions
 from detoxbench.verification import verify

@@ -19,11 +19,11 @@ from detoxbench.cell import plan
 from detoxbench.composition import compose
 from detoxbench.config import build
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.records import by_cluster
 from detoxbench.registries import scorers, suites
 from detoxbench.scorers.asking import GIVE_UP, Asking
 from detoxbench.scorers.base import HARM, MEANINGS, Scorer
 from detoxbench.store import Run
-from detoxbench.suites.base import by_cluster
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,10 @@ from detoxbench.config import digest, identity
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.method import FitData, Pair
 from detoxbench.methods import destein
+from detoxbench.records import Request
 from detoxbench.registries import scorers
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.embedded import Config as NoConfig
-from detoxbench.suites.base import Request
 from tests.adapters import logits
 from tests.tiny import FAMILIES, same, state, tiny
 

@@ -22,8 +22,8 @@ from detoxbench.data import readers
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.method import EditRecord, FitData, Role, Scope
 from detoxbench.methods.dinm import DINM, Config
+from detoxbench.records import Request
 from detoxbench.store import Run, read_lines
-from detoxbench.suites.base import Request
 from detoxbench.suites.safeedit import SafeEdit
 from tests.tiny import FAMILIES, same, state, tiny
 

@@ -16,7 +16,7 @@ from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.forward import cache_name
 from detoxbench.kv_cache import Cache
-from detoxbench.suites.base import Request
+from detoxbench.records import Request
 from tests.tiny import CHARACTERS, FAMILIES, tiny
 
 GENS = {

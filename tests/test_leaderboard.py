@@ -15,9 +15,9 @@ from detoxbench import reported
 from detoxbench.composition import options
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.leaderboard import leaderboard
+from detoxbench.records import Measure
 from detoxbench.stats import holm, paired_differences, panel
 from detoxbench.store import Run
-from detoxbench.suites.base import Measure
 from tests.stored import CLUSTERS, defense, toxicity, write, yes
 
 

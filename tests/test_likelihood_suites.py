@@ -18,9 +18,9 @@ from detoxbench.composition import compose
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
+from detoxbench.records import Request, Sample
 from detoxbench.store import Run
 from detoxbench.suites import halueval, likelihood_utility, safenlp, truthfulqa
-from detoxbench.suites.base import Request, Sample
 from detoxbench.suites.halueval import HaluEval
 from detoxbench.suites.likelihood_utility import LikelihoodUtility
 from detoxbench.suites.safenlp import SafeNLP

@@ -17,8 +17,8 @@ from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
+from detoxbench.records import Measure, Sample
 from detoxbench.suites import lm_eval as suite_module
-from detoxbench.suites.base import Measure, Sample
 from detoxbench.suites.lm_eval import Config, LMEval
 from tests.test_suites import lines, named, value
 from tests.tiny import tiny

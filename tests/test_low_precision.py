@@ -14,7 +14,7 @@ from detoxbench import generation, precision, sampling
 from detoxbench.config import GenSpec
 from detoxbench.lm import LanguageModel
 from detoxbench.provenance import arithmetic
-from detoxbench.suites.base import Request
+from detoxbench.records import Request
 from tests.test_generation import asked
 from tests.tiny import tiny
 

@@ -16,9 +16,9 @@ from detoxbench.composition import compose
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.intervention import Dense, Hook, Intervention, Prompt, Weight
 from detoxbench.lm import LanguageModel
+from detoxbench.records import Measure, Request, Sample
 from detoxbench.store import Run
 from detoxbench.suites import mechanism
-from detoxbench.suites.base import Measure, Request, Sample
 from detoxbench.suites.mechanism import GROUPS, Mechanism, Probe
 from tests.test_suites import lines, named, value
 from tests.tiny import FAMILIES, same, state, tiny

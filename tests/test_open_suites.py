@@ -15,12 +15,12 @@ from detoxbench.config import build
 from detoxbench.data import readers
 from detoxbench.data.fable import questions, world
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.scorers import word_list
 from detoxbench.scorers.refusal import Config as RefusalConfig
 from detoxbench.scorers.refusal import Refusal, refuses
 from detoxbench.scorers.word_list import WordList
 from detoxbench.suites import bias, harmful_requests, over_refusal, toxic_instructions
-from detoxbench.suites.base import Measure, Request, Sample, Scored
 from detoxbench.suites.bias import Bias
 from detoxbench.suites.harmful_requests import ATTACKS, EMBEDDED_ATTACKS, HarmfulRequests
 from detoxbench.suites.over_refusal import OverRefusal

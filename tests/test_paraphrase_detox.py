@@ -10,10 +10,11 @@ import pytest
 
 from detoxbench import composition, runner
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.records import Sample, Scored
 from detoxbench.registries import suites
 from detoxbench.stats import attach
 from detoxbench.store import Run
-from detoxbench.suites.base import Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 from detoxbench.suites.paraphrase_detox import SENTENCE_BERT
 
 

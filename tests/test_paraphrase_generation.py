@@ -18,7 +18,7 @@ from detoxbench.data.paraphrase_generation import GenerationConfig, Sentence
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.generation import Generated
 from detoxbench.lm import LanguageModel
-from detoxbench.suites.base import Request, Sample
+from detoxbench.records import Request, Sample
 from tests.tiny import tiny
 
 SENTENCE = Sentence("g-1", "the cat sat on the mat")

@@ -16,7 +16,7 @@ from detoxbench.intervention import Intervention, Prefix, compose
 from detoxbench.likelihood import read
 from detoxbench.lm import LanguageModel
 from detoxbench.method import FitData
-from detoxbench.suites.base import Request
+from detoxbench.records import Request
 from tests.adapters import logits, peft_logits
 from tests.tiny import same, state, tiny
 

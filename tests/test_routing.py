@@ -17,8 +17,8 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.method import FitData
+from detoxbench.records import Request
 from detoxbench.routing import routable, varied
-from detoxbench.suites.base import Request
 from tests.tiny import FAMILIES, same, state, tiny
 
 PROMPTS = ["tell me", "why is the cat so rude", "a", "what do you say to that", "tell me"]

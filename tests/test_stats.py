@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
 from detoxbench import stats
-from detoxbench.suites.base import Measure
+from detoxbench.records import Measure
 from tests import coverage_simulation as simulation
 
 

@@ -22,7 +22,7 @@ from detoxbench.config import ModelSpec, build
 from detoxbench.data.paraphrases import Pools
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.method import Instruction, ParaphraseSet
-from detoxbench.suites.base import Request, Sample
+from detoxbench.records import Request, Sample
 from detoxbench.tokens import Marks, answers, encoded, thinking_marks, without_thinking, written
 from detoxbench.training import IGNORED, LoraConfig, _encode, train_lora
 from tests.tiny import tiny

@@ -21,8 +21,8 @@ from detoxbench import stats, tracking
 from detoxbench.config import TrackerSpec, digest
 from detoxbench.errors import DetoxbenchError
 from detoxbench.leaderboard import leaderboard
+from detoxbench.records import Measure, Sample, Scored
 from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, encode_lines
-from detoxbench.suites.base import Measure, Sample, Scored
 from detoxbench.tracking.report import Report, report_of
 from detoxbench.tracking.wandb_sink import records, whole
 from tests.fake_wandb import FakeServer, serving

@@ -26,8 +26,8 @@ from detoxbench.data import readers
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.metrics import is_toxic, rouge_l
 from detoxbench.progress import bar
+from detoxbench.records import Request
 from detoxbench.store import encode_lines, write_atomic
-from detoxbench.suites.base import Request
 
 if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel

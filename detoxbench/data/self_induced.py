@@ -16,10 +16,10 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.generation import generate
 from detoxbench.lm import LanguageModel, find
 from detoxbench.method import Pair
+from detoxbench.records import Request
 from detoxbench.registries import scorers
 from detoxbench.scorers.asking import Asking
 from detoxbench.scorers.base import HARM, require_meaning
-from detoxbench.suites.base import Request
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ import msgspec
 
 from detoxbench import broken_text
 from detoxbench.errors import DetoxbenchError
+from detoxbench.records import Sample, Scored
 from detoxbench.report.content import Content, Section
 from detoxbench.store import Run, RunRecord, is_run
-from detoxbench.suites.base import Sample, Scored
 
 INSIDE = 3_000_000
 """Bytes of samples in the page itself, over all tables; what is beyond goes to a side file a table."""

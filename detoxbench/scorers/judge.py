@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from detoxbench import checkpoint
 from detoxbench.config import GenSpec, knob, runtime
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.records import Request
 from detoxbench.scorers.base import Scorer
-from detoxbench.suites.base import Request
 from detoxbench.tokens import written
 
 if TYPE_CHECKING:

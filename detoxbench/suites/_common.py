@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from detoxbench.data import readers
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.suites.base import Measure, Sample, Scored, by_cluster
+from detoxbench.records import Measure, Sample, Scored, by_cluster
 
 R = TypeVar("R")
 EMBEDDED_SEED = 0

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from detoxbench.errors import UsageError
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.scorers.base import HARM, Meaning, Scorer, require_meaning
 
 if TYPE_CHECKING:
@@ -18,89 +15,6 @@ if TYPE_CHECKING:
     from detoxbench.method import EditRecord
 
 C = TypeVar("C")
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt to be answered.
-
-    `id` is unique in the suite and keys the sampling noise; `record` is the cluster that intervals resample (a prompt
-    or a benchmark record); `kind` says which question of the record it is. `chat` prompts go through the model's chat
-    template, others are continued as running text. One with a `text` (not empty) is not answered: the model reads the
-    text after the prompt, and its sample holds how likely it found it. Where the suite has an `observer`, requests only
-    say where to look, and a text may be empty.
-    """
-
-    id: str
-    prompt: str
-    record: str
-    kind: str
-    chat: bool = False
-    text: str | None = None
-
-
-class BaseReading(msgspec.Struct, frozen=True, kw_only=True):
-    """What the unmodified model finds of a generated text after its prompt."""
-
-    nll: float
-    """Its negative log-likelihood, summed over its `tokens`, in nats."""
-    tokens: int
-    reversed_nll: float | None
-    """The same with its words in reverse; None where it has few words, or does not fit into the context."""
-
-
-class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One generated text, or one that was given (`stop` is "given").
-
-    `tokens` counts the new tokens, the end token included; of a given text, the tokens that were read.
-    """
-
-    id: str
-    record: str
-    kind: str
-    sample: int
-    prompt: str
-    text: str
-    stop: Literal["eos", "length", "given"]
-    tokens: int
-    nll: float | None = None
-    """Of a given text: its negative log-likelihood after the prompt, summed over its tokens, in nats."""
-    greedy: bool | None = None
-    """Of a given text: every token was the most probable one, so greedy generation begins with this text."""
-    full_text: str | None = None
-    """All that was written, with thinking and its marks, where `text` is the answer alone (`model.thinking`)."""
-    base: BaseReading | None = None
-    """Of a generated text: what the unmodified model finds of it; None where it has no token, and of the answers to a
-    request that are not read (`broken_text.ANSWERS`)."""
-    values: dict[str, list[float]] | None = None
-    """Of a suite with an `observer`: what was measured inside the model, by name (one number, or one a layer)."""
-
-
-class Scored(msgspec.Struct, frozen=True, kw_only=True):
-    """A sample's scores, by slot: "main" is the run's scorer, the others are the suite's own; None is missing."""
-
-    id: str
-    sample: int
-    scores: dict[str, dict[str, float] | None]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One metric as per-cluster sums and counts, so that any interval can be computed from it.
-
-    Its value is sum(total) / sum(count) over the clusters. `missing` counts the values that could not be had.
-    """
-
-    name: str
-    better: Literal["higher", "lower", "neither"]
-    total: Mapping[str, float]
-    count: Mapping[str, float]
-    missing: int = 0
-    unit: Literal["share", "number"] = "number"
-    """share: between 0 and 1, shown as per cent."""
-    binary: bool = False
-    """Every cluster holds one yes or no: the interval has a closed form."""
-    headline: bool = True
-    """Shown in the leaderboard unless all metrics are asked for."""
 
 
 class Seen(NamedTuple):
@@ -194,44 +108,3 @@ class Suite(ABC, Generic[C]):
     @abstractmethod
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
         """Read the metrics off. `scores[i]` belongs to `samples[i]`; `primary` is the column of the main scorer."""
-
-
-def by_cluster(pairs: Sequence[tuple[str, float | None]]) -> tuple[dict[str, float], dict[str, float], int]:
-    """Sum and count values by cluster: (total, count, how many were missing: None, NaN or infinite)."""
-    total: dict[str, float] = {}
-    count: dict[str, float] = {}
-    missing = 0
-    for cluster, value in pairs:
-        if value is None or not math.isfinite(value):
-            missing += 1
-            continue
-        total[cluster] = total.get(cluster, 0.0) + value
-        count[cluster] = count.get(cluster, 0.0) + 1
-    return total, count, missing
-
-
-Counts = dict[str, int | None]
-"""How often something happened, by name; None where nobody counted it."""
-
-
-def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, judged: bool) -> Counts:
-    """What can be counted from samples and scores alone: part of a run's `counts`.
-
-    What only a generated text can be is not measured (None) where all texts are given, missing scores where no scorer
-    is asked, and what a scorer has to tell where none tells it.
-    """
-    made = [s for s in samples if s.stop != "given"]
-    return {
-        "samples": len(samples),
-        "empty": sum(not s.text.strip() for s in made) if made else None,
-        "degenerate": _told(scores, "degenerate", above=0.5),
-        "truncated": sum(s.stop == "length" for s in made) if made else None,
-        "missing_scores": sum(s.scores["main"] is None for s in scores) if judged else None,
-        "cut_texts": _told(scores, "truncated", above=0),
-    }
-
-
-def _told(scores: Sequence[Scored], column: str, above: float) -> int | None:
-    """Samples of which some scorer's `column` is higher than `above`; None where no scorer has that column."""
-    told = [[c[column] for c in s.scores.values() if c and column in c] for s in scores]
-    return sum(any(value > above for value in values) for values in told) if any(told) else None

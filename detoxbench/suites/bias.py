@@ -13,8 +13,9 @@ from detoxbench import metrics
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import questions
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, first_of_each, main_score, measure, read
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 
 @dataclass(frozen=True, kw_only=True)

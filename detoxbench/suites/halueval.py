@@ -9,8 +9,9 @@ from typing import Literal
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import questions
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, nll_per_token, preferred
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 
 @dataclass(frozen=True, kw_only=True)

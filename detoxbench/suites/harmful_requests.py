@@ -11,8 +11,9 @@ from detoxbench.data import readers
 from detoxbench.data.fable import questions, world
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.metrics import unsafe_label
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, main_score, measure, read, refusal_of
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 PLAIN = "plain"
 ATTACKS = {

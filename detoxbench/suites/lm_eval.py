@@ -25,8 +25,9 @@ from detoxbench.config import digest, knob, runtime
 from detoxbench.data.fable import questions
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 from detoxbench.lm import unchanged_random_state
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 PARTS = 200
 """At the most so many parts of the documents are left out in turn, for the spread of a metric that is no mean."""

@@ -15,8 +15,9 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.finite import require_finite
 from detoxbench.likelihood import planned
 from detoxbench.progress import track
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, read
-from detoxbench.suites.base import Measure, Observer, Request, Sample, Scored, Seen, Suite
+from detoxbench.suites.base import Observer, Seen, Suite
 
 if TYPE_CHECKING:
     from torch import Tensor

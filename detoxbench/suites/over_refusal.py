@@ -9,6 +9,7 @@ from typing import Any, Literal
 from detoxbench.config import runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import questions
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import (
     EMBEDDED_SEED,
     degenerate_share,
@@ -18,7 +19,7 @@ from detoxbench.suites._common import (
     read,
     refusal_of,
 )
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 BETTER: dict[str, Literal["lower", "higher"]] = {"safe": "lower", "unsafe": "higher"}
 """What a share of refusals should be, by the prompts' label."""

@@ -12,8 +12,9 @@ from detoxbench.config import runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, main_score, measure, read
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 DEGENERATE = 0.3
 """Up to this similarity an output is read as degenerate (arXiv 2401.08491, section 5)."""

@@ -10,8 +10,9 @@ from detoxbench.data import readers
 from detoxbench.data.fable import world
 from detoxbench.method import EditRecord
 from detoxbench.metrics import fluency_bits, unsafe_label
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, main_score, measure, read
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 
 @dataclass(frozen=True, kw_only=True)

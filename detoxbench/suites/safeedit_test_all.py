@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from detoxbench.config import digest, runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import questions
+from detoxbench.records import Measure, Request, Sample, Scored, by_cluster
 from detoxbench.suites._common import EMBEDDED_SEED, first_of_each, measure, read
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite, by_cluster
+from detoxbench.suites.base import Suite
 from detoxbench.suites.safeedit import defense, fluency_and_toxicity
 
 KINDS = ("DG_onlyQ", "DG_otherAQ")

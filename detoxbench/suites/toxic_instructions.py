@@ -11,8 +11,9 @@ from detoxbench.config import runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import questions
 from detoxbench.errors import UsageError
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, first_of_each, main_score, measure, read
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 HALVES = ("nontoxic", "toxic")
 RELEASED_SIZE = 200

@@ -10,8 +10,9 @@ from typing import Literal
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import questions
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of, read
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 PRIMER = """\
 Q: What is human life expectancy in the United States?

@@ -13,9 +13,10 @@ from detoxbench.config import digest, runtime
 from detoxbench.data import readers
 from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.scorers.base import MEANINGS
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, measure, read
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite
+from detoxbench.suites.base import Suite
 
 TASKS = ("kqa", "csum", "gsm8k")
 TEMPLATES = {

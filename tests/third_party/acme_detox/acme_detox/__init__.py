@@ -9,7 +9,8 @@ from detoxbench.config import knob
 from detoxbench.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
 from detoxbench.method import FitData, Method
-from detoxbench.suites.base import Measure, Request, Sample, Scored, Suite, by_cluster
+from detoxbench.records import Measure, Request, Sample, Scored, by_cluster
+from detoxbench.suites.base import Suite
 
 
 @dataclass(frozen=True, kw_only=True)
