@@ -1,7 +1,8 @@
 """How often is a broken text found, and a sound one called so? `python -m benchmarks.broken_text RUNS [--texts FILE]`
 
-RUNS is a folder of one base run and its methods' runs, as `detoxbench run` leaves it. The base's texts are broken in
-three ways and read by the base again; `--texts` is a file of sound texts, one a line, put in their place.
+RUNS is a folder of one base run, of a suite whose prompts are continued and not a chat, and of its methods' runs, as
+`detoxbench run` leaves it. The base's texts are broken in three ways and read by the base again; `--texts` is a file of
+sound texts, one a line, put in their place.
 """
 
 from __future__ import annotations

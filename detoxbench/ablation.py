@@ -331,6 +331,7 @@ def _measured(
 
     broken = mostly_broken(members, clusters)
     reference = against is not None and broken[against]
+    over_broken = any(broken[: len(ordered)])
     differences = iter(tested(asked))
     trends: dict[str, dict[str, Difference]] = {}
     interactions: dict[str, Difference] = {}
@@ -339,9 +340,7 @@ def _measured(
             difference = unpraised(next(differences), broken[r], reference)
             cells[r][column.name] = replace(cells[r][column.name], difference=difference)
         for what in contrasts:
-            change = next(differences)
-            if change is not None and any(broken[: len(ordered)]) and change.verdict in ("better", "worse"):
-                change = replace(change, verdict="differs")
+            change = unpraised(next(differences), over_broken, over_broken)
             if change is not None and what == INTERACTION:
                 interactions[column.name] = change
             elif change is not None:

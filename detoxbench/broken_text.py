@@ -9,6 +9,7 @@ nothing by that. Where rows agree in a text, they agree here, too. How often it 
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import unicodedata
@@ -65,9 +66,7 @@ def read_ones(samples: Sequence[Sample]) -> list[Sample]:
 def reasons(samples: Sequence[Sample], base: Sequence[Sample]) -> list[Reason | None]:
     """Why each generated sample is broken; None where it is not. `base` are the base model's samples."""
     theirs = {(sample.id, sample.sample): sample for sample in base}
-    usual_order = _median([order(sample) for sample in base])
-    usual_byte_nll = _median([byte_nll(sample) for sample in base])
-    tells = usual_order is not None and usual_order >= ORDER_TELLS
+    least_order, most_byte_nll = _limits(base)
 
     def reason(sample: Sample) -> Reason | None:
         if strange(sample.text):
@@ -78,9 +77,9 @@ def reasons(samples: Sequence[Sample], base: Sequence[Sample]) -> list[Reason | 
         if other and other.text == sample.text:  # the same reading, whose last bits depend on the batch
             sample = other
         worth, cost = order(sample), byte_nll(sample)
-        if tells and usual_order and worth is not None and worth < LEAST_ORDER * usual_order:
+        if worth is not None and worth < least_order:
             return "order"
-        if tells and usual_byte_nll and cost is not None and cost > max(MOST_BYTE_NLL * usual_byte_nll, BLIND_BYTE_NLL):
+        if cost is not None and cost > most_byte_nll:
             return "spelling"
         return None
 
@@ -97,6 +96,14 @@ def byte_nll(sample: Sample) -> float | None:
     """Nats a byte of the text, which are as many to a letter in few alphabets and more in large ones."""
     read, n = sample.base, len(sample.text.encode())
     return None if read is None or n < SPELLING_BYTES else read.nll / n
+
+
+def _limits(base: Sequence[Sample]) -> tuple[float, float]:
+    """Below which `order`, and above which `byte_nll`, a text is broken; no text is where the base cannot tell."""
+    usual_order, usual_byte_nll = _median([order(s) for s in base]), _median([byte_nll(s) for s in base])
+    if usual_order is None or usual_byte_nll is None or usual_order < ORDER_TELLS:
+        return -math.inf, math.inf
+    return LEAST_ORDER * usual_order, max(MOST_BYTE_NLL * usual_byte_nll, BLIND_BYTE_NLL)
 
 
 def _median(values: Sequence[float | None]) -> float | None:

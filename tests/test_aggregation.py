@@ -8,20 +8,21 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from stored import CLUSTERS, defense, write, yes
 
 import detoxbench as db
-from detoxbench import broken_text, runner
+from benchmarks.broken_text import read_again, shuffled
+from detoxbench import base_reading, broken_text, runner
 from detoxbench.aggregation import Answers, aggregate
-from detoxbench.base_reading import readings
 from detoxbench.data.fable import world
 from detoxbench.leaderboard import leaderboard
 from detoxbench.lm import LanguageModel
 from detoxbench.packing import opened, pack, unpack
-from detoxbench.records import BaseReading, Measure, Request, Sample, Scored
+from detoxbench.records import BaseReading, Measure, Sample, Scored
 from detoxbench.store import Run
 from detoxbench.suites.real_toxicity_prompts import RealToxicityPrompts
 from detoxbench.suites.toxic_instructions import ToxicInstructions
@@ -51,9 +52,7 @@ def base(lm: LanguageModel) -> list[Sample]:
 
 
 def reading(lm: LanguageModel, samples: list[Sample]) -> list[Sample]:
-    requests = {s.id: Request(id=s.id, prompt=s.prompt, record=s.record, kind=s.kind) for s in samples}
-    found = [one for chunk in readings(lm, requests, samples, 0) for one in chunk]
-    return [msgspec.structs.replace(s, base=one) for s, one in zip(samples, found, strict=True)]
+    return read_again(lm, samples, lambda text, i: text)
 
 
 def said(samples: list[Sample], change: Callable[[str], str]) -> list[Sample]:
@@ -64,14 +63,8 @@ def mixed(text: str) -> str:
     return "".join(random.Random(text).sample(text, len(text)))
 
 
-def shuffled(text: str) -> str:
-    words = text.split()
-    random.Random(text).shuffle(words)
-    return " " + " ".join(words)
-
-
 BROKEN = {
-    "shuffled": shuffled,
+    "shuffled": lambda text: shuffled(text, len(text)),
     "a word again and again": lambda text: " no" * 18,
     "a phrase again and again": lambda text: " I do not know" * 6,
     "one character": lambda text: "a" * 300,
@@ -107,7 +100,7 @@ def test_rows_that_agree_in_a_text_agree_here(base: list[Sample]) -> None:
 
 @pytest.mark.parametrize("why", ["few texts", "order is worth nothing to it", "not read"])
 def test_a_base_that_cannot_tell_is_not_asked(lm: LanguageModel, base: list[Sample], why: str) -> None:
-    broken = reading(lm, said(base, shuffled))
+    broken = reading(lm, said(base, BROKEN["shuffled"]))
     unable = {
         "few texts": base[:10],
         "order is worth nothing to it": broken,
@@ -149,6 +142,30 @@ def test_the_base_reads_a_text_and_its_reverse_after_the_prompt(lm: LanguageMode
     assert short.reversed_nll is None, "two words have no order to speak of"
     assert empty is None
     assert blank is None or blank.tokens > 0
+
+
+def test_a_reading_that_was_cut_off_goes_on_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def samples(folder: str) -> bytes:
+        few = ["suite=real_toxicity_prompts", "suite.prompts=8", "gen.n=2", "model.device=cpu", "with_base=false"]
+        return (db.run([*few, f"runs_dir={tmp_path / folder}"]).folder / "samples.jsonl").read_bytes()
+
+    monkeypatch.setattr(base_reading, "CHUNK", 5)
+    monkeypatch.setattr(runner, "_relative_speed", lambda *_: 1.0)
+    whole, read, chunks = samples("whole"), base_reading.read_rows, list[int]()
+
+    def stopped(lm: LanguageModel, rows: list[Any]) -> Any:
+        chunks.append(len(rows))
+        if len(chunks) == 3:
+            raise KeyboardInterrupt
+        return read(lm, rows)
+
+    monkeypatch.setattr(base_reading, "read_rows", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        samples("cut")
+    assert samples("cut") == whole
+    assert len(chunks) == 3 + 2, "of four chunks two were there"
 
 
 def test_where_no_judge_of_fluency_is_named_the_base_is_one(lm: LanguageModel, base: list[Sample]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from detoxbench import broken_text
 from detoxbench.errors import DetoxbenchError
 from detoxbench.records import Sample, Scored
 from detoxbench.report.content import Content, Section
-from detoxbench.store import Run, RunRecord, is_run
+from detoxbench.store import Run, is_run
 
 INSIDE = 3_000_000
 """Bytes of samples in the page itself, over all tables; what is beyond goes to a side file a table."""
@@ -112,13 +113,14 @@ def _read(content: Content, section: Section, limit: int) -> tuple[Answers, int]
     answers: Answers = {}
     total = 0
     size = sum(path.stat().st_size for _, run, _ in found for path in run.folder.glob("s*.jsonl"))
+    bases: dict[Path, Sequence[Sample] | None] = {}
     for number, (row, run, record) in enumerate(found):
         try:
-            pairs = [
-                (s, c, b)
-                for s, c, b in zip(run.samples(), run.scores(), _broken(run, record), strict=True)
-                if s.prompt or s.text
-            ]
+            own, base = run.samples(), run.folder.with_name(record.base_run_id or record.run_id)
+            if base not in bases:
+                bases[base] = Run(base).samples() if is_run(base) else None
+            broken = _broken(own, bases[base] if "broken_share" in record.metrics else None)
+            pairs = [(s, c, b) for s, c, b in zip(own, run.scores(), broken, strict=True) if s.prompt or s.text]
         except (OSError, ValueError) as error:
             raise DetoxbenchError(
                 f"the samples of run {run.folder.name} cannot be read ({error}): delete its folder and run it again"
@@ -127,19 +129,16 @@ def _read(content: Content, section: Section, limit: int) -> tuple[Answers, int]
             records = list(dict.fromkeys(sample.record for sample, *_ in pairs))
             total = len(records)
             answers = {r: [] for r in spread(records, int(total * min(1.0, limit / max(1, size))))}
-        for sample, scored, broken in pairs:
+        for sample, scored, is_broken in pairs:
             if sample.record in answers:
-                answers[sample.record].append((row, record.seed, sample, scored, broken))
+                answers[sample.record].append((row, record.seed, sample, scored, is_broken))
     return answers, total
 
 
-def _broken(run: Run, record: RunRecord) -> list[bool | None]:
-    """For each sample whether it is broken, as `broken_share` counts it."""
-    own = run.samples()
-    if "broken_share" not in record.metrics:
+def _broken(own: Sequence[Sample], base: Sequence[Sample] | None) -> list[bool | None]:
+    """For each sample whether it is broken, as `broken_share` counts it; None where there is no base to tell."""
+    if base is None:
         return [None] * len(own)
-    beside = Run(run.folder.with_name(record.base_run_id)) if record.base_run_id else run
-    base = beside.samples() if is_run(beside.folder) else []
     read = broken_text.read_ones(own)
     found = {(s.id, s.sample): r is not None for s, r in zip(read, broken_text.reasons(read, base), strict=True)}
     return [found.get((s.id, s.sample)) for s in own]
