@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmarks.harness import Row, measured
 from detoxbench.config import SCHEMA_VERSION, digest
+from detoxbench.files.sealing import SEAL, digests
 from detoxbench.leaderboard import leaderboard
 from detoxbench.records import Measure
-from detoxbench.sealing import SEAL, digests
 from detoxbench.stats import attach
 from detoxbench.store import Clusters, RunRecord
 

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError
-from detoxbench.file_hash import sha256_of_files
+from detoxbench.files.hashing import sha256_of_files
 from detoxbench.text import first_line
 
 HEADER_BYTES = 100_000_000

@@ -28,18 +28,9 @@ import msgspec
 from detoxbench import __version__
 from detoxbench.config import SCHEMA_VERSION
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.sealing import seal
-from detoxbench.store import (
-    VERIFIED,
-    Run,
-    RunRecord,
-    Verified,
-    is_run,
-    make_runs_dir,
-    runs,
-    write_atomic,
-    write_folder,
-)
+from detoxbench.files.sealing import seal
+from detoxbench.files.writing import make_runs_dir, write_atomic, write_folder
+from detoxbench.store import VERIFIED, Run, RunRecord, Verified, is_run, runs
 from detoxbench.verification import Verdict, verify
 
 FORMAT = 1

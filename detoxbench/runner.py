@@ -27,27 +27,15 @@ from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec, digest
 from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.errors import DetoxbenchError
+from detoxbench.files.lines import appending, chained_lines, encode, encode_lines, read_lines
+from detoxbench.files.sealing import PARTIAL, seal, whole_or_aside
+from detoxbench.files.writing import link, make_runs_dir, write_atomic, write_folder
 from detoxbench.finite import require_finite_values
 from detoxbench.progress import bar
 from detoxbench.records import BaseReading, Counts, Request, Sample, Scored
 from detoxbench.scorers.asking import Asking, Score
 from detoxbench.scorers.cache import remembering
-from detoxbench.sealing import PARTIAL, seal, whole_or_aside
-from detoxbench.store import (
-    Clusters,
-    Run,
-    RunRecord,
-    appending,
-    chained_lines,
-    encode,
-    encode_lines,
-    is_run,
-    link,
-    make_runs_dir,
-    read_lines,
-    write_atomic,
-    write_folder,
-)
+from detoxbench.store import Clusters, Run, RunRecord, is_run
 from detoxbench.suites.base import Observer
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Runs on disk: what is written, that it is written whole, and how it is read back.
+"""Runs on disk: what their files hold, and how they are read back.
 
     RUNS/<run_id>/run.json        what was run, its metrics with intervals, its cost (schema: `RunRecord`)
     RUNS/<run_id>/clusters.json   per-cluster sums of every metric, from which intervals and differences are made
@@ -15,29 +15,20 @@ A run folder appears whole (written beside, then renamed); its stages are linked
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import math
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
 from detoxbench.config import SCHEMA_VERSION
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.files.lines import decode_lines
+from detoxbench.files.sealing import ASIDE, SEAL, Damaged, SealedFile, check_sizes, read_sealed, sealed_files
 from detoxbench.records import Counts, Measure, Sample, Scored
-from detoxbench.sealing import ASIDE, SEAL, Damaged, SealedFile, check_sizes, read_sealed, sealed_files
 
-S = TypeVar("S")
 VERIFIED = "verified.json"
-
-log = logging.getLogger("detoxbench")
 
 
 class MetricRecord(msgspec.Struct, kw_only=True):
@@ -110,183 +101,6 @@ class Clusters(msgspec.Struct, kw_only=True):
             count={m.name: dict(m.count) for m in measures},
             binary={m.name: m.binary for m in measures},
         )
-
-
-def make_runs_dir(folder: Path) -> None:
-    """Have the folder of the results there. Raises DetoxbenchError when it cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(folder, os.W_OK) else "no permission to write there"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise DetoxbenchError(f"cannot keep results in '{folder}': {reason}; choose another runs_dir")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, a full disk or a kill never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a new folder beside `folder`, then put it there at once, replacing what was."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
-    try:
-        fill(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def encode(value: msgspec.Struct) -> bytes:
-    """`value` as JSON that reads back as what it was.
-
-    Raises DetoxbenchError for what would not: a number that is not finite (JSON has none), half a character, a wrong
-    type. What is stored can be read, or it is not stored.
-    """
-    try:
-        data = msgspec.json.encode(value)
-        back = msgspec.json.decode(data, type=type(value))
-    except UnicodeEncodeError as error:
-        raise DetoxbenchError(f"{_name(value)} cannot be stored: half a character in a text ({error})") from None
-    except (msgspec.ValidationError, TypeError) as error:
-        odd = _not_finite(msgspec.to_builtins(value, str_keys=True)) or str(error)
-        raise DetoxbenchError(f"{_name(value)} cannot be stored: {odd}") from None
-    if odd := _not_finite(msgspec.to_builtins(value, str_keys=True)):
-        raise DetoxbenchError(f"{_name(value)} cannot be stored: {odd}")
-    if msgspec.json.decode(msgspec.json.encode(back)) != msgspec.json.decode(data):
-        raise DetoxbenchError(f"{_name(value)} cannot be stored: it reads back otherwise")
-    return data
-
-
-def _name(value: msgspec.Struct) -> str:
-    of = getattr(value, "id", None) or getattr(value, "record", None) or getattr(value, "run_id", None)
-    return type(value).__name__.lstrip("_") + (f" of '{of}'" if isinstance(of, str) else "")
-
-
-def _not_finite(value: Any, where: str = "") -> str:
-    """The first number in `value` that is not finite, with its place; an empty string where there is none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{where.lstrip('.')} is {value}"
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return next((odd for key, inner in items if (odd := _not_finite(inner, f"{where}.{key}"))), "")
-
-
-def encode_lines(rows: Sequence[msgspec.Struct]) -> bytes:
-    """JSON Lines. Raises as `encode`."""
-    return b"".join(encode(row) + b"\n" for row in rows)
-
-
-def read_lines(path: Path, cls: type[S]) -> list[S]:
-    """The rows of a JSON Lines file. Raises DetoxbenchError naming the line that does not fit."""
-    return decode_lines(path.read_bytes(), cls, path)
-
-
-def decode_lines(data: bytes, cls: type[S], path: Path) -> list[S]:
-    """`read_lines` of bytes that were read from `path`."""
-    decoder = msgspec.json.Decoder(cls)
-    rows: list[S] = []
-    lines = data.split(b"\n")
-    if lines.pop():  # what follows the last newline: nothing, or half a line
-        raise DetoxbenchError(f"{path} line {len(lines) + 1} is cut off: delete the run folder and run again")
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(decoder.decode(line))
-        except msgspec.DecodeError as error:
-            raise DetoxbenchError(f"{path} line {number}: {error}") from None
-    return rows
-
-
-_CHECK = b',"check":"%s"}'
-
-
-class _Chain:
-    """Makes the lines of an unfinished stage: each row gets a `check` that covers it, all rows before it, and the name
-    of the stage, so that a row that is damaged, missing, or another stage's shows."""
-
-    def __init__(self, path: Path) -> None:
-        self._check = path.parent.name.encode()
-
-    def line(self, row: bytes) -> bytes:
-        self._check = hashlib.sha256(self._check + row).hexdigest()[:16].encode()
-        return row.removesuffix(b"}") + _CHECK % self._check + b"\n"
-
-
-def chained_lines(path: Path, rows: Sequence[msgspec.Struct]) -> bytes:
-    """What `appending` leaves in `path` after these rows."""
-    chain = _Chain(path)
-    return b"".join([chain.line(encode(row)) for row in rows])
-
-
-def _read_chain(path: Path, cls: type[S]) -> list[S]:
-    """The rows up to the first line that is not what was written; a last line that a kill cut off is no damage."""
-    decoder, chain = msgspec.json.Decoder(cls), _Chain(path)
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    end = len(_CHECK % (b"0" * 16))
-    rows: list[S] = []
-    for line in lines:
-        row = line[:-end] + b"}"
-        if chain.line(row) != line + b"\n":
-            break
-        rows.append(decoder.decode(row))
-    if lost := len(lines) - len(rows):
-        log.warning("'%s' is damaged at line %d: from there on it is done again (%d lines)", path, len(rows) + 1, lost)
-    return rows
-
-
-@contextmanager
-def appending(
-    path: Path, cls: type[S], whole: int = 1
-) -> Iterator[tuple[list[S], Callable[[Sequence[msgspec.Struct]], None]]]:
-    """(rows that an earlier try left, a function that appends rows and has them on disk when it returns).
-
-    Rows from the first damaged line on are dropped, and so are those beyond a multiple of `whole`.
-    """
-    rows = _read_chain(path, cls)
-    rows = rows[: len(rows) - len(rows) % whole]
-    chain = _Chain(path)
-    write_atomic(path, b"".join([chain.line(encode(row)) for row in rows]))  # type: ignore[arg-type]
-    with open(path, "ab") as file:
-
-        def append(new: Sequence[msgspec.Struct]) -> None:
-            file.write(b"".join([chain.line(data) for data in [encode(row) for row in new]]))
-            file.flush()
-            os.fsync(file.fileno())
-
-        yield rows, append
-
-
-def link(source: Path, target: Path) -> None:
-    """One file under two names, or a copy where the file system cannot."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 class Verified(msgspec.Struct, kw_only=True):

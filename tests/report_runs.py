@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from detoxbench.files.lines import encode_lines
 from detoxbench.records import Measure, Sample, Scored
-from detoxbench.store import encode_lines
 from tests.stored import write
 
 HOSTILE = [

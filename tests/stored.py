@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from detoxbench.config import SCHEMA_VERSION, digest
+from detoxbench.files.lines import encode_lines
+from detoxbench.files.sealing import seal
 from detoxbench.records import Measure, Sample, Scored
-from detoxbench.sealing import seal
 from detoxbench.stats import attach
-from detoxbench.store import Clusters, RunRecord, encode_lines
+from detoxbench.store import Clusters, RunRecord
 
 CLUSTERS = [f"r{i}" for i in range(40)]
 GEN = {"max_new_tokens": 20, "do_sample": True, "top_p": 0.9}

@@ -20,10 +20,11 @@ from detoxbench.cell import plan
 from detoxbench.composition import cells, compose
 from detoxbench.data import readers
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.files.lines import read_lines
 from detoxbench.method import EditRecord, FitData, Role, Scope
 from detoxbench.methods.dinm import DINM, Config
 from detoxbench.records import Request
-from detoxbench.store import Run, read_lines
+from detoxbench.store import Run
 from detoxbench.suites.safeedit import SafeEdit
 from tests.tiny import FAMILIES, same, state, tiny
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detoxbench import checkpoint, file_hash
+from detoxbench import checkpoint
 from detoxbench.cell import Cell, checkpoint_folder
 from detoxbench.composition import compose
 from detoxbench.config import build, digest
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.file_hash import sha256_of_file
+from detoxbench.files import hashing as file_hash
+from detoxbench.files.hashing import sha256_of_file
 from detoxbench.lm import LanguageModel
 from tests.tiny import tiny
 

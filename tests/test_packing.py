@@ -18,8 +18,8 @@ from detoxbench import packing
 from detoxbench.cli import main
 from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.files.sealing import seal
 from detoxbench.packing import opened, pack, shared, unpack
-from detoxbench.sealing import seal
 from detoxbench.store import Run, RunRecord
 from detoxbench.verification import verify
 

@@ -24,10 +24,11 @@ import msgspec
 from detoxbench.config import GenSpec, knob
 from detoxbench.data import readers
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.files.lines import encode_lines
+from detoxbench.files.writing import write_atomic
 from detoxbench.metrics import is_toxic, rouge_l
 from detoxbench.progress import bar
 from detoxbench.records import Request
-from detoxbench.store import encode_lines, write_atomic
 
 if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel

@@ -19,9 +19,9 @@ import msgspec
 from filelock import FileLock
 
 from detoxbench.config import digest
+from detoxbench.files.lines import encode
 from detoxbench.scorers.asking import Columns, Score
 from detoxbench.scorers.base import Scorer
-from detoxbench.store import encode
 
 log = logging.getLogger("detoxbench")
 

@@ -16,7 +16,7 @@ from typing import Any
 from detoxbench import checkpoint, pretrained
 from detoxbench.config import digest, knob, runtime
 from detoxbench.errors import DetoxbenchError
-from detoxbench.file_hash import sha256_of_files
+from detoxbench.files.hashing import sha256_of_files
 from detoxbench.finite import require_finite_model
 from detoxbench.scorers._common import locate
 from detoxbench.scorers.base import Scorer

@@ -27,7 +27,8 @@ from filelock import FileLock
 
 from detoxbench.config import TrackerSpec
 from detoxbench.errors import DetoxbenchError
-from detoxbench.store import Run, RunRecord, write_atomic
+from detoxbench.files.writing import write_atomic
+from detoxbench.store import Run, RunRecord
 from detoxbench.tracking.sinks import sink
 
 __all__ = ["track", "wait"]

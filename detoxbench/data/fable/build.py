@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError
-from detoxbench.file_hash import cache_root
+from detoxbench.files.hashing import cache_root
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

@@ -22,6 +22,7 @@ import msgspec
 
 from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError
+from detoxbench.files.writing import write_atomic
 from detoxbench.progress import Advance, bar
 
 REMEMBERED_FROM = 4 * 2**20
@@ -132,8 +133,6 @@ def _remember(state: _State, sha256: str) -> None:
     """A cache folder that cannot be written costs time the next time, and no run."""
     if time.time_ns() - max(state.mtime_ns, state.ctime_ns) < SETTLED_NS:
         return
-    from detoxbench.store import write_atomic
-
     try:
         write_atomic(_entry_file(state), msgspec.json.encode(_Entry(state, sha256, _check(state, sha256))))
     except (OSError, UnicodeError) as error:

@@ -16,6 +16,7 @@ import msgspec
 
 from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError
+from detoxbench.files.writing import write_atomic
 
 SEAL = "digests.json"
 PARTIAL = "partial.jsonl"
@@ -49,8 +50,6 @@ class _Seal(msgspec.Struct):
 
 def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     """Write the digests of `folder`'s files: of `names` (POSIX paths inside it), or of all that are there."""
-    from detoxbench.store import write_atomic
-
     if names is None:
         found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         names = [name for name in found if name != SEAL and not name.startswith(".")]
