@@ -20,7 +20,7 @@ from benchmarks.models import random_lm, texts
 from detoxbench import runner
 from detoxbench.cell import Cell, checkpoint_folder
 from detoxbench.composition import compose
-from detoxbench.method import EditRecord
+from detoxbench.data.examples import EditRecord
 
 if TYPE_CHECKING:
     import torch

@@ -297,9 +297,9 @@ def methods(device: str, dtype: str) -> Iterator[Check]:
     import torch
 
     from detoxbench.config import FitSpec
+    from detoxbench.data.examples import Role
     from detoxbench.data.fit import fit_data
     from detoxbench.lm import LanguageModel
-    from detoxbench.method import Role
     from detoxbench.registries import methods
 
     lm = LanguageModel.load("fable", dtype=dtype, device=device)

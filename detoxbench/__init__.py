@@ -27,20 +27,20 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from detoxbench import methods as methods
+    from detoxbench.data.examples import FitData, Instruction, Pair
     from detoxbench.intervention import Intervention
     from detoxbench.leaderboard import Leaderboard, leaderboard
     from detoxbench.lm import LanguageModel
-    from detoxbench.method import FitData, Instruction, Pair
     from detoxbench.runner import run_overrides as run
 
 # Imported when first used: `import detoxbench` takes no torch.
 _PUBLIC = {
-    "FitData": "detoxbench.method:FitData",
-    "Instruction": "detoxbench.method:Instruction",
+    "FitData": "detoxbench.data.examples:FitData",
+    "Instruction": "detoxbench.data.examples:Instruction",
     "Intervention": "detoxbench.intervention:Intervention",
     "LanguageModel": "detoxbench.lm:LanguageModel",
     "Leaderboard": "detoxbench.leaderboard:Leaderboard",
-    "Pair": "detoxbench.method:Pair",
+    "Pair": "detoxbench.data.examples:Pair",
     "leaderboard": "detoxbench.leaderboard:leaderboard",
     "methods": "detoxbench.methods",
     "run": "detoxbench.runner:run_overrides",

@@ -19,11 +19,12 @@ from filelock import FileLock, Timeout
 
 from detoxbench import broken_text, chat, checkpoint
 from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
+from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import PARTIAL, Damaged, whole
 from detoxbench.lm import find
-from detoxbench.method import FitData, Method, Role, Scope
+from detoxbench.method import Method, Scope
 from detoxbench.records import Request
 from detoxbench.registries import methods, scorers, suites
 from detoxbench.scorers.base import Scorer

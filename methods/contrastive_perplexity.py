@@ -19,10 +19,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.config import knob
+from detoxbench.data.examples import FitData, Role
 from detoxbench.data.paraphrases import NEGATIVE, POSITIVE, Pools, compared
 from detoxbench.intervention import Intervention, Weight
 from detoxbench.lm import LanguageModel
-from detoxbench.method import FitData, Method, Role
+from detoxbench.method import Method
 from detoxbench.progress import track
 from detoxbench.training import LoraConfig, Quantization, optimise_lora, plain_head, require_quantization, sequence_nll
 

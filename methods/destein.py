@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from detoxbench.activations import head_probes, last_token_means
 from detoxbench.config import knob, runtime
 from detoxbench.data import self_induced
+from detoxbench.data.examples import FitData, Pair, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.intervention import Dense, Hook, Intervention, Weight
 from detoxbench.lm import LanguageModel
-from detoxbench.method import FitData, Method, Pair, Role
+from detoxbench.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.activations import Rereading, recorded
 from detoxbench.config import knob, runtime
+from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.intervention import Dense, Intervention, Prompt, Weight
 from detoxbench.lm import LanguageModel
-from detoxbench.method import EditRecord, FitData, Method, Role, Scope
+from detoxbench.method import Method, Scope
 from detoxbench.routing import tune, varied
 
 if TYPE_CHECKING:

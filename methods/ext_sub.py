@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench import peft_io
 from detoxbench.config import knob, runtime
+from detoxbench.data.examples import FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.intervention import Dense, Intervention, LowRank, Weight
 from detoxbench.lm import LanguageModel
-from detoxbench.method import FitData, Method, Role
+from detoxbench.method import Method
 from detoxbench.peft_io import Ia3, Lora, PrefixTuning
 from detoxbench.training import LoraConfig, train_lora
 

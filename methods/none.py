@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from detoxbench.data.examples import FitData
 from detoxbench.intervention import Intervention
 from detoxbench.lm import LanguageModel
-from detoxbench.method import FitData, Method
+from detoxbench.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detoxbench.config import knob
+from detoxbench.data.examples import FitData
 from detoxbench.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
-from detoxbench.method import FitData, Method
+from detoxbench.method import Method
 
 _SOURCE = "yjw1029/Self-Reminder, src/pia_defense.py:88"
 

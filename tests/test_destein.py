@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import detoxbench as db
 from detoxbench import composition
 from detoxbench.config import digest, identity
+from detoxbench.data.examples import FitData, Pair
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.method import FitData, Pair
 from detoxbench.methods import destein
 from detoxbench.records import Request
 from detoxbench.registries import scorers

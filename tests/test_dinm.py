@@ -19,9 +19,10 @@ from detoxbench.activations import Rereading
 from detoxbench.cell import plan
 from detoxbench.composition import cells, compose
 from detoxbench.data import readers
+from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.lines import read_lines
-from detoxbench.method import EditRecord, FitData, Role, Scope
+from detoxbench.method import Scope
 from detoxbench.methods.dinm import DINM, Config
 from detoxbench.records import Request
 from detoxbench.store import Run

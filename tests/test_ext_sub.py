@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 import detoxbench as db
 from detoxbench.composition import cells
 from detoxbench.config import digest, identity
+from detoxbench.data.examples import FitData, Instruction, Role
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.intervention import Dense, LowRank
 from detoxbench.lm import LanguageModel
-from detoxbench.method import FitData, Instruction, Role
 from detoxbench.methods.ext_sub import Config, combine, released_rows
 from tests.adapters import adapter_folder, logits, peft_logits
 from tests.tiny import same, state, tiny, tokenizer

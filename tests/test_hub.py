@@ -12,9 +12,9 @@ import pytest
 
 from detoxbench.config import FitSpec
 from detoxbench.data import hub, readers
+from detoxbench.data.examples import Pair, Role
 from detoxbench.data.fit import fit_data
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.method import Pair, Role
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from detoxbench import cli, composition, runner
 from detoxbench.cell import Cell, checkpoint_folder
 from detoxbench.data import manifest, readers
 from detoxbench.data.contamination import contamination, fit_texts
+from detoxbench.data.examples import EditRecord, FitData, Pair, ParaphraseSet, Role
 from detoxbench.data.manifest import File
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.leaderboard import leaderboard
-from detoxbench.method import EditRecord, FitData, Pair, ParaphraseSet, Role
 from detoxbench.registries import scorers, suites
 from detoxbench.store import Run
 

@@ -14,9 +14,10 @@ import torch
 import detoxbench as db
 from benchmarks.gpu import CHEAP
 from detoxbench.config import FitSpec, digest, identity
+from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import fit_data
 from detoxbench.errors import DetoxbenchError
-from detoxbench.method import FitData, Method, Role
+from detoxbench.method import Method
 from tests.tiny import same, state, tiny
 
 NAMES = db.methods.names()

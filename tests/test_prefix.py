@@ -11,11 +11,11 @@ import torch
 
 import detoxbench as db
 from detoxbench.config import GenSpec
+from detoxbench.data.examples import FitData
 from detoxbench.errors import DetoxbenchError
 from detoxbench.intervention import Intervention, Prefix, compose
 from detoxbench.likelihood import read
 from detoxbench.lm import LanguageModel
-from detoxbench.method import FitData
 from detoxbench.records import Request
 from tests.adapters import logits, peft_logits
 from tests.tiny import same, state, tiny

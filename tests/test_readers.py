@@ -11,9 +11,9 @@ import pytest
 
 from detoxbench.config import FitSpec
 from detoxbench.data import readers
+from detoxbench.data.examples import Instruction, Pair, Role
 from detoxbench.data.fit import fit_data
 from detoxbench.errors import DetoxbenchError
-from detoxbench.method import Instruction, Pair, Role
 
 Write = Callable[[str, "str | bytes"], Path]
 

@@ -13,10 +13,10 @@ import torch
 
 from detoxbench import runner
 from detoxbench.config import GenSpec
+from detoxbench.data.examples import FitData
 from detoxbench.errors import DetoxbenchError
 from detoxbench.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight
 from detoxbench.lm import LanguageModel
-from detoxbench.method import FitData
 from detoxbench.records import Request
 from detoxbench.routing import routable, varied
 from tests.tiny import FAMILIES, same, state, tiny

@@ -19,9 +19,9 @@ from detoxbench.cell import plan
 from detoxbench.chat import ChatTemplate, chosen, in_folder, strftime
 from detoxbench.composition import compose
 from detoxbench.config import ModelSpec, build
+from detoxbench.data.examples import Instruction, ParaphraseSet
 from detoxbench.data.paraphrases import Pools
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.method import Instruction, ParaphraseSet
 from detoxbench.records import Request, Sample
 from detoxbench.tokens import Marks, answers, encoded, thinking_marks, without_thinking, written
 from detoxbench.training import IGNORED, LoraConfig, _encode, train_lora

@@ -16,10 +16,10 @@ import detoxbench as db
 from detoxbench import training, weight_changes
 from detoxbench.cell import Cell
 from detoxbench.composition import compose as run_spec
+from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
 from detoxbench.lm import LanguageModel, find
-from detoxbench.method import Instruction
 from detoxbench.training import LoraConfig, train_lora
 from tests import stored
 from tests.adapters import adapter_folder, logits, peft_logits

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from detoxbench.data.examples import ParaphraseSet
 from detoxbench.errors import DetoxbenchError
-from detoxbench.method import ParaphraseSet
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,8 @@ from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.scorers.base import HARM, Meaning, Scorer, require_meaning
 
 if TYPE_CHECKING:
+    from detoxbench.data.examples import EditRecord
     from detoxbench.lm import LanguageModel
-    from detoxbench.method import EditRecord
 
 C = TypeVar("C")
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from detoxbench.data.examples import EditRecord
 from detoxbench.data.readers.columns import Text, column, convert, id_of, unique
 from detoxbench.data.readers.files import Row, rows
-from detoxbench.method import EditRecord
 
 
 class Generalization(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from detoxbench.data.examples import Instruction, Pair, ParaphraseSet
 from detoxbench.data.readers.columns import Text, Texts, column, convert, id_of, optional, optional_text, unique
 from detoxbench.data.readers.files import Row, rows
-from detoxbench.method import Instruction, Pair, ParaphraseSet
 
 _FORMS = (
     ("toxic", ("civil", "nontoxic", "neutral", "neutral1")),

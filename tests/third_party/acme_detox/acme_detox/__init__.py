@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detoxbench.config import knob
+from detoxbench.data.examples import FitData
 from detoxbench.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
-from detoxbench.method import FitData, Method
+from detoxbench.method import Method
 from detoxbench.records import Measure, Request, Sample, Scored, by_cluster
 from detoxbench.suites.base import Suite
 
