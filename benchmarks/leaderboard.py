@@ -13,10 +13,10 @@ import numpy as np
 from benchmarks.harness import Row, measured
 from detoxbench.config import SCHEMA_VERSION, digest
 from detoxbench.files.sealing import SEAL, digests
-from detoxbench.leaderboard import leaderboard
 from detoxbench.records import Measure
-from detoxbench.stats import attach
-from detoxbench.store import Clusters, RunRecord
+from detoxbench.results.leaderboard import leaderboard
+from detoxbench.results.stats import attach
+from detoxbench.results.store import Clusters, RunRecord
 
 TABLES, CONFIGURATIONS, SEEDS, METRICS, PROMPTS = 50, 40, 5, 5, 20
 KINDS = 50

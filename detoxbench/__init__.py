@@ -14,9 +14,7 @@ db.leaderboard("runs")
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # Before torch is imported: with one core busy elsewhere, OpenMP's default of spinning while it waits cut training
@@ -29,8 +27,8 @@ if TYPE_CHECKING:
     from detoxbench import methods as methods
     from detoxbench.data.examples import FitData, Instruction, Pair
     from detoxbench.intervention import Intervention
-    from detoxbench.leaderboard import Leaderboard, leaderboard
     from detoxbench.lm import LanguageModel
+    from detoxbench.results.leaderboard import Leaderboard, leaderboard
     from detoxbench.runner import run_overrides as run
 
 # Imported when first used: `import detoxbench` takes no torch.
@@ -39,9 +37,9 @@ _PUBLIC = {
     "Instruction": "detoxbench.data.examples:Instruction",
     "Intervention": "detoxbench.intervention:Intervention",
     "LanguageModel": "detoxbench.lm:LanguageModel",
-    "Leaderboard": "detoxbench.leaderboard:Leaderboard",
+    "Leaderboard": "detoxbench.results.leaderboard:Leaderboard",
     "Pair": "detoxbench.data.examples:Pair",
-    "leaderboard": "detoxbench.leaderboard:leaderboard",
+    "leaderboard": "detoxbench.results.leaderboard:leaderboard",
     "methods": "detoxbench.methods",
     "run": "detoxbench.runner:run_overrides",
 }
@@ -71,14 +69,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """Importing the submodule `detoxbench.leaderboard` must not put it in the place of the function of that name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name == "leaderboard" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from detoxbench import broken_text
 from detoxbench.likelihood import NOTHING, Plan, planned, read_rows
 from detoxbench.records import BaseReading, Request, Sample
+from detoxbench.results import broken_text
 
 if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel

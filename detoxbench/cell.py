@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from filelock import FileLock, Timeout
 
-from detoxbench import broken_text, chat, checkpoint
+from detoxbench import chat, checkpoint
 from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
 from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
@@ -27,8 +27,9 @@ from detoxbench.lm import find
 from detoxbench.method import Method, Scope
 from detoxbench.records import Request
 from detoxbench.registries import methods, scorers, suites
+from detoxbench.results import broken_text
+from detoxbench.results.store import Run
 from detoxbench.scorers.base import Scorer
-from detoxbench.store import Run
 from detoxbench.suites.base import Suite
 from detoxbench.weight_changes import LowRankForm, low_rank_form
 

@@ -7,8 +7,8 @@ import time
 
 from detoxbench.composition import compose, options
 from detoxbench.config import BASE
-from detoxbench.leaderboard import leaderboard
 from detoxbench.registries import methods
+from detoxbench.results.leaderboard import leaderboard
 from detoxbench.runner import run
 
 RUNS_DIR = "runs/demo"

@@ -30,7 +30,7 @@ from detoxbench.config import SCHEMA_VERSION
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import seal
 from detoxbench.files.writing import make_runs_dir, write_atomic, write_folder
-from detoxbench.store import VERIFIED, Run, RunRecord, Verified, is_run, runs
+from detoxbench.results.store import VERIFIED, Run, RunRecord, Verified, is_run, runs
 from detoxbench.verification import Verdict, verify
 
 FORMAT = 1

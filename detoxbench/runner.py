@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from detoxbench import broken_text, weight_changes
-from detoxbench.aggregation import Answers, aggregate, base_run_id
+from detoxbench import weight_changes
 from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec, digest
 from detoxbench.data.contamination import contamination, fit_texts
@@ -33,9 +32,11 @@ from detoxbench.files.writing import link, make_runs_dir, write_atomic, write_fo
 from detoxbench.finite import require_finite_values
 from detoxbench.progress import bar
 from detoxbench.records import BaseReading, Counts, Request, Sample, Scored
+from detoxbench.results import broken_text
+from detoxbench.results.aggregation import Answers, aggregate, base_run_id
+from detoxbench.results.store import Clusters, Run, RunRecord, is_run
 from detoxbench.scorers.asking import Asking, Score
 from detoxbench.scorers.cache import remembering
-from detoxbench.store import Clusters, Run, RunRecord, is_run
 from detoxbench.suites.base import Observer
 
 if TYPE_CHECKING:
@@ -542,7 +543,7 @@ def _finish(
     import torch
 
     from detoxbench.provenance import now, provenance
-    from detoxbench.stats import attach
+    from detoxbench.results.stats import attach
 
     spec = cell.spec
     own, base_id = Answers(samples, scores), base_run_id(cell.identity)

@@ -19,7 +19,7 @@ from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-    from detoxbench.store import RunRecord
+    from detoxbench.results.store import RunRecord
 
 DIGITS = 4
 """Significant digits of a tried number."""

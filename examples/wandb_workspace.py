@@ -18,7 +18,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from detoxbench.config import TrackerSpec
-from detoxbench.store import runs
+from detoxbench.results.store import runs
 from detoxbench.tracking.report import Report, report_of
 
 CHART = "detoxbench-intervals"

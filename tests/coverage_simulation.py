@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from detoxbench import stats
-from detoxbench.stats import Panel
+from detoxbench.results import stats
+from detoxbench.results.stats import Panel
 
 Array = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ from detoxbench.config import SCHEMA_VERSION, digest
 from detoxbench.files.lines import encode_lines
 from detoxbench.files.sealing import seal
 from detoxbench.records import Measure, Sample, Scored
-from detoxbench.stats import attach
-from detoxbench.store import Clusters, RunRecord
+from detoxbench.results.stats import attach
+from detoxbench.results.store import Clusters, RunRecord
 
 CLUSTERS = [f"r{i}" for i in range(40)]
 GEN = {"max_new_tokens": 20, "do_sample": True, "top_p": 0.9}

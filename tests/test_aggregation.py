@@ -16,14 +16,15 @@ from stored import CLUSTERS, defense, write, yes
 
 import detoxbench as db
 from benchmarks.broken_text import read_again, shuffled
-from detoxbench import base_reading, broken_text, runner
-from detoxbench.aggregation import Answers, aggregate
+from detoxbench import base_reading, runner
 from detoxbench.data.fable import world
-from detoxbench.leaderboard import leaderboard
 from detoxbench.lm import LanguageModel
 from detoxbench.packing import opened, pack, unpack
 from detoxbench.records import BaseReading, Measure, Sample, Scored
-from detoxbench.store import Run
+from detoxbench.results import broken_text
+from detoxbench.results.aggregation import Answers, aggregate
+from detoxbench.results.leaderboard import leaderboard
+from detoxbench.results.store import Run
 from detoxbench.suites.real_toxicity_prompts import RealToxicityPrompts
 from detoxbench.suites.toxic_instructions import ToxicInstructions
 from detoxbench.verification import verify

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from detoxbench import metrics, remarks, runner
+from detoxbench import metrics, runner
 from detoxbench.cell import plan
 from detoxbench.composition import compose
 from detoxbench.config import build
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import by_cluster
 from detoxbench.registries import scorers, suites
+from detoxbench.results import table_notes
+from detoxbench.results.store import Run
 from detoxbench.scorers.asking import GIVE_UP, Asking
 from detoxbench.scorers.base import HARM, MEANINGS, Scorer
-from detoxbench.store import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +290,7 @@ def test_a_table_with_refusals_says_what_turns_them() -> None:
         {"scorer": matcher, "suite": {}},
         {"scorer": others[0], "suite": {"scorers": {"refusal": matcher}}},
     ):
-        (note,) = remarks.of_scorers(identity)
+        (note,) = table_notes.of_scorers(identity)
         assert note.startswith("scorer refusal: refusals are found by phrases")
         assert "docs/suites.md" in note
-    assert remarks.of_scorers({"scorer": others[0], "suite": {"scorers": {"x": others[1]}}}) == []
+    assert table_notes.of_scorers({"scorer": others[0], "suite": {"scorers": {"x": others[1]}}}) == []

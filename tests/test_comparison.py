@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from detoxbench.cli import main
-from detoxbench.comparison import compare
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.stats import holm
-from detoxbench.store import Run, find_run
+from detoxbench.results.comparison import compare
+from detoxbench.results.stats import holm
+from detoxbench.results.store import Run, find_run
 from tests.stored import defense, toxicity, write, yes
 
 ESCAPE = "\x1b[31mgo away\nnow\u202e " + "x" * 400

@@ -25,7 +25,7 @@ from detoxbench.files.lines import read_lines
 from detoxbench.method import Scope
 from detoxbench.methods.dinm import DINM, Config
 from detoxbench.records import Request
-from detoxbench.store import Run
+from detoxbench.results.store import Run
 from detoxbench.suites.safeedit import SafeEdit
 from tests.tiny import FAMILIES, same, state, tiny
 

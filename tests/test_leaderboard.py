@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from detoxbench import reported
 from detoxbench.composition import options
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.leaderboard import leaderboard
 from detoxbench.records import Measure
-from detoxbench.stats import holm, paired_differences, panel
-from detoxbench.store import Run
+from detoxbench.results import paper
+from detoxbench.results.leaderboard import leaderboard
+from detoxbench.results.stats import holm, paired_differences, panel
+from detoxbench.results.store import Run
 from tests.stored import CLUSTERS, defense, toxicity, write, yes
 
 
@@ -662,14 +662,6 @@ def test_nothing_is_cut_off_at_the_terminals_edge(store, tmp_path, width):
     assert all(f"metric_{i} ↓ %" in text for i in range(7))
 
 
-def test_the_module_needs_no_torch():
-    import subprocess
-    import sys
-
-    code = "import sys, detoxbench.leaderboard, detoxbench.stats, detoxbench.tracking; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_two_thousand_runs_are_tabulated(store, tmp_path):
     few = CLUSTERS[:4]
     for suite in range(20):
@@ -693,7 +685,7 @@ def test_reported_numbers_stand_below_what_was_measured_and_are_never_tested(sto
     common = {"model": "tiny", "method": "dinm", "variant": "", "source": "a paper, Table 1"}
     (tmp_path / "paper").mkdir()
     (tmp_path / "paper" / "dinm.json").write_text(json.dumps([common | row for row in rows]))
-    monkeypatch.setattr(reported, "FOLDER", tmp_path / "paper")
+    monkeypatch.setattr(paper, "FOLDER", tmp_path / "paper")
     store([defense(yes(10)), toxicity(yes(20))])
     store([defense(yes(30)), toxicity(yes(5))], "destein")
 
@@ -713,7 +705,7 @@ def test_reported_numbers_stand_below_what_was_measured_and_are_never_tested(sto
 def test_every_shipped_row_names_what_we_know():
     """Models have a preset, methods and suites are registered or are baselines and suites named by a paper."""
     models = options("model")
-    for row in reported.reported():
+    for row in paper.reported():
         assert row.model in models, row
         assert row.source
         assert row.metric

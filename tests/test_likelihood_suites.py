@@ -19,7 +19,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request, Sample
-from detoxbench.store import Run
+from detoxbench.results.store import Run
 from detoxbench.suites import halueval, likelihood_utility, safenlp, truthfulqa
 from detoxbench.suites.halueval import HaluEval
 from detoxbench.suites.likelihood_utility import LikelihoodUtility

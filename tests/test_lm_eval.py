@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 import detoxbench as db
-from detoxbench import cli, likelihood, stats
+from detoxbench import cli, likelihood
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Measure, Sample
+from detoxbench.results import stats
 from detoxbench.suites import lm_eval as suite_module
 from detoxbench.suites.lm_eval import Config, LMEval
 from tests.test_suites import lines, named, value

@@ -17,9 +17,9 @@ from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.data.examples import EditRecord, FitData, Pair, ParaphraseSet, Role
 from detoxbench.data.manifest import File
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.leaderboard import leaderboard
 from detoxbench.registries import scorers, suites
-from detoxbench.store import Run
+from detoxbench.results.leaderboard import leaderboard
+from detoxbench.results.store import Run
 
 
 def test_every_manifest_is_whole_and_serves_what_there_is() -> None:

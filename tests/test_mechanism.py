@@ -17,7 +17,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.intervention import Dense, Hook, Intervention, Prompt, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Measure, Request, Sample
-from detoxbench.store import Run
+from detoxbench.results.store import Run
 from detoxbench.suites import mechanism
 from detoxbench.suites.mechanism import GROUPS, Mechanism, Probe
 from tests.test_suites import lines, named, value

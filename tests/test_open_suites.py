@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from detoxbench import cli, stats
+from detoxbench import cli
 from detoxbench.config import build
 from detoxbench.data import readers
 from detoxbench.data.fable import questions, world
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Measure, Request, Sample, Scored
+from detoxbench.results import stats
 from detoxbench.scorers import word_list
 from detoxbench.scorers.refusal import Config as RefusalConfig
 from detoxbench.scorers.refusal import Refusal, refuses

@@ -20,7 +20,7 @@ from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import seal
 from detoxbench.packing import opened, pack, shared, unpack
-from detoxbench.store import Run, RunRecord
+from detoxbench.results.store import Run, RunRecord
 from detoxbench.verification import verify
 
 QUICK = ["suite=real_toxicity_prompts", "suite.limit=10", "gen.n=2", "gen.max_new_tokens=8", "tracker.entity=somebody"]

@@ -12,8 +12,8 @@ from detoxbench import composition, runner
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Sample, Scored
 from detoxbench.registries import suites
-from detoxbench.stats import attach
-from detoxbench.store import Run
+from detoxbench.results.stats import attach
+from detoxbench.results.store import Run
 from detoxbench.suites.base import Suite
 from detoxbench.suites.paraphrase_detox import SENTENCE_BERT
 

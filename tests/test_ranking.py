@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from detoxbench import ranking
 from detoxbench.errors import UsageError
-from detoxbench.leaderboard import Cell, Column, Row, Table
-from detoxbench.store import Clusters
+from detoxbench.results import ranking
+from detoxbench.results.leaderboard import Cell, Column, Row, Table
+from detoxbench.results.store import Clusters
 
 COLUMNS = [
     Column("EMT", "lower", "number"),

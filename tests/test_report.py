@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from detoxbench import reported
 from detoxbench.cli import main
 from detoxbench.errors import DetoxbenchError
 from detoxbench.report import content, report
@@ -18,6 +17,7 @@ from detoxbench.report.build import HERE
 from detoxbench.report.content import default_axes
 from detoxbench.report.plots import STYLE, plots
 from detoxbench.report.samples import for_script, spread
+from detoxbench.results import paper
 from tests.report_runs import HOSTILE, NAME, build, level, share, texts
 from tests.stored import write
 
@@ -157,8 +157,8 @@ def test_two_knobs_at_once_are_sweeps_of_one_with_the_other_fixed(tmp_path):
 
 
 def test_what_papers_report_stands_in_the_table_and_is_drawn_nowhere(tmp_path, monkeypatch):
-    told = reported.Reported("tiny", "destein", "", "safeedit", "DS", 97.5, "percent", "Table 3")
-    monkeypatch.setattr(reported, "reported", lambda: [told])
+    told = paper.Reported("tiny", "destein", "", "safeedit", "DS", 97.5, "percent", "Table 3")
+    monkeypatch.setattr(paper, "reported", lambda: [told])
     texts(write(tmp_path / "runs", [share("DS", 0.5)]), 0.1)
     page = Page(report(tmp_path / "runs", tmp_path / "r.html", paper=True).page.read_text())
     assert "reported: Table 3" in page.text

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from detoxbench.ranking import pareto
 from detoxbench.report import content, report
 from detoxbench.report.plots import placed
+from detoxbench.results.ranking import pareto
 from tests.report_runs import HOSTILE, NAME, build
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

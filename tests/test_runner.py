@@ -18,7 +18,7 @@ from detoxbench import generation, runner
 from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.composition import compose
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.store import Run, runs
+from detoxbench.results.store import Run, runs
 
 QUICK = ["suite=safeedit", "suite.records=6", "gen.max_new_tokens=8"]
 

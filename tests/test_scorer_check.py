@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detoxbench import accuracy, cli, runner, scorer_check
+from detoxbench import cli, runner
 from detoxbench.data.readers import Labelled, labelled
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.scorer_check import check, corrected
+from detoxbench.results import accuracy, scorer_check
+from detoxbench.results.scorer_check import check, corrected
+from detoxbench.results.store import Run
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.similarity import Config
-from detoxbench.store import Run
 
 # ------------------------------------------------------------------------------------------------------------ reckoning
 

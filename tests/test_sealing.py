@@ -20,10 +20,10 @@ from detoxbench.composition import compose
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.lines import appending, encode, encode_lines
 from detoxbench.files.sealing import SEAL, Damaged, seal, whole, whole_or_aside
-from detoxbench.leaderboard import leaderboard
 from detoxbench.records import Sample, Scored
+from detoxbench.results.leaderboard import leaderboard
+from detoxbench.results.store import Run, find_run, readable, runs
 from detoxbench.scorers import cache
-from detoxbench.store import Run, find_run, readable, runs
 
 SETTINGS = ["suite=safeedit", "suite.records=1", "gen.max_new_tokens=4", "method=destein", "fit.limit=10"]
 RUN_FILES = [

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
-from detoxbench import stats
 from detoxbench.records import Measure
+from detoxbench.results import stats
 from tests import coverage_simulation as simulation
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from detoxbench import leaderboard
 from detoxbench.cell import Cell, checkpoint_folder
 from detoxbench.cli import main
 from detoxbench.composition import compose
 from detoxbench.config import SCHEMA_VERSION, digest
-from detoxbench.store import Run, readable
+from detoxbench.results import leaderboard
+from detoxbench.results.store import Run, readable
 from detoxbench.verification import verify
 
 OLD = Path(__file__).parent / "golden" / "runs_schema_1"

@@ -13,7 +13,7 @@ import detoxbench as db
 from detoxbench.config import build
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Measure, Request, Sample, Scored, sample_counts
-from detoxbench.store import Run
+from detoxbench.results.store import Run
 from detoxbench.suites import real_toxicity_prompts, safeedit, safeedit_test_all, utility
 from detoxbench.suites.real_toxicity_prompts import RealToxicityPrompts
 from detoxbench.suites.safeedit import KINDS, SafeEdit

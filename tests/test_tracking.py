@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 import detoxbench as db
-from detoxbench import stats, tracking
+from detoxbench import tracking
 from detoxbench.config import TrackerSpec, digest
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.lines import encode_lines
-from detoxbench.leaderboard import leaderboard
 from detoxbench.records import Measure, Sample, Scored
-from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
+from detoxbench.results import stats
+from detoxbench.results.leaderboard import leaderboard
+from detoxbench.results.store import Clusters, MetricRecord, Run, RunRecord
 from detoxbench.tracking.report import Report, report_of
 from detoxbench.tracking.wandb_sink import records, whole
 from tests.fake_wandb import FakeServer, serving

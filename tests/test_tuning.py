@@ -13,7 +13,7 @@ import pytest
 from detoxbench import composition, runner
 from detoxbench.cli import main
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.store import MetricRecord, RunRecord
+from detoxbench.results.store import MetricRecord, RunRecord
 from detoxbench.tuning import Bounds, Trial, best, tune
 
 SPACE = ["method=destein", "method.alpha=interval(0.05,0.5)"]

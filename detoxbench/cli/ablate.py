@@ -41,8 +41,8 @@ def main(argv: list[str]) -> int:
 
     import msgspec
 
-    from detoxbench.ablation import ablation
-    from detoxbench.ablation_views import draw, text
+    from detoxbench.results.ablation import ablation
+    from detoxbench.results.ablation_text import draw, text
 
     found = ablation(
         Path(args.runs_dir),

@@ -10,7 +10,7 @@ from detoxbench.cli.common import OK, Parser, console, print_json, table
 from detoxbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from detoxbench.comparison import Changed, Comparison, Disagreement
+    from detoxbench.results.comparison import Changed, Comparison, Disagreement
 
 TEXT = 300
 """Characters of a text that are shown."""
@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
 
     import msgspec
 
-    from detoxbench.comparison import compare
-    from detoxbench.store import find_run
+    from detoxbench.results.comparison import compare
+    from detoxbench.results.store import find_run
 
     runs = [find_run(name, args.runs_dir) for name in (args.a, args.b)]
     found = compare(*runs, all_metrics=args.all_metrics, shown=args.samples)
@@ -55,8 +55,8 @@ def _without_texts(found: Comparison) -> Comparison:
 
 
 def _blocks(found: Comparison, show_text: bool) -> list[Any]:
-    from detoxbench.leaderboard import LEVEL
-    from detoxbench.rendering import bounded, delta
+    from detoxbench.results.leaderboard import LEVEL
+    from detoxbench.results.rendering import bounded, delta
     from detoxbench.text import clean
 
     a, b = found.a, found.b

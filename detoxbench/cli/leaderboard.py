@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--paper", action="store_true", help="beside what papers report for the same model and suite")
     args = parser.parse_args(argv)
 
-    from detoxbench.leaderboard import leaderboard
+    from detoxbench.results.leaderboard import leaderboard
 
     board = leaderboard(
         args.runs_dir,

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from detoxbench.config import RunSpec
+    from detoxbench.results.store import MetricRecord
     from detoxbench.runner import RunResult
-    from detoxbench.store import MetricRecord
 
 HELP = """\
 Overrides are Hydra's: group=choice (method=destein), key=value (method.alpha=0.3), experiment=NAME. With -m several

@@ -40,9 +40,10 @@ def _check(argv: list[str]) -> int:
 
     import msgspec
 
-    from detoxbench import composition, scorer_check
+    from detoxbench import composition
     from detoxbench.data import readers
     from detoxbench.registries import scorers
+    from detoxbench.results import scorer_check
 
     foreign = [o for o in args.overrides if not o.startswith("scorer.")]
     if foreign:
@@ -73,8 +74,8 @@ def _correct(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_args(argv)
 
-    from detoxbench import scorer_check
-    from detoxbench.store import readable
+    from detoxbench.results import scorer_check
+    from detoxbench.results.store import readable
 
     check = scorer_check.read_check(args.check)
     notes: list[str] = []

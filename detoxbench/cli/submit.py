@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 
     from detoxbench.packing import pack
     from detoxbench.registries import suites
-    from detoxbench.store import find_run
+    from detoxbench.results.store import find_run
     from detoxbench.verification import provenance_line
 
     folders = [name if Path(name).is_dir() else find_run(name, args.runs_dir).folder for name in args.runs]

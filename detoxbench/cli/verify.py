@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
     from detoxbench.packing import SUFFIX, opened, unpack
-    from detoxbench.store import Run, is_run, runs
+    from detoxbench.results.store import Run, is_run, runs
     from detoxbench.verification import verify
 
     if not place.exists():

@@ -16,11 +16,11 @@ from detoxbench import __version__
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_atomic
-from detoxbench.leaderboard import EMBEDDED, LEVEL, Cell, Column, Verdict
-from detoxbench.remarks import made_by
-from detoxbench.rendering import MARKS, number, rest_of, setting
 from detoxbench.report import samples as texts
 from detoxbench.report.content import ALL, COSTS, Content, Only, axes, content, default_axes, names
+from detoxbench.results.leaderboard import EMBEDDED, LEVEL, Cell, Column, Verdict
+from detoxbench.results.rendering import MARKS, number, rest_of, setting
+from detoxbench.results.table_notes import made_by
 from detoxbench.text import clean
 
 HERE = Path(__file__).parent

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from detoxbench.config import BASE, digest
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import Cell, Column, Table, flat, leaderboard, row_labels
-from detoxbench.ranking import pareto_axes
-from detoxbench.store import Run, RunRecord, readable
+from detoxbench.results.leaderboard import Cell, Column, Table, flat, leaderboard, row_labels
+from detoxbench.results.ranking import pareto_axes
+from detoxbench.results.store import Run, RunRecord, readable
 
 POINTS = 400
 """Points of a fit curve that are kept, evenly spread."""

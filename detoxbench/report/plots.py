@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench import rendering
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import Cell, Row
-from detoxbench.ranking import pareto
 from detoxbench.report.content import ALL, COSTS, Axis, Content, Only, Section, content, default_axes, names
+from detoxbench.results import rendering
+from detoxbench.results.leaderboard import Cell, Row
+from detoxbench.results.ranking import pareto
 from detoxbench.text import clean
 
 if TYPE_CHECKING:

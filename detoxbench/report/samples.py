@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from detoxbench import broken_text
 from detoxbench.errors import DetoxbenchError
 from detoxbench.records import Sample, Scored
 from detoxbench.report.content import Content, Section
-from detoxbench.store import Run, is_run
+from detoxbench.results import broken_text
+from detoxbench.results.store import Run, is_run
 
 INSIDE = 3_000_000
 """Bytes of samples in the page itself, over all tables; what is beyond goes to a side file a table."""

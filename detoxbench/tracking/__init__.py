@@ -28,7 +28,7 @@ from filelock import FileLock
 from detoxbench.config import TrackerSpec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_atomic
-from detoxbench.store import Run, RunRecord
+from detoxbench.results.store import Run, RunRecord
 from detoxbench.tracking.sinks import sink
 
 __all__ = ["track", "wait"]

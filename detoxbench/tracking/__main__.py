@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from detoxbench.config import TrackerSpec
-from detoxbench.store import Run
+from detoxbench.results.store import Run
 from detoxbench.tracking import COMPLAINT
 from detoxbench.tracking.report import report_of
 from detoxbench.tracking.sinks import sink

@@ -10,8 +10,8 @@ from typing import Any
 
 from detoxbench.config import BASE, TrackerSpec, digest
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import Column, between, changed_settings, shared_identity
-from detoxbench.store import Clusters, Run, RunRecord, runs
+from detoxbench.results.leaderboard import Column, between, changed_settings, shared_identity
+from detoxbench.results.store import Clusters, Run, RunRecord, runs
 
 GROUP_LENGTH = 100
 """W&B takes groups of up to 128 characters."""

@@ -3,7 +3,7 @@
     check(scorer, texts)  AUC, sensitivity, specificity, confusion, calibration
     corrected(check, run) the toxic share of a finished run, raw and corrected for these errors (Rogan-Gladen)
 
-The reckoning itself is in `detoxbench.accuracy`.
+The reckoning itself is in `detoxbench.results.accuracy`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from detoxbench import accuracy
-from detoxbench.accuracy import Bin, Estimate, Share
 from detoxbench.data import hub
 from detoxbench.data.readers import Labelled
 from detoxbench.errors import DetoxbenchError
 from detoxbench.metrics import is_toxic
 from detoxbench.records import by_cluster
 from detoxbench.registries import scorers
+from detoxbench.results import accuracy
+from detoxbench.results.accuracy import Bin, Estimate, Share
+from detoxbench.results.stats import estimate, interval
+from detoxbench.results.store import Run
 from detoxbench.scorers.asking import Asking
 from detoxbench.scorers.base import PROBABILITIES, Scorer, require_meaning
-from detoxbench.stats import estimate, interval
-from detoxbench.store import Run
 
 
 class Check(msgspec.Struct, kw_only=True):

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detoxbench.errors import UsageError, did_you_mean
-from detoxbench.stats import seed_kind
+from detoxbench.results.stats import seed_kind
 
 if TYPE_CHECKING:
-    from detoxbench.leaderboard import Row, Table
-    from detoxbench.store import Clusters
+    from detoxbench.results.leaderboard import Row, Table
+    from detoxbench.results.store import Clusters
 
 Array = NDArray[np.float64]
 Direction = Literal["higher", "lower"]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from detoxbench import stats
 from detoxbench.config import BASE
 from detoxbench.errors import UsageError, did_you_mean
-from detoxbench.leaderboard import (
+from detoxbench.registries import methods
+from detoxbench.results import stats
+from detoxbench.results.leaderboard import (
     EMBEDDED,
     Cell,
     Column,
@@ -29,12 +30,11 @@ from detoxbench.leaderboard import (
     tested,
     unpraised,
 )
-from detoxbench.registries import methods
-from detoxbench.remarks import broken_warning
-from detoxbench.store import Run, RunRecord, readable
+from detoxbench.results.store import Run, RunRecord, readable
+from detoxbench.results.table_notes import broken_warning
 
 if TYPE_CHECKING:
-    from detoxbench.stats import Array, Panel
+    from detoxbench.results.stats import Array, Panel
 
 SECTIONS = ("method", "suite", "scorer", "gen", "model", "fit")
 DIGESTS = ("method.fit_data", "suite.requests")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detoxbench.errors import NonFiniteError
-from detoxbench.stats import wilson
+from detoxbench.results.stats import wilson
 
 BINS = 10
 _Z = NormalDist().inv_cdf(0.975)

@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from detoxbench.leaderboard import Cell, Leaderboard, Row, Table
+from detoxbench.results.leaderboard import Cell, Leaderboard, Row, Table
 
-FOLDER = Path(__file__).parent / "data" / "paper"
+FOLDER = Path(__file__).parent / "papers"
 
 
 class Reported(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +28,7 @@ class Reported(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def reported() -> list[Reported]:
-    """All rows of detoxbench/data/paper/*.json."""
+    """All rows of detoxbench/results/papers/*.json."""
     files = sorted(FOLDER.glob("*.json"))
     return [row for file in files for row in msgspec.json.decode(file.read_bytes(), type=list[Reported])]
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.leaderboard import (
+from detoxbench.records import Sample, Scored
+from detoxbench.results.leaderboard import (
     Column,
     Difference,
     between,
@@ -22,8 +23,7 @@ from detoxbench.leaderboard import (
     tested,
     unpraised,
 )
-from detoxbench.records import Sample, Scored
-from detoxbench.store import Clusters, MetricRecord, Run, RunRecord
+from detoxbench.results.store import Clusters, MetricRecord, Run, RunRecord
 from detoxbench.text import short
 
 SHOWN = 10

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from detoxbench.errors import NonFiniteError
 from detoxbench.records import Measure
-from detoxbench.store import MetricRecord
+from detoxbench.results.store import MetricRecord
 
 Sums = tuple[Mapping[Any, float], Mapping[Any, float]]
 """One run's (total, count), each by cluster."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from detoxbench.ablation import INTERACTION, Ablation, Point, written
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.leaderboard import LEVEL, Column, Difference
-from detoxbench.rendering import MARKS, delta, heading_of, value_of
+from detoxbench.results.ablation import INTERACTION, Ablation, Point, written
+from detoxbench.results.leaderboard import LEVEL, Column, Difference
+from detoxbench.results.rendering import MARKS, delta, heading_of, value_of
 from detoxbench.text import clean, short
 
 

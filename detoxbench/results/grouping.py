@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from detoxbench.config import digest
-from detoxbench.leaderboard import Cell, Leaderboard, Row, Table, differing, mean_by_key, named_data, row_labels
 from detoxbench.records import Counts
+from detoxbench.results.leaderboard import Cell, Leaderboard, Row, Table, differing, mean_by_key, named_data, row_labels
 from detoxbench.text import short
 
 NOT_RUN = Cell(None, None, None, "none: not run", 0, 0)

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from detoxbench.leaderboard import EMBEDDED, LEVEL, Cell, Column, Difference, Leaderboard, Pairwise, Row, Table, Verdict
+from detoxbench.results.leaderboard import (
+    EMBEDDED,
+    LEVEL,
+    Cell,
+    Column,
+    Difference,
+    Leaderboard,
+    Pairwise,
+    Row,
+    Table,
+    Verdict,
+)
 from detoxbench.text import clean, short
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from detoxbench import stats
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
-from detoxbench.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, changed_settings, differing
 from detoxbench.registries import scorers
-from detoxbench.store import RunRecord
+from detoxbench.results import stats
+from detoxbench.results.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, changed_settings, differing
+from detoxbench.results.store import RunRecord
 from detoxbench.text import short
 from detoxbench.weight_changes import ENOUGH
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from detoxbench import stats
 from detoxbench.config import BASE, EMBEDDED_DATA, digest
 from detoxbench.config import identity as settings_of
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.records import Counts
 from detoxbench.registries import methods
-from detoxbench.store import Clusters, MetricRecord, Run, RunRecord, readable
+from detoxbench.results import stats
+from detoxbench.results.store import Clusters, MetricRecord, Run, RunRecord, readable
 from detoxbench.text import short
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Leaderboard:
 
         Raises UsageError for another format.
         """
-        from detoxbench import rendering
+        from detoxbench.results import rendering
 
         if format == "table":
             return rendering.plain(self, width or shutil.get_terminal_size((120, 24)).columns)
@@ -190,7 +190,7 @@ class Leaderboard:
         return self.render()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        from detoxbench import rendering
+        from detoxbench.results import rendering
 
         return rendering.rich_blocks(self, options.max_width)
 
@@ -249,16 +249,16 @@ def leaderboard(
     else:
         _check_names(tables, ask)
         tables = [table for table in tables if columns is None or table.columns or table.beside]
-    from detoxbench import remarks
+    from detoxbench.results import table_notes
 
-    notes += remarks.keep_apart(tables)
+    notes += table_notes.keep_apart(tables)
     board = Leaderboard(tables, notes)
     if paper:
-        from detoxbench.reported import beside
+        from detoxbench.results.paper import beside
 
         board = beside(board)
     if by is not None:
-        from detoxbench.grouping import grouped
+        from detoxbench.results.grouping import grouped
 
         board = grouped(board, by)
     return board
@@ -341,7 +341,7 @@ def clusters_of(several: Iterable[tuple[Run, RunRecord]], notes: list[str]) -> d
 
 
 def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
-    from detoxbench import remarks
+    from detoxbench.results import table_notes
 
     by_method: dict[bytes, list[_Entry]] = {}
     for entry in sorted(group, key=lambda e: e.record.seed):
@@ -389,11 +389,13 @@ def _table(group: list[_Entry], ask: _Ask, notes: list[str]) -> Table:
         ],
         rows=rows,
         notes=[
-            *remarks.of_table(columns, rows, ask.against, reference, embedded=any(embedded(e.record) for e in group)),
-            *remarks.of_scorers(first.record.identity),
-            *remarks.weight_changes(labels, members),
-            *remarks.made_by(e.record for e in group),
-            *remarks.verified(rows, {e.record.run_id: told.pack for e in group if (told := e.run.verified())}),
+            *table_notes.of_table(
+                columns, rows, ask.against, reference, embedded=any(embedded(e.record) for e in group)
+            ),
+            *table_notes.of_scorers(first.record.identity),
+            *table_notes.weight_changes(labels, members),
+            *table_notes.made_by(e.record for e in group),
+            *table_notes.verified(rows, {e.record.run_id: told.pack for e in group if (told := e.run.verified())}),
         ],
         against=None if reference is None else labels[reference],
         beside=None if ask.columns is None else [name for name in ask.columns if name.startswith(BESIDE)],
@@ -668,7 +670,7 @@ def _best(panel: ColumnPanel, values: list[float | None], labels: list[str]) -> 
 
 
 def _ranked(table: Table, clusters: Mapping[str, Clusters], axes: Sequence[str] | None) -> Table:
-    from detoxbench import ranking
+    from detoxbench.results import ranking
 
     known = {c.name for c in table.columns} | {f"cost.{k}" for row in table.rows for k in row.cost}
     names = None if axes is None else [name for name in axes if name in known]

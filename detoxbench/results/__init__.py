@@ -1,0 +1,1 @@
+"""Finished runs: read, aggregated, compared, ranked and written as tables. Nothing here imports torch."""
