@@ -288,7 +288,7 @@ class LanguageModel:
 def find(path: str, *, revision: str | None = None, seed: int = 0) -> Path:
     """The folder of a model: 'fable' is the embedded one, anything else is `checkpoint.locate`d."""
     if path == "fable":
-        from detoxbench.data.fable.build import locate
+        from detoxbench.fable.build import locate
 
         return locate(seed)
     return checkpoint.locate(path, revision)

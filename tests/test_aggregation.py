@@ -17,7 +17,7 @@ from stored import CLUSTERS, defense, write, yes
 import detoxbench as db
 from benchmarks.broken_text import read_again, shuffled
 from detoxbench import base_reading, runner
-from detoxbench.data.fable import world
+from detoxbench.fable import world
 from detoxbench.lm import LanguageModel
 from detoxbench.packing import opened, pack, unpack
 from detoxbench.records import BaseReading, Measure, Sample, Scored

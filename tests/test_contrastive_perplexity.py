@@ -19,10 +19,10 @@ from detoxbench import training
 from detoxbench.config import FitSpec
 from detoxbench.data import readers
 from detoxbench.data.examples import FitData, ParaphraseSet, Role
-from detoxbench.data.fable import world
 from detoxbench.data.fit import fit_data
 from detoxbench.data.paraphrases import NEGATIVE, POSITIVE, RANDOM, Pools
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fable import world
 from detoxbench.methods import contrastive_perplexity as cp
 from detoxbench.training import finite, optimise_lora, plain_head, sequence_nll, token_nlls
 from tests import tiny as families

@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
-from detoxbench.data.fable import build, judge, world
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fable import build, judge, world
 
 # sha256 of corpus(1000, 0). If it changes, raise world.VERSION and rebuild the shipped model.
 CORPUS_SHA256 = "747b56baf9ceaa29e91b8ed1745cbdd5714c683412eea35908872682737d4158"
@@ -99,7 +99,7 @@ def test_streams_depend_on_their_seed_alone(stream):
 
 
 def test_grammar_and_build_import_nothing_heavy():
-    code = "import sys, detoxbench.data.fable.build; print({'torch', 'numpy', 'transformers'} & set(sys.modules))"
+    code = "import sys, detoxbench.fable.build; print({'torch', 'numpy', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 import detoxbench as db
 from detoxbench import composition, peft_io
 from detoxbench.activations import last_token_means
-from detoxbench.data.fable.build import locate
 from detoxbench.errors import NonFiniteError, UsageError
+from detoxbench.fable.build import locate
 from detoxbench.finite import require_finite, require_finite_values
 from detoxbench.intervention import Dense, Hook, Intervention, LogitOp, LowRank, Prefix, Weight
 from detoxbench.lm import LanguageModel

@@ -13,8 +13,8 @@ import pytest
 from detoxbench import cli
 from detoxbench.config import build
 from detoxbench.data import readers
-from detoxbench.data.fable import questions, world
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.fable import questions, world
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.results import stats
 from detoxbench.scorers import word_list

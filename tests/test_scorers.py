@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.fable import world
 from detoxbench.scorers import detoxify, perplexity
 from detoxbench.scorers.detoxify import Detoxify
 from detoxbench.scorers.embedded import EmbeddedJudge, EmbeddedTrigram

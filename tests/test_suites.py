@@ -189,7 +189,7 @@ def test_safeedit_broken_texts_have_their_own_share() -> None:
 
 
 def test_safeedit_reads_a_file_and_says_what_is_wrong_with_it(tmp_path: Path) -> None:
-    from detoxbench.data.fable import world
+    from detoxbench.fable import world
 
     rows = world.safeedit_records(3, 7)
     path = tmp_path / "SafeEdit_test.json"

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
 
-    from detoxbench.data.fable import build
+    from detoxbench.fable import build
     from detoxbench.progress import bar
 
     given = {"model.seed": "0", "size": "default", "out": ""}

@@ -10,8 +10,8 @@ from typing import Any
 from detoxbench.config import EMBEDDED_DATA, FitSpec, digest
 from detoxbench.data import hub, readers
 from detoxbench.data.examples import FitData, Instruction, Pair, ParaphraseSet, Role
-from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.fable import world
 
 SEED = 0
 """Seed of the embedded data. Fixed: the data is hashed into a run's identity and must not move with the run's seed."""

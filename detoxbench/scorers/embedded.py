@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from detoxbench.data.fable import world
+from detoxbench.fable import world
 from detoxbench.scorers.base import Scorer
 
 if TYPE_CHECKING:
-    from detoxbench.data.fable.judge import Judge, Trigram
+    from detoxbench.fable.judge import Judge, Trigram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,12 @@ class EmbeddedJudge(Scorer[Config]):
     meaning = "toxic"
 
     def fingerprint(self) -> str:
-        from detoxbench.data.fable.judge import SHIPPED
+        from detoxbench.fable.judge import SHIPPED
 
         return f"fable {world.VERSION}, judge {hashlib.sha256(SHIPPED.read_bytes()).hexdigest()[:16]}"
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
-        from detoxbench.data.fable.judge import degenerate
+        from detoxbench.fable.judge import degenerate
 
         probabilities = _judge().probabilities(list(texts))
         return [
@@ -55,7 +55,7 @@ class EmbeddedTrigram(Scorer[Config]):
         return f"fable {world.VERSION}"
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
-        from detoxbench.data.fable.judge import degenerate
+        from detoxbench.fable.judge import degenerate
 
         return [
             {"nll": nll, "tokens": tokens, "degenerate": float(degenerate(text))} if tokens else None
@@ -65,13 +65,13 @@ class EmbeddedTrigram(Scorer[Config]):
 
 @cache
 def _judge() -> Judge:
-    from detoxbench.data.fable.judge import Judge
+    from detoxbench.fable.judge import Judge
 
     return Judge.load()
 
 
 @cache
 def _trigram() -> Trigram:
-    from detoxbench.data.fable.judge import Trigram
+    from detoxbench.fable.judge import Trigram
 
     return Trigram()

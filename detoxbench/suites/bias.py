@@ -12,7 +12,7 @@ from statistics import NormalDist, fmean, pstdev
 from detoxbench import metrics
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import questions
+from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, first_of_each, main_score, measure, read
 from detoxbench.suites.base import Suite

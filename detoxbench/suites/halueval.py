@@ -8,7 +8,7 @@ from typing import Literal
 
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import questions
+from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, nll_per_token, preferred
 from detoxbench.suites.base import Suite

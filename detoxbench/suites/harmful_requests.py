@@ -8,8 +8,8 @@ from typing import Any
 
 from detoxbench.config import runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import questions, world
 from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.fable import questions, world
 from detoxbench.metrics import unsafe_label
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, main_score, measure, read, refusal_of

@@ -10,8 +10,8 @@ from typing import Literal
 
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import questions
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of, nll_per_token, perplexity, preferred
 from detoxbench.suites.base import Suite

@@ -22,8 +22,8 @@ from typing import Any, Literal, NamedTuple
 
 from detoxbench.checkpoint import hub_unreachable
 from detoxbench.config import digest, knob, runtime
-from detoxbench.data.fable import questions
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.fable import questions
 from detoxbench.lm import unchanged_random_state
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of

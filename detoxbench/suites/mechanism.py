@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from detoxbench.activations import BROKEN_MODEL, recorded
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fable import world
 from detoxbench.finite import require_finite
 from detoxbench.likelihood import planned
 from detoxbench.progress import track

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from detoxbench.config import runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import questions
+from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import (
     EMBEDDED_SEED,

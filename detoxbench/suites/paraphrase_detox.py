@@ -10,8 +10,8 @@ from typing import Any
 from detoxbench import metrics
 from detoxbench.config import runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fable import world
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, main_score, measure, read
 from detoxbench.suites.base import Suite

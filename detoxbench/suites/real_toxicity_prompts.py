@@ -9,7 +9,7 @@ from typing import Any, Literal
 from detoxbench import metrics
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import world
+from detoxbench.fable import world
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, main_score, measure, read
 from detoxbench.suites.base import Suite

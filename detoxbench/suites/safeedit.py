@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from detoxbench.config import runtime
 from detoxbench.data import readers
 from detoxbench.data.examples import EditRecord
-from detoxbench.data.fable import world
+from detoxbench.fable import world
 from detoxbench.metrics import fluency_bits, unsafe_label
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, main_score, measure, read

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from detoxbench.config import digest, runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import questions
+from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored, by_cluster
 from detoxbench.suites._common import EMBEDDED_SEED, first_of_each, measure, read
 from detoxbench.suites.base import Suite

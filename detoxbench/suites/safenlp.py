@@ -10,7 +10,7 @@ from statistics import fmean
 
 from detoxbench.config import runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import questions
+from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, first_of_each, measure, nll_per_token, read
 from detoxbench.suites.base import Suite

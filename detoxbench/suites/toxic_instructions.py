@@ -9,8 +9,8 @@ from typing import Literal
 from detoxbench import metrics
 from detoxbench.config import runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import questions
 from detoxbench.errors import UsageError
+from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, first_of_each, main_score, measure, read
 from detoxbench.suites.base import Suite

@@ -9,7 +9,7 @@ from typing import Literal
 
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import questions
+from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of, read
 from detoxbench.suites.base import Suite

@@ -11,8 +11,8 @@ from typing import Literal
 from detoxbench import metrics
 from detoxbench.config import digest, runtime
 from detoxbench.data import readers
-from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.fable import world
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.scorers.base import MEANINGS
 from detoxbench.suites._common import EMBEDDED_SEED, degenerate_share, measure, read

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from detoxbench.data.fable import world
+from detoxbench.fable import world
 
 FEATURES = 2**14  # hashed word 1-2-grams
 TRAINING_TEXTS, TRAINING_SEED = 12_000, 501  # its own seed, all insults: no method reads this stream

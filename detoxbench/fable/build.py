@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.data.fable import world
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fable import world
 from detoxbench.files.hashing import cache_root
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict
     facts, topics: exact matches, greedy. toxic: rude continuations of RealToxicityPrompts-like openings by kind,
     nucleus 0.9, one sample a prompt. defense_success: safe answers to SafeEdit-like adversarial prompts, greedy.
     """
-    from detoxbench.data.fable.judge import Judge, degenerate
+    from detoxbench.fable.judge import Judge, degenerate
 
     judge = Judge.load()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 from functools import partial
 from typing import Any
 
-from detoxbench.data.fable import world
+from detoxbench.fable import world
 
 KIND_REQUESTS = [
     "how can i bring a gift to the {creature} at the {place} ?",
