@@ -95,7 +95,7 @@ def products(device: str) -> Check:
     """Products of float32 are float32, and those that are not are found out."""
     import torch
 
-    from detoxbench.precision import FLOAT32, NAMES, products
+    from detoxbench.model.precision import FLOAT32, NAMES, products
 
     where = torch.device(device)
     plain, coarse = products(where), 2.0**-7

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
-from detoxbench.finite import require_finite
+from detoxbench.model.finite import require_finite
 from detoxbench.progress import track
 from detoxbench.weight_changes import replace_forward, require_eager
 

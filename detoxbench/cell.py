@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from filelock import FileLock, Timeout
 
-from detoxbench import chat, checkpoint
 from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
 from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
@@ -25,6 +24,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import PARTIAL, Damaged, whole
 from detoxbench.lm import find
 from detoxbench.method import Method, Scope
+from detoxbench.model import chat, checkpoint
 from detoxbench.records import Request
 from detoxbench.registries import methods, scorers, suites
 from detoxbench.results import broken_text

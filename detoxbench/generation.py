@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from detoxbench import precision
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError
-from detoxbench.finite import require_finite_logits
 from detoxbench.forward import next_logits
 from detoxbench.kv_cache import Cache
+from detoxbench.model import precision
+from detoxbench.model.finite import require_finite_logits
+from detoxbench.model.tokens import answers
 from detoxbench.records import Request, Sample
 from detoxbench.sampling import noise_key, pick
-from detoxbench.tokens import answers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from detoxbench import weight_changes
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_folder
-from detoxbench.finite import LARGEST, require_finite, require_finite_values
 from detoxbench.forward import cache_name
-from detoxbench.in_force import InForce
 from detoxbench.kv_cache import Cache
+from detoxbench.model.finite import LARGEST, require_finite, require_finite_values
+from detoxbench.model.in_force import InForce
 
 if TYPE_CHECKING:
     import torch

@@ -14,9 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.finite import require_finite_logits
 from detoxbench.forward import next_logits
 from detoxbench.generation import Generated, processed
+from detoxbench.model.finite import require_finite_logits
 from detoxbench.records import Request, Sample
 
 if TYPE_CHECKING:

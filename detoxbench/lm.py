@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench import checkpoint
-from detoxbench.architecture import Architecture
-from detoxbench.chat import ChatTemplate, chosen, in_use
 from detoxbench.config import GenSpec, ModelSpec
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.finite import require_finite_model
 from detoxbench.intervention import Intervention, LowRank, Prompt, applied
+from detoxbench.model import checkpoint
+from detoxbench.model.architecture import Architecture
+from detoxbench.model.chat import ChatTemplate, chosen, in_use
+from detoxbench.model.finite import require_finite_model
+from detoxbench.model.tokens import encoded, thinking_marks
 from detoxbench.records import Request, Sample
-from detoxbench.tokens import encoded, thinking_marks
 from detoxbench.weight_changes import low_rank_form, weight_in_force
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class LanguageModel:
         that the engine cannot serve (`serving.require_served`).
         """
         folder = find(path, revision=revision, seed=seed)
-        from detoxbench import pretrained
+        from detoxbench.model import pretrained
         from detoxbench.serving import require_served
 
         model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, f"the model in '{folder}'")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detoxbench import checkpoint
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_folder
-from detoxbench.finite import require_finite
 from detoxbench.intervention import Dense, Intervention, LowRank, Prefix, Weight
+from detoxbench.model import checkpoint
+from detoxbench.model.finite import require_finite
 from detoxbench.text import first_line
 
 if TYPE_CHECKING:

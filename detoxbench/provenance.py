@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detoxbench import precision
+from detoxbench.model import precision
 
 if TYPE_CHECKING:
     import torch

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.finite import require_finite
-from detoxbench.in_force import InForce
 from detoxbench.intervention import Intervention, LowRank, Prompt, require_base
+from detoxbench.model.finite import require_finite
+from detoxbench.model.in_force import InForce
 from detoxbench.progress import track
 from detoxbench.weight_changes import (
     edits,

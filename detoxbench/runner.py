@@ -29,7 +29,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.files.lines import appending, chained_lines, encode, encode_lines, read_lines
 from detoxbench.files.sealing import PARTIAL, seal, whole_or_aside
 from detoxbench.files.writing import link, make_runs_dir, write_atomic, write_folder
-from detoxbench.finite import require_finite_values
+from detoxbench.model.finite import require_finite_values
 from detoxbench.progress import bar
 from detoxbench.records import BaseReading, Counts, Request, Sample, Scored
 from detoxbench.results import broken_text

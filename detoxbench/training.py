@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from detoxbench.architecture import Architecture, without_numbers
 from detoxbench.config import knob
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.finite import require_finite
 from detoxbench.intervention import LowRank
 from detoxbench.lm import LanguageModel, unchanged_random_state
+from detoxbench.model.architecture import Architecture, without_numbers
+from detoxbench.model.finite import require_finite
 from detoxbench.progress import bar
 from detoxbench.weight_changes import require_eager
 

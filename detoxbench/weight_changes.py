@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.errors import DetoxbenchError
-from detoxbench.finite import require_finite
+from detoxbench.model.finite import require_finite
 
 if TYPE_CHECKING:
     import torch

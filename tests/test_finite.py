@@ -16,9 +16,9 @@ from detoxbench import composition, peft_io
 from detoxbench.activations import last_token_means
 from detoxbench.errors import NonFiniteError, UsageError
 from detoxbench.fable.build import locate
-from detoxbench.finite import require_finite, require_finite_values
 from detoxbench.intervention import Dense, Hook, Intervention, LogitOp, LowRank, Prefix, Weight
 from detoxbench.lm import LanguageModel
+from detoxbench.model.finite import require_finite, require_finite_values
 from detoxbench.routing import tune
 from detoxbench.training import LoraConfig, optimise_lora, sequence_nll
 from tests.adapters import adapter_folder

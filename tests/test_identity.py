@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detoxbench import checkpoint
 from detoxbench.cell import Cell, checkpoint_folder
 from detoxbench.composition import compose
 from detoxbench.config import build, digest
@@ -22,6 +21,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files import hashing as file_hash
 from detoxbench.files.hashing import sha256_of_file
 from detoxbench.lm import LanguageModel
+from detoxbench.model import checkpoint
 from tests.tiny import tiny
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import detoxbench as db
-from detoxbench import checkpoint
 from detoxbench import lm as lm_module
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.model import checkpoint
 from tests.tiny import CHARACTERS, FAMILIES, tiny
 
 

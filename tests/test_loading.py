@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import detoxbench as db
-from detoxbench import checkpoint
 from detoxbench.errors import DetoxbenchError
+from detoxbench.model import checkpoint
 from tests.tiny import CHARACTERS, tiny, tokenizer
 
 WEIGHTS = "model.safetensors"

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from detoxbench import generation, precision, sampling
+from detoxbench import generation, sampling
 from detoxbench.config import GenSpec
 from detoxbench.lm import LanguageModel
+from detoxbench.model import precision
 from detoxbench.provenance import arithmetic
 from detoxbench.records import Request
 from tests.test_generation import asked

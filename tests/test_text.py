@@ -16,14 +16,14 @@ from transformers import PreTrainedTokenizerFast
 import detoxbench as db
 from detoxbench.activations import last_token_means
 from detoxbench.cell import plan
-from detoxbench.chat import ChatTemplate, chosen, in_folder, strftime
 from detoxbench.composition import compose
 from detoxbench.config import ModelSpec, build
 from detoxbench.data.examples import Instruction, ParaphraseSet
 from detoxbench.data.paraphrases import Pools
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.model.chat import ChatTemplate, chosen, in_folder, strftime
+from detoxbench.model.tokens import Marks, answers, encoded, thinking_marks, without_thinking, written
 from detoxbench.records import Request, Sample
-from detoxbench.tokens import Marks, answers, encoded, thinking_marks, without_thinking, written
 from detoxbench.training import IGNORED, LoraConfig, _encode, train_lora
 from tests.tiny import tiny
 

@@ -84,9 +84,10 @@ def _paraphrase(argv: list[str]) -> int:
 
     import msgspec
 
-    from detoxbench import checkpoint, composition
+    from detoxbench import composition
     from detoxbench.config import build, identity, texts, unescaped
     from detoxbench.lm import LanguageModel, find, pick_device
+    from detoxbench.model import checkpoint
     from detoxbench.registries import scorers
     from detoxbench.scorers.base import HARM, require_meaning
 

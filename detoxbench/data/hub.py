@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from detoxbench.checkpoint import hub_unreachable
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.model.checkpoint import hub_unreachable
 
 PREFIX = "hub:"
 _PART = r"\w[\w.-]*"

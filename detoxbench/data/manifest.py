@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from detoxbench.checkpoint import hub_unreachable
 from detoxbench.data import readers
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.model.checkpoint import hub_unreachable
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):

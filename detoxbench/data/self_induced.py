@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from detoxbench import checkpoint
 from detoxbench.config import GenSpec, knob, runtime
 from detoxbench.data.examples import Pair
 from detoxbench.errors import DetoxbenchError
 from detoxbench.generation import generate
 from detoxbench.lm import LanguageModel, find
+from detoxbench.model import checkpoint
 from detoxbench.records import Request
 from detoxbench.registries import scorers
 from detoxbench.scorers.asking import Asking

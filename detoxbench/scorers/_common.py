@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from detoxbench import checkpoint
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.model import checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -94,8 +94,8 @@ def locate(name: str, path: str, revision: str | None) -> Path:
 
 def load_classifier(name: str, folder: Path, device: str, max_length: int | None = None) -> Classifier:
     """A sequence classifier from safetensors. `max_length` lowers how many tokens it reads, and cannot raise it."""
-    from detoxbench import pretrained
     from detoxbench.lm import pick_device
+    from detoxbench.model import pretrained
 
     thing = f"scorer '{name}': the classifier in '{folder}'"
     model, tokenizer = pretrained.load("AutoModelForSequenceClassification", folder, "float32", thing)

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 from detoxbench.config import digest, knob, runtime
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.hashing import sha256_of_file, sha256_of_files
-from detoxbench.finite import require_finite_model
+from detoxbench.model.finite import require_finite_model
 from detoxbench.scorers._common import Classifier, positions
 from detoxbench.scorers.base import Scorer
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from detoxbench import checkpoint
 from detoxbench.config import knob, runtime
 from detoxbench.data.labels import UMBRELLA, side, words
 from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.model import checkpoint
 from detoxbench.scorers._common import Classifier, load_classifier, locate
 from detoxbench.scorers.base import Scorer
 

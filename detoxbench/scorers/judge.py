@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from detoxbench import checkpoint
 from detoxbench.config import GenSpec, knob, runtime
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.model import checkpoint
+from detoxbench.model.tokens import written
 from detoxbench.records import Request
 from detoxbench.scorers.base import Scorer
-from detoxbench.tokens import written
 
 if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel

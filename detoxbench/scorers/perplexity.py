@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from detoxbench import checkpoint
 from detoxbench.config import knob, runtime
 from detoxbench.errors import UsageError
+from detoxbench.model import checkpoint
 from detoxbench.scorers.base import Scorer
 
 if TYPE_CHECKING:

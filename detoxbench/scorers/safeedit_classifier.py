@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from detoxbench import checkpoint
 from detoxbench.config import knob, runtime
 from detoxbench.data.labels import side
 from detoxbench.errors import DetoxbenchError
+from detoxbench.model import checkpoint
 from detoxbench.scorers._common import Classifier, load_classifier, locate
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.hf_classifier import require_consistent, softmax

@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from detoxbench import checkpoint, pretrained
 from detoxbench.config import digest, knob, runtime
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.hashing import sha256_of_files
-from detoxbench.finite import require_finite_model
+from detoxbench.model import checkpoint, pretrained
+from detoxbench.model.finite import require_finite_model
 from detoxbench.scorers._common import locate
 from detoxbench.scorers.base import Scorer
 from detoxbench.text import first_line

@@ -12,8 +12,8 @@ from detoxbench.config import knob, runtime
 from detoxbench.data import readers
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import world
-from detoxbench.finite import require_finite
 from detoxbench.likelihood import planned
+from detoxbench.model.finite import require_finite
 from detoxbench.progress import track
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, read

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from detoxbench import checkpoint
 from detoxbench.errors import DetoxbenchError
-from detoxbench.finite import require_finite_model
+from detoxbench.model import checkpoint
+from detoxbench.model.finite import require_finite_model
 from detoxbench.text import first_line
 
 CAUSAL = "AutoModelForCausalLM"
