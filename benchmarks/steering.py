@@ -12,7 +12,7 @@ from detoxbench.records import Request
 
 if TYPE_CHECKING:
     from detoxbench.generation import Generated
-    from detoxbench.intervention import Intervention
+    from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
 
 DEVICES = ("cpu", "cuda")
@@ -21,7 +21,7 @@ DEVICES = ("cpu", "cuda")
 def rows(device: str) -> Iterator[Row]:
     import torch
 
-    from detoxbench.intervention import Dense, Hook, Intervention, Weight
+    from detoxbench.interventions.intervention import Dense, Hook, Intervention, Weight
 
     small = device == "cpu"
     lm = random_lm("110M" if small else "1B", 32_000, device=device, dtype="float32" if small else "bfloat16")

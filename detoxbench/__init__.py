@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from detoxbench import methods as methods
     from detoxbench.data.examples import FitData, Instruction, Pair
-    from detoxbench.intervention import Intervention
+    from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
     from detoxbench.results.leaderboard import Leaderboard, leaderboard
     from detoxbench.runner import run_overrides as run
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "FitData": "detoxbench.data.examples:FitData",
     "Instruction": "detoxbench.data.examples:Instruction",
-    "Intervention": "detoxbench.intervention:Intervention",
+    "Intervention": "detoxbench.interventions.intervention:Intervention",
     "LanguageModel": "detoxbench.lm:LanguageModel",
     "Leaderboard": "detoxbench.results.leaderboard:Leaderboard",
     "Pair": "detoxbench.data.examples:Pair",

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
+from detoxbench.interventions.weight_changes import replace_forward, require_eager
 from detoxbench.model.finite import require_finite
 from detoxbench.progress import track
-from detoxbench.weight_changes import replace_forward, require_eager
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -22,6 +22,7 @@ from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import PARTIAL, Damaged, whole
+from detoxbench.interventions.weight_changes import LowRankForm, low_rank_form
 from detoxbench.lm import find
 from detoxbench.method import Method, Scope
 from detoxbench.model import chat, checkpoint
@@ -31,7 +32,6 @@ from detoxbench.results import broken_text
 from detoxbench.results.store import Run
 from detoxbench.scorers.base import Scorer
 from detoxbench.suites.base import Suite
-from detoxbench.weight_changes import LowRankForm, low_rank_form
 
 log = logging.getLogger("detoxbench")
 

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.config import GenSpec, ModelSpec
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.intervention import Intervention, LowRank, Prompt, applied
+from detoxbench.interventions.intervention import Intervention, LowRank, Prompt, applied
+from detoxbench.interventions.weight_changes import low_rank_form, weight_in_force
 from detoxbench.model import checkpoint
 from detoxbench.model.architecture import Architecture
 from detoxbench.model.chat import ChatTemplate, chosen, in_use
 from detoxbench.model.finite import require_finite_model
 from detoxbench.model.tokens import encoded, thinking_marks
 from detoxbench.records import Request, Sample
-from detoxbench.weight_changes import low_rank_form, weight_in_force
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from detoxbench.routing import Route
+    from detoxbench.interventions.routing import Route
 
 
 class LanguageModel:
@@ -212,7 +212,7 @@ class LanguageModel:
 
     def routed(self, interventions: Mapping[str, Intervention]) -> AbstractContextManager[None]:
         """`with lm.routed({record: intervention}):` each is in force for the requests of its record, in one batch."""
-        from detoxbench.routing import routed
+        from detoxbench.interventions.routing import routed
 
         return routed(self, interventions)
 

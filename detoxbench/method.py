@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from detoxbench.data.examples import FitData, Role
 
 if TYPE_CHECKING:
-    from detoxbench.intervention import Intervention
+    from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
 
 C = TypeVar("C")

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from detoxbench import weight_changes
 from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec, digest
 from detoxbench.data.contamination import contamination, fit_texts
@@ -29,6 +28,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.files.lines import appending, chained_lines, encode, encode_lines, read_lines
 from detoxbench.files.sealing import PARTIAL, seal, whole_or_aside
 from detoxbench.files.writing import link, make_runs_dir, write_atomic, write_folder
+from detoxbench.interventions import weight_changes
 from detoxbench.model.finite import require_finite_values
 from detoxbench.progress import bar
 from detoxbench.records import BaseReading, Counts, Request, Sample, Scored
@@ -41,7 +41,7 @@ from detoxbench.suites.base import Observer
 
 if TYPE_CHECKING:
     from detoxbench.generation import Generated
-    from detoxbench.intervention import Intervention
+    from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
 
 __all__ = ["RunResult", "plan", "run", "run_overrides"]
@@ -370,8 +370,8 @@ def _fitted_groups(
 
     What a fit recorded is on disk before its samples are, so that every record that has samples has it.
     """
+    from detoxbench.interventions.routing import routable
     from detoxbench.provenance import Meter
-    from detoxbench.routing import routable
 
     gen, names = cell.spec.gen, list(cell.records)
     group: dict[str, Intervention] = {}
@@ -651,7 +651,7 @@ def _loaded(where: tuple[str, str | None, int], how: bytes, fingerprint: str) ->
 
 
 def _intervention(cell: Cell) -> Intervention:
-    from detoxbench.intervention import Intervention
+    from detoxbench.interventions.intervention import Intervention
 
     return Intervention.load(cell.fit_folder / "intervention")
 

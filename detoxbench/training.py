@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from detoxbench.config import knob
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.intervention import LowRank
+from detoxbench.interventions.intervention import LowRank
+from detoxbench.interventions.weight_changes import require_eager
 from detoxbench.lm import LanguageModel, unchanged_random_state
 from detoxbench.model.architecture import Architecture, without_numbers
 from detoxbench.model.finite import require_finite
 from detoxbench.progress import bar
-from detoxbench.weight_changes import require_eager
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Role
 from detoxbench.data.paraphrases import NEGATIVE, POSITIVE, Pools, compared
-from detoxbench.intervention import Intervention, Weight
+from detoxbench.interventions.intervention import Intervention, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.method import Method
 from detoxbench.progress import track

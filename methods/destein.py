@@ -17,7 +17,7 @@ from detoxbench.config import knob, runtime
 from detoxbench.data import self_induced
 from detoxbench.data.examples import FitData, Pair, Role
 from detoxbench.errors import DetoxbenchError
-from detoxbench.intervention import Dense, Hook, Intervention, Weight
+from detoxbench.interventions.intervention import Dense, Hook, Intervention, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.method import Method
 

@@ -14,10 +14,10 @@ from detoxbench.activations import Rereading, recorded
 from detoxbench.config import knob, runtime
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
-from detoxbench.intervention import Dense, Intervention, Prompt, Weight
+from detoxbench.interventions.intervention import Dense, Intervention, Prompt, Weight
+from detoxbench.interventions.routing import tune, varied
 from detoxbench.lm import LanguageModel
 from detoxbench.method import Method, Scope
-from detoxbench.routing import tune, varied
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detoxbench.data.examples import FitData
-from detoxbench.intervention import Intervention
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.method import Method
 

@@ -18,7 +18,7 @@ from detoxbench.composition import cells
 from detoxbench.config import digest, identity
 from detoxbench.data.examples import FitData, Instruction, Role
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.intervention import Dense, LowRank
+from detoxbench.interventions.intervention import Dense, LowRank
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.ext_sub import Config, combine, released_rows
 from tests.adapters import adapter_folder, logits, peft_logits

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detoxbench.errors import DetoxbenchError
-from detoxbench.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
+from detoxbench.interventions.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
 from tests.tiny import same, state, tiny
 
 FAMILIES = ("llama", "gpt2")

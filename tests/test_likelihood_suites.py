@@ -16,7 +16,7 @@ from detoxbench import cli, likelihood, runner
 from detoxbench.cell import Cell, checkpoint_folder, plan
 from detoxbench.composition import compose
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.intervention import Intervention, Prompt
+from detoxbench.interventions.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request, Sample
 from detoxbench.results.store import Run

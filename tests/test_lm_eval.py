@@ -15,7 +15,7 @@ import detoxbench as db
 from detoxbench import cli, likelihood
 from detoxbench.config import GenSpec
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.intervention import Intervention, Prompt
+from detoxbench.interventions.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Measure, Sample
 from detoxbench.results import stats

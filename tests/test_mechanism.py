@@ -14,7 +14,7 @@ from detoxbench import runner
 from detoxbench.cell import Cell, checkpoint_folder, plan
 from detoxbench.composition import compose
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.intervention import Dense, Hook, Intervention, Prompt, Weight
+from detoxbench.interventions.intervention import Dense, Hook, Intervention, Prompt, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Measure, Request, Sample
 from detoxbench.results.store import Run

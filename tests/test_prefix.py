@@ -13,7 +13,7 @@ import detoxbench as db
 from detoxbench.config import GenSpec
 from detoxbench.data.examples import FitData
 from detoxbench.errors import DetoxbenchError
-from detoxbench.intervention import Intervention, Prefix, compose
+from detoxbench.interventions.intervention import Intervention, Prefix, compose
 from detoxbench.likelihood import read
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request

@@ -15,10 +15,10 @@ from detoxbench import runner
 from detoxbench.config import GenSpec
 from detoxbench.data.examples import FitData
 from detoxbench.errors import DetoxbenchError
-from detoxbench.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight
+from detoxbench.interventions.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight
+from detoxbench.interventions.routing import routable, varied
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
-from detoxbench.routing import routable, varied
 from tests.tiny import FAMILIES, same, state, tiny
 
 PROMPTS = ["tell me", "why is the cat so rude", "a", "what do you say to that", "tell me"]

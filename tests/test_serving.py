@@ -14,7 +14,7 @@ import detoxbench as db
 from detoxbench import serving
 from detoxbench.errors import DetoxbenchError
 from detoxbench.forward import cache_name
-from detoxbench.intervention import Intervention, Prefix
+from detoxbench.interventions.intervention import Intervention, Prefix
 from detoxbench.kv_cache import Cache
 from detoxbench.training import plain_head, token_nlls
 from tests.tiny import CHARACTERS, FAMILIES, same, state, tiny, tokenizer

@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn.functional import linear
 
 import detoxbench as db
-from detoxbench import training, weight_changes
+from detoxbench import training
 from detoxbench.cell import Cell
 from detoxbench.composition import compose as run_spec
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
+from detoxbench.interventions import weight_changes
+from detoxbench.interventions.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
 from detoxbench.lm import LanguageModel, find
 from detoxbench.training import LoraConfig, train_lora
 from tests import stored
@@ -203,7 +204,7 @@ def test_where_a_side_path_would_do_nothing_the_change_is_merged(kind: str) -> N
 
 def test_a_parameter_keeps_its_own_type_where_types_are_mixed() -> None:
     """A float32 layer in a bf16 model: routed and merged changes are rounded to float32 and no further."""
-    from detoxbench.routing import varied
+    from detoxbench.interventions.routing import varied
 
     lm = tiny(dtype=BF16)
     path = down(lm, 1)

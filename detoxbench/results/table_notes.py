@@ -8,12 +8,12 @@ from typing import Any
 
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
+from detoxbench.interventions.weight_changes import ENOUGH
 from detoxbench.registries import scorers
 from detoxbench.results import stats
 from detoxbench.results.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, changed_settings, differing
 from detoxbench.results.store import RunRecord
 from detoxbench.text import short
-from detoxbench.weight_changes import ENOUGH
 
 
 def of_table(

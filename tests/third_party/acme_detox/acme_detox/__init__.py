@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from detoxbench.config import knob
 from detoxbench.data.examples import FitData
-from detoxbench.intervention import Intervention, Prompt
+from detoxbench.interventions.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
 from detoxbench.method import Method
 from detoxbench.records import Measure, Request, Sample, Scored, by_cluster

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from detoxbench.intervention import Delta, LowRank, Weight
+    from detoxbench.interventions.intervention import Delta, LowRank, Weight
     from detoxbench.lm import LanguageModel
 
 LowRankForm = Literal["merged", "side_path"]
@@ -187,7 +187,7 @@ def record(lm: LanguageModel, weights: Sequence[Weight]) -> Record | None:
 
 def _changes(lm: LanguageModel, weights: Sequence[Weight]) -> Iterator[_Change]:
     """The changes by parameter, checked."""
-    from detoxbench.intervention import LowRank
+    from detoxbench.interventions.intervention import LowRank
 
     parameters = dict(lm.model.named_parameters(remove_duplicate=False))
     sharers: dict[int, list[str]] = {}
@@ -269,7 +269,7 @@ def new_bias_like(lm: LanguageModel, path: str) -> tuple[torch.dtype, torch.devi
 
 def full(delta: Delta, transposed: bool, device: Any) -> Tensor:
     """The whole change in float32, in the shape in which the weight is stored."""
-    from detoxbench.intervention import Dense
+    from detoxbench.interventions.intervention import Dense
 
     if isinstance(delta, Dense):
         return delta.delta.to(device).float()
@@ -323,7 +323,7 @@ def _put_beside(lm: LanguageModel, path: str, module: nn.Module, low: LowRank, u
 
 def on_device(low: LowRank, module: nn.Module) -> LowRank:
     """The factors in float32 where the module's weight is."""
-    from detoxbench.intervention import LowRank
+    from detoxbench.interventions.intervention import LowRank
 
     device: Any = module.weight.device
     return LowRank(low.a.to(device).float(), low.b.to(device).float())

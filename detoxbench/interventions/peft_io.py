@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_folder
-from detoxbench.intervention import Dense, Intervention, LowRank, Prefix, Weight
+from detoxbench.interventions.intervention import Dense, Intervention, LowRank, Prefix, Weight
 from detoxbench.model import checkpoint
 from detoxbench.model.finite import require_finite
 from detoxbench.text import first_line

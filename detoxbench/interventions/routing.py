@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.intervention import Intervention, LowRank, Prompt, require_base
-from detoxbench.model.finite import require_finite
-from detoxbench.model.in_force import InForce
-from detoxbench.progress import track
-from detoxbench.weight_changes import (
+from detoxbench.interventions.intervention import Intervention, LowRank, Prompt, require_base
+from detoxbench.interventions.weight_changes import (
     edits,
     new_bias_like,
     on_device,
@@ -31,6 +28,9 @@ from detoxbench.weight_changes import (
     require_plain,
     with_side_path,
 )
+from detoxbench.model.finite import require_finite
+from detoxbench.model.in_force import InForce
+from detoxbench.progress import track
 
 if TYPE_CHECKING:
     import torch

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench import weight_changes
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_folder
 from detoxbench.forward import cache_name
+from detoxbench.interventions import weight_changes
 from detoxbench.kv_cache import Cache
 from detoxbench.model.finite import LARGEST, require_finite, require_finite_values
 from detoxbench.model.in_force import InForce
@@ -267,14 +267,14 @@ class Intervention:
 
     def to_peft(self, folder: str | Path, lm: LanguageModel) -> None:
         """Write the low-rank deltas as a LoRA into a new folder, see `peft_io.save`; `lm` is the base model."""
-        from detoxbench import peft_io
+        from detoxbench.interventions import peft_io
 
         peft_io.save(self, folder, lm)
 
     @classmethod
     def from_peft(cls, path: str | Path, lm: LanguageModel) -> Intervention:
         """A LoRA or IA3 adapter (folder or hub id) as an intervention on `lm`, see `peft_io.load`."""
-        from detoxbench import peft_io
+        from detoxbench.interventions import peft_io
 
         return peft_io.load(str(path), lm)
 
