@@ -153,7 +153,7 @@ def _engine(
 ) -> Callable[[], list[Sample]]:
     import dataclasses
 
-    from detoxbench.generation import generate
+    from detoxbench.engine.generation import generate
 
     gen = dataclasses.replace(gen, batch_tokens=batch_tokens)
     return lambda: [g.sample for batch in generate(lm, asked, gen, 0, ends=ENDLESS) for g in batch]

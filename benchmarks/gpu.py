@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detoxbench.config import GenSpec
-    from detoxbench.generation import Generated
+    from detoxbench.engine.generation import Generated
     from detoxbench.lm import LanguageModel
     from detoxbench.records import Request
 
@@ -119,7 +119,7 @@ def distribution(device: str, dtype: str, draws: int) -> Check:
     from scipy.stats import chisquare
 
     from detoxbench.config import GenSpec
-    from detoxbench.sampling import noise_key, pick
+    from detoxbench.engine.sampling import noise_key, pick
 
     gen = GenSpec(do_sample=True, top_p=0.7)
     row = torch.randn(60, generator=torch.Generator().manual_seed(0)).mul(2).round().to(getattr(torch, dtype)).float()
@@ -137,7 +137,7 @@ def pick_as_on_a_cpu(device: str, dtype: str, sizes: Sizes) -> Check:
     import torch
 
     from detoxbench.config import GenSpec
-    from detoxbench.sampling import noise_key, pick
+    from detoxbench.engine.sampling import noise_key, pick
 
     g = torch.Generator().manual_seed(1)
     logits = torch.randn(sizes.rows, sizes.vocabulary, generator=g) * torch.linspace(0.5, 8, sizes.rows)[:, None]
@@ -180,8 +180,8 @@ def top_k_of_one(lm: LanguageModel, prompts: int) -> Check:
 
 def nucleus(lm: LanguageModel, prompts: int) -> Check:
     """Every token lies in the nucleus of its own logits."""
-    from detoxbench import generation
     from detoxbench.config import GenSpec
+    from detoxbench.engine import generation
 
     gen, seen, pick = GenSpec(max_new_tokens=4, do_sample=True, top_p=0.6), list[tuple[Any, Any]](), generation.pick
 
@@ -270,8 +270,8 @@ def _moved_by_padding(lm: LanguageModel) -> tuple[float, float]:
     """(the largest difference, the largest logit) over the last position of the prompts and the one behind it."""
     import torch
 
-    from detoxbench import generation
     from detoxbench.config import GenSpec
+    from detoxbench.engine import generation
 
     gen = GenSpec(max_new_tokens=2)
 
@@ -343,7 +343,7 @@ def _requests(lm: LanguageModel, n: int, lengths: tuple[int, int]) -> list[Reque
 
 def _made(lm: LanguageModel, n: int, gen: GenSpec, *, rows: int = 64, **more: Any) -> list[Generated]:
     """Texts of n prompts of 3 to 20 tokens, in batches of so many rows (of the longest; 1 is 1 of any length)."""
-    from detoxbench.generation import generate
+    from detoxbench.engine.generation import generate
 
     gen = dataclasses.replace(gen, batch_tokens=rows * (20 + gen.max_new_tokens) if rows > 1 else 1)
     asked = _requests(lm, n, (3, 20))

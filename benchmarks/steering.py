@@ -11,7 +11,7 @@ from detoxbench.config import GenSpec
 from detoxbench.records import Request
 
 if TYPE_CHECKING:
-    from detoxbench.generation import Generated
+    from detoxbench.engine.generation import Generated
     from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
 
@@ -40,7 +40,7 @@ def rows(device: str) -> Iterator[Row]:
 
 
 def _steered(lm: LanguageModel, intervention: Intervention, form: str, target: float, device: str) -> Row:
-    from detoxbench.generation import generate
+    from detoxbench.engine.generation import generate
 
     gen = GenSpec(max_new_tokens=8, do_sample=True, top_p=0.9, n=25, tie_tolerance=0)
     prompts = texts(lm, [10] * (1 if device == "cpu" else 16))

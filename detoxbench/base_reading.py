@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from detoxbench.likelihood import NOTHING, Plan, planned, read_rows
+from detoxbench.engine.likelihood import NOTHING, Plan, planned, read_rows
 from detoxbench.records import BaseReading, Request, Sample
 from detoxbench.results import broken_text
 

@@ -97,8 +97,8 @@ class LanguageModel:
         that the engine cannot serve (`serving.require_served`).
         """
         folder = find(path, revision=revision, seed=seed)
+        from detoxbench.engine.serving import require_served
         from detoxbench.model import pretrained
-        from detoxbench.serving import require_served
 
         model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, f"the model in '{folder}'")
         lm = cls(
@@ -243,8 +243,8 @@ class LanguageModel:
 
         `settings` are fields of GenSpec, given instead of `gen`: `lm.generate(["hello"], max_new_tokens=5)`.
         """
-        from detoxbench.generation import generate
-        from detoxbench.serving import require_served
+        from detoxbench.engine.generation import generate
+        from detoxbench.engine.serving import require_served
 
         if self.bare:
             require_served(self)
@@ -264,7 +264,7 @@ class LanguageModel:
         over the difference of their lengths (DeStein, evaluate_generations.py:77-109); of inputs longer than the
         context the beginning is cut, and tokens of the text that go with it are not counted.
         """
-        from detoxbench.likelihood import Row, read_rows
+        from detoxbench.engine.likelihood import Row, read_rows
 
         limit = self.architecture.context
         rows: list[Row] = []

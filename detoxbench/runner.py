@@ -40,7 +40,7 @@ from detoxbench.scorers.cache import remembering
 from detoxbench.suites.base import Observer
 
 if TYPE_CHECKING:
-    from detoxbench.generation import Generated
+    from detoxbench.engine.generation import Generated
     from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
 
@@ -217,7 +217,7 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
     with cell.locked(folder):
         if whole_or_aside(folder):
             return read_lines(done, Sample), msgspec.json.decode(finished.read_bytes(), type=_Generation)
-        from detoxbench.generation import Generated
+        from detoxbench.engine.generation import Generated
 
         lm = _lm(cell)
         computes = _arithmetic(cell, lm)
@@ -311,7 +311,7 @@ def _observed(
     lm: LanguageModel, intervention: Intervention, observer: Observer, left: Sequence[Request]
 ) -> Iterator[tuple[list[Generated], float]]:
     """Chunks of samples that hold what is seen inside the model without and with the intervention."""
-    from detoxbench.generation import Generated
+    from detoxbench.engine.generation import Generated
 
     for start in range(0, len(left), OBSERVED):
         chunk = left[start : start + OBSERVED]
@@ -338,8 +338,8 @@ def _asked(
 ) -> Iterator[list[Generated]]:
     """The samples of all `parts` that are not `made` yet: given texts are read, in chunks of each part, others
     generated, in batches over all of them. What is in a chunk or a batch does not depend on what is made."""
-    from detoxbench.generation import generate
-    from detoxbench.likelihood import read
+    from detoxbench.engine.generation import generate
+    from detoxbench.engine.likelihood import read
 
     for requests in parts:
         given = [r for r in requests if r.text is not None]
@@ -670,8 +670,8 @@ def _added_prompt_tokens(cell: Cell, lm: LanguageModel, intervention: Interventi
 def _relative_speed(cell: Cell, lm: LanguageModel, intervention: Intervention) -> float | None:
     """Tokens a second under the intervention over the base model's, taken in turn in this process; None where nothing
     is generated or read."""
-    from detoxbench.generation import generate
-    from detoxbench.likelihood import read
+    from detoxbench.engine.generation import generate
+    from detoxbench.engine.likelihood import read
 
     if cell.method.name == BASE:
         return 1.0

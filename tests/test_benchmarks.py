@@ -17,7 +17,7 @@ from benchmarks import __main__ as command
 from benchmarks import gpu, harness
 from benchmarks.harness import Row, compare, measured, memory_row
 from benchmarks.models import random_lm
-from detoxbench import generation
+from detoxbench.engine import generation
 from detoxbench.registries import methods
 
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detoxbench import generation, sampling
 from detoxbench.config import GenSpec
+from detoxbench.engine import generation, sampling
+from detoxbench.engine.forward import cache_name
+from detoxbench.engine.kv_cache import Cache
 from detoxbench.errors import DetoxbenchError
-from detoxbench.forward import cache_name
-from detoxbench.kv_cache import Cache
 from detoxbench.records import Request
 from tests.tiny import CHARACTERS, FAMILIES, tiny
 

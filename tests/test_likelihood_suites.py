@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import detoxbench as db
-from detoxbench import cli, likelihood, runner
+from detoxbench import cli, runner
 from detoxbench.cell import Cell, checkpoint_folder, plan
 from detoxbench.composition import compose
+from detoxbench.engine import likelihood
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.interventions.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 import detoxbench as db
-from detoxbench import cli, likelihood
+from detoxbench import cli
 from detoxbench.config import GenSpec
+from detoxbench.engine import likelihood
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.interventions.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel

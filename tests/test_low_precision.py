@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from detoxbench import generation, sampling
 from detoxbench.config import GenSpec
+from detoxbench.engine import generation, sampling
 from detoxbench.lm import LanguageModel
 from detoxbench.model import precision
 from detoxbench.provenance import arithmetic

@@ -15,8 +15,8 @@ from detoxbench import cli, metrics
 from detoxbench.data import paraphrase_generation as generation
 from detoxbench.data import readers
 from detoxbench.data.paraphrase_generation import GenerationConfig, Sentence
+from detoxbench.engine.generation import Generated
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.generation import Generated
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request, Sample
 from tests.tiny import tiny
@@ -55,7 +55,7 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Say:
                     )
                     yield [Generated(sample, 0, int("too long" in text))]
 
-        monkeypatch.setattr("detoxbench.generation.generate", answers)
+        monkeypatch.setattr("detoxbench.engine.generation.generate", answers)
         lm: Any = SimpleNamespace(name="stub", rendered=lambda text, chat=False: (text, True))
         return lm, seen
 
@@ -175,7 +175,9 @@ def test_it_asks_the_papers_prompts_in_the_released_frame(say: Say) -> None:
 
 def test_a_chat_model_is_asked_in_its_template(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Request] = []
-    monkeypatch.setattr("detoxbench.generation.generate", lambda lm, requests, gen, seed: seen.extend(requests) or [])
+    monkeypatch.setattr(
+        "detoxbench.engine.generation.generate", lambda lm, requests, gen, seed: seen.extend(requests) or []
+    )
     with pytest.raises(DetoxbenchError, match="no sentence of 1 is left"):
         made(tiny())
     assert [r.chat for r in seen] == [True, True]

@@ -12,9 +12,9 @@ import torch
 import detoxbench as db
 from detoxbench.config import GenSpec
 from detoxbench.data.examples import FitData
+from detoxbench.engine.likelihood import read
 from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.intervention import Intervention, Prefix, compose
-from detoxbench.likelihood import read
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
 from tests.adapters import logits, peft_logits

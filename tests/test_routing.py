@@ -150,7 +150,7 @@ def test_equal_prompts_under_different_edits_share_no_cache_and_under_one_edit_d
 
 
 def test_given_texts_are_read_under_the_edit_of_their_record() -> None:
-    from detoxbench.likelihood import read
+    from detoxbench.engine.likelihood import read
 
     lm = tiny()
     on = edits(lm)

@@ -14,9 +14,10 @@ from filelock import FileLock
 from processes import Process
 
 import detoxbench as db
-from detoxbench import generation, runner
+from detoxbench import runner
 from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.composition import compose
+from detoxbench.engine import generation
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.store import Run, runs
 

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 import detoxbench as db
-from detoxbench import serving
+from detoxbench.engine import serving
+from detoxbench.engine.forward import cache_name
+from detoxbench.engine.kv_cache import Cache
 from detoxbench.errors import DetoxbenchError
-from detoxbench.forward import cache_name
 from detoxbench.interventions.intervention import Intervention, Prefix
-from detoxbench.kv_cache import Cache
 from detoxbench.training import plain_head, token_nlls
 from tests.tiny import CHARACTERS, FAMILIES, same, state, tiny, tokenizer
 

@@ -175,7 +175,7 @@ def test_nothing_that_is_to_be_continued_ends_in_an_end_token() -> None:
     asked = [("a hello", " world"), ("", "hello world")]
     assert [ended.continuation_nll([p], [t]) for p, t in asked] == [plain.continuation_nll([p], [t]) for p, t in asked]
     request = Request(id="0", prompt="a", record="0", kind="x", text=" hello")
-    from detoxbench.likelihood import planned
+    from detoxbench.engine.likelihood import planned
 
     assert planned(ended, request) == planned(plain, request)
     example = Instruction("a", "hello", False)
@@ -452,7 +452,7 @@ def test_samples_hold_answer_and_thinking(monkeypatch: pytest.MonkeyPatch) -> No
     tokenizer = sentencepiece(special=("<think>", "</think>"))
     lm = model(tokenizer)
     new = [*encoded(tokenizer, "<think>b</think> hello", special=False), 2]
-    monkeypatch.setattr("detoxbench.generation._run", lambda lm, rows, *_: [row.new.extend(new) for row in rows])
+    monkeypatch.setattr("detoxbench.engine.generation._run", lambda lm, rows, *_: [row.new.extend(new) for row in rows])
     (sample,) = lm.generate(["a"])
     assert (sample.text, sample.tokens, sample.stop) == ("hello", len(new), "eos")
     assert sample.full_text is not None

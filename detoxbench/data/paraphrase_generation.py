@@ -255,7 +255,7 @@ def _written(
     counts: Mapping[Side, dict[str, int]],
 ) -> dict[Key, list[str]]:
     """The model's texts by sentence and side, in the order of their samples."""
-    from detoxbench.generation import generate
+    from detoxbench.engine.generation import generate
 
     has_template = lm.rendered("x", chat=True) != lm.rendered("x")
     if config.form == "chat" and not has_template:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from detoxbench.config import GenSpec, knob, runtime
 from detoxbench.data.examples import Pair
+from detoxbench.engine.generation import generate
 from detoxbench.errors import DetoxbenchError
-from detoxbench.generation import generate
 from detoxbench.lm import LanguageModel, find
 from detoxbench.model import checkpoint
 from detoxbench.records import Request

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from detoxbench.engine.forward import cache_name
+from detoxbench.engine.kv_cache import Cache
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_folder
-from detoxbench.forward import cache_name
 from detoxbench.interventions import weight_changes
-from detoxbench.kv_cache import Cache
 from detoxbench.model.finite import LARGEST, require_finite, require_finite_values
 from detoxbench.model.in_force import InForce
 

@@ -86,7 +86,7 @@ class Judge(Scorer[Config]):
             raise DetoxbenchError(f"scorer '{self.name}': {error}".replace("model.path", "scorer.path")) from error
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
-        from detoxbench.generation import generate
+        from detoxbench.engine.generation import generate
 
         config, lm = self.config, self._lm
         shown = {pair: (self._cut(pair[0]), self._cut(pair[1])) for pair in zip(prompts, texts, strict=True)}

@@ -13,9 +13,9 @@ from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from detoxbench.engine.forward import next_logits
+from detoxbench.engine.generation import Generated, processed
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.forward import next_logits
-from detoxbench.generation import Generated, processed
 from detoxbench.model.finite import require_finite_logits
 from detoxbench.records import Request, Sample
 

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from detoxbench.config import GenSpec
+from detoxbench.engine.forward import next_logits
+from detoxbench.engine.kv_cache import Cache
+from detoxbench.engine.sampling import noise_key, pick
 from detoxbench.errors import DetoxbenchError
-from detoxbench.forward import next_logits
-from detoxbench.kv_cache import Cache
 from detoxbench.model import precision
 from detoxbench.model.finite import require_finite_logits
 from detoxbench.model.tokens import answers
 from detoxbench.records import Request, Sample
-from detoxbench.sampling import noise_key, pick
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from detoxbench.engine.forward import next_logits
+from detoxbench.engine.generation import _prefill, _Row
 from detoxbench.errors import DetoxbenchError
-from detoxbench.forward import next_logits
-from detoxbench.generation import _prefill, _Row
 from detoxbench.records import Request
 from detoxbench.text import first_line
 

@@ -11,7 +11,7 @@ from detoxbench.errors import DetoxbenchError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detoxbench.kv_cache import Cache
+    from detoxbench.engine.kv_cache import Cache
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What transformers calls the cache: since 5.24 `cache`, before `past_key_values`, of state-space models
