@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.harness import Row, compare, memory_row
-from detoxbench.data.paraphrases import NEGATIVE, POSITIVE
+from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE
+from detoxbench.fitting.training import sequence_nll
 from detoxbench.methods.contrastive_perplexity import Config, cp_loss
-from detoxbench.training import sequence_nll
 
 DEVICES = ("cpu", "cuda")
 SHAPES = {

@@ -20,12 +20,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Role
-from detoxbench.data.paraphrases import NEGATIVE, POSITIVE, Pools, compared
+from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE, Pools, compared
+from detoxbench.fitting.training import (
+    LoraConfig,
+    Quantization,
+    optimise_lora,
+    plain_head,
+    require_quantization,
+    sequence_nll,
+)
 from detoxbench.interventions.intervention import Intervention, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.method import Method
 from detoxbench.progress import track
-from detoxbench.training import LoraConfig, Quantization, optimise_lora, plain_head, require_quantization, sequence_nll
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.activations import head_probes, last_token_means
 from detoxbench.config import knob, runtime
-from detoxbench.data import self_induced
 from detoxbench.data.examples import FitData, Pair, Role
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fitting import self_induced
+from detoxbench.fitting.activations import head_probes, last_token_means
 from detoxbench.interventions.intervention import Dense, Hook, Intervention, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.method import Method

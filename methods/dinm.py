@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.activations import Rereading, recorded
 from detoxbench.config import knob, runtime
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fitting.activations import Rereading, recorded
 from detoxbench.interventions.intervention import Dense, Intervention, Prompt, Weight
 from detoxbench.interventions.routing import tune, varied
 from detoxbench.lm import LanguageModel

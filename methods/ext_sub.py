@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from detoxbench.config import knob, runtime
 from detoxbench.data.examples import FitData, Role
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fitting.training import LoraConfig, train_lora
 from detoxbench.interventions import peft_io
 from detoxbench.interventions.intervention import Dense, Intervention, LowRank, Weight
 from detoxbench.interventions.peft_io import Ia3, Lora, PrefixTuning
 from detoxbench.lm import LanguageModel
 from detoxbench.method import Method
-from detoxbench.training import LoraConfig, train_lora
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from detoxbench import composition
 from detoxbench.composition import cells, compose
 from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build
-from detoxbench.data.paraphrase_generation import GenerationConfig
 from detoxbench.errors import UsageError
+from detoxbench.fitting.paraphrase_generation import GenerationConfig
 from detoxbench.registries import methods, scorers, suites
 
 CONF = composition.conf_dir()

@@ -15,16 +15,16 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 import detoxbench as db
-from detoxbench import training
 from detoxbench.config import FitSpec
 from detoxbench.data import readers
 from detoxbench.data.examples import FitData, ParaphraseSet, Role
 from detoxbench.data.fit import fit_data
-from detoxbench.data.paraphrases import NEGATIVE, POSITIVE, RANDOM, Pools
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import world
+from detoxbench.fitting import training
+from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE, RANDOM, Pools
+from detoxbench.fitting.training import finite, optimise_lora, plain_head, sequence_nll, token_nlls
 from detoxbench.methods import contrastive_perplexity as cp
-from detoxbench.training import finite, optimise_lora, plain_head, sequence_nll, token_nlls
 from tests import tiny as families
 from tests.tiny import tiny
 

@@ -15,13 +15,13 @@ from torch.nn import functional
 
 import detoxbench as db
 from detoxbench import runner
-from detoxbench.activations import Rereading
 from detoxbench.cell import plan
 from detoxbench.composition import cells, compose
 from detoxbench.data import readers
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.lines import read_lines
+from detoxbench.fitting.activations import Rereading
 from detoxbench.method import Scope
 from detoxbench.methods.dinm import DINM, Config
 from detoxbench.records import Request

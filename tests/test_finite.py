@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 
 import detoxbench as db
 from detoxbench import composition
-from detoxbench.activations import last_token_means
 from detoxbench.errors import NonFiniteError, UsageError
 from detoxbench.fable.build import locate
+from detoxbench.fitting.activations import last_token_means
+from detoxbench.fitting.training import LoraConfig, optimise_lora, sequence_nll
 from detoxbench.interventions import peft_io
 from detoxbench.interventions.intervention import Dense, Hook, Intervention, LogitOp, LowRank, Prefix, Weight
 from detoxbench.interventions.routing import tune
 from detoxbench.lm import LanguageModel
 from detoxbench.model.finite import require_finite, require_finite_values
-from detoxbench.training import LoraConfig, optimise_lora, sequence_nll
 from tests.adapters import adapter_folder
 from tests.tiny import same, state, tiny
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detoxbench import cli, metrics
-from detoxbench.data import paraphrase_generation as generation
 from detoxbench.data import readers
-from detoxbench.data.paraphrase_generation import GenerationConfig, Sentence
 from detoxbench.engine.generation import Generated
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.fitting import paraphrase_generation as generation
+from detoxbench.fitting.paraphrase_generation import GenerationConfig, Sentence
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request, Sample
 from tests.tiny import tiny

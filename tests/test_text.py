@@ -14,17 +14,17 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 import detoxbench as db
-from detoxbench.activations import last_token_means
 from detoxbench.cell import plan
 from detoxbench.composition import compose
 from detoxbench.config import ModelSpec, build
 from detoxbench.data.examples import Instruction, ParaphraseSet
-from detoxbench.data.paraphrases import Pools
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.fitting.activations import last_token_means
+from detoxbench.fitting.paraphrases import Pools
+from detoxbench.fitting.training import IGNORED, LoraConfig, _encode, train_lora
 from detoxbench.model.chat import ChatTemplate, chosen, in_folder, strftime
 from detoxbench.model.tokens import Marks, answers, encoded, thinking_marks, without_thinking, written
 from detoxbench.records import Request, Sample
-from detoxbench.training import IGNORED, LoraConfig, _encode, train_lora
 from tests.tiny import tiny
 
 WORDS = ["▁", "▁a", "▁b", "a", "b", "c", ".", "▁hello", "▁world", "<", ">", "\n", "[", "]", "/", "I", "N", "S", "T"]

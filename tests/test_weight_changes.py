@@ -13,15 +13,15 @@ from torch import nn
 from torch.nn.functional import linear
 
 import detoxbench as db
-from detoxbench import training
 from detoxbench.cell import Cell
 from detoxbench.composition import compose as run_spec
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.fitting import training
+from detoxbench.fitting.training import LoraConfig, train_lora
 from detoxbench.interventions import weight_changes
 from detoxbench.interventions.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
 from detoxbench.lm import LanguageModel, find
-from detoxbench.training import LoraConfig, train_lora
 from tests import stored
 from tests.adapters import adapter_folder, logits, peft_logits
 from tests.tiny import same, state, tiny

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 def _paraphrase(argv: list[str]) -> int:
     from dataclasses import fields
 
-    from detoxbench.data import paraphrase_generation as generation
+    from detoxbench.fitting import paraphrase_generation as generation
 
     parser = Parser(
         prog="detoxbench data paraphrase",

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from detoxbench.activations import BROKEN_MODEL, recorded
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
 from detoxbench.engine.likelihood import planned
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import world
+from detoxbench.fitting.activations import BROKEN_MODEL, recorded
 from detoxbench.model.finite import require_finite
 from detoxbench.progress import track
 from detoxbench.records import Measure, Request, Sample, Scored
