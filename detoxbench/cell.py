@@ -24,7 +24,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import PARTIAL, Damaged, whole
 from detoxbench.interventions.weight_changes import LowRankForm, low_rank_form
 from detoxbench.lm import find
-from detoxbench.method import Method, Scope
+from detoxbench.methods.base import Method, Scope
 from detoxbench.model import chat, checkpoint
 from detoxbench.records import Request
 from detoxbench.registries import methods, scorers, suites

@@ -8,7 +8,7 @@ from detoxbench.config import build
 from detoxbench.registry import Registry
 
 if TYPE_CHECKING:
-    from detoxbench.method import Method
+    from detoxbench.methods.base import Method
     from detoxbench.scorers.base import Scorer
     from detoxbench.suites.base import Suite
 
@@ -25,6 +25,6 @@ class MethodRegistry(Registry["Method[Any]"]):
         return cls(build(cls.Config, config, "", owner=f"method '{name}'"), name=name, seed=seed)
 
 
-methods = MethodRegistry("method", "detoxbench.method:Method")
+methods = MethodRegistry("method", "detoxbench.methods.base:Method")
 suites: Registry[Suite[Any]] = Registry("suite", "detoxbench.suites.base:Suite")
 scorers: Registry[Scorer[Any]] = Registry("scorer", "detoxbench.scorers.base:Scorer")

@@ -31,7 +31,7 @@ from detoxbench.fitting.training import (
 )
 from detoxbench.interventions.intervention import Intervention, Weight
 from detoxbench.lm import LanguageModel
-from detoxbench.method import Method
+from detoxbench.methods.base import Method
 from detoxbench.progress import track
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from detoxbench.fitting import self_induced
 from detoxbench.fitting.activations import head_probes, last_token_means
 from detoxbench.interventions.intervention import Dense, Hook, Intervention, Weight
 from detoxbench.lm import LanguageModel
-from detoxbench.method import Method
+from detoxbench.methods.base import Method
 
 if TYPE_CHECKING:
     from torch import Tensor

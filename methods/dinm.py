@@ -17,7 +17,7 @@ from detoxbench.fitting.activations import Rereading, recorded
 from detoxbench.interventions.intervention import Dense, Intervention, Prompt, Weight
 from detoxbench.interventions.routing import tune, varied
 from detoxbench.lm import LanguageModel
-from detoxbench.method import Method, Scope
+from detoxbench.methods.base import Method, Scope
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,7 @@ from detoxbench.interventions import peft_io
 from detoxbench.interventions.intervention import Dense, Intervention, LowRank, Weight
 from detoxbench.interventions.peft_io import Ia3, Lora, PrefixTuning
 from detoxbench.lm import LanguageModel
-from detoxbench.method import Method
+from detoxbench.methods.base import Method
 
 if TYPE_CHECKING:
     from torch import Tensor

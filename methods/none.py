@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from detoxbench.data.examples import FitData
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
-from detoxbench.method import Method
+from detoxbench.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)

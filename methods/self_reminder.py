@@ -8,7 +8,7 @@ from detoxbench.config import knob
 from detoxbench.data.examples import FitData
 from detoxbench.interventions.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
-from detoxbench.method import Method
+from detoxbench.methods.base import Method
 
 _SOURCE = "yjw1029/Self-Reminder, src/pia_defense.py:88"
 

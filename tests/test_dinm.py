@@ -22,7 +22,7 @@ from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.lines import read_lines
 from detoxbench.fitting.activations import Rereading
-from detoxbench.method import Scope
+from detoxbench.methods.base import Scope
 from detoxbench.methods.dinm import DINM, Config
 from detoxbench.records import Request
 from detoxbench.results.store import Run

@@ -17,7 +17,7 @@ from detoxbench.config import FitSpec, digest, identity
 from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import fit_data
 from detoxbench.errors import DetoxbenchError
-from detoxbench.method import Method
+from detoxbench.methods.base import Method
 from tests.tiny import same, state, tiny
 
 NAMES = db.methods.names()

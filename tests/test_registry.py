@@ -12,7 +12,7 @@ import third_party
 
 from detoxbench import registry
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.method import Method
+from detoxbench.methods.base import Method
 from detoxbench.registries import methods, suites
 from detoxbench.registry import Registry
 
@@ -68,7 +68,7 @@ def entries(monkeypatch: pytest.MonkeyPatch, **values: str) -> Registry[object]:
     """A registry of methods that holds these entry points only."""
     found = [EntryPoint(name.rstrip("_"), value, "detoxbench.methods") for name, value in values.items()]
     monkeypatch.setattr(registry, "entry_points", lambda group: found)
-    return Registry("method", "detoxbench.method:Method")
+    return Registry("method", "detoxbench.methods.base:Method")
 
 
 def test_names_are_sorted_and_import_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_an_unknown_name_gets_the_nearest() -> None:
 
 def test_a_class_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        DetoxbenchError, match=r"'odd' of an unknown package is not a subclass of detoxbench.method:Method"
+        DetoxbenchError, match=r"'odd' of an unknown package is not a subclass of detoxbench.methods.base:Method"
     ):
         entries(monkeypatch, odd="pathlib:Path").get("odd")
 

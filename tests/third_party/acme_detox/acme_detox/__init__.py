@@ -9,7 +9,7 @@ from detoxbench.config import knob
 from detoxbench.data.examples import FitData
 from detoxbench.interventions.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
-from detoxbench.method import Method
+from detoxbench.methods.base import Method
 from detoxbench.records import Measure, Request, Sample, Scored, by_cluster
 from detoxbench.suites.base import Suite
 
