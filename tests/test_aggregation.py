@@ -19,15 +19,15 @@ from benchmarks.broken_text import read_again, shuffled
 from detoxbench import base_reading, runner
 from detoxbench.fable import world
 from detoxbench.lm import LanguageModel
-from detoxbench.packing import opened, pack, unpack
 from detoxbench.records import BaseReading, Measure, Sample, Scored
 from detoxbench.results import broken_text
 from detoxbench.results.aggregation import Answers, aggregate
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run
+from detoxbench.sharing.packing import opened, pack, unpack
+from detoxbench.sharing.verification import verify
 from detoxbench.suites.real_toxicity_prompts import RealToxicityPrompts
 from detoxbench.suites.toxic_instructions import ToxicInstructions
-from detoxbench.verification import verify
 
 
 def answers(texts: list[str], scores: list[float | None] | None = None) -> Answers:

@@ -14,14 +14,14 @@ import msgspec
 import pytest
 
 import detoxbench as db
-from detoxbench import packing
 from detoxbench.cli import main
 from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import seal
-from detoxbench.packing import opened, pack, shared, unpack
 from detoxbench.results.store import Run, RunRecord
-from detoxbench.verification import verify
+from detoxbench.sharing import packing
+from detoxbench.sharing.packing import opened, pack, shared, unpack
+from detoxbench.sharing.verification import verify
 
 QUICK = ["suite=real_toxicity_prompts", "suite.limit=10", "gen.n=2", "gen.max_new_tokens=8", "tracker.entity=somebody"]
 

@@ -12,7 +12,7 @@ from detoxbench.composition import compose
 from detoxbench.config import SCHEMA_VERSION, digest
 from detoxbench.results import leaderboard
 from detoxbench.results.store import Run, readable
-from detoxbench.verification import verify
+from detoxbench.sharing.verification import verify
 
 OLD = Path(__file__).parent / "golden" / "runs_schema_1"
 OLD_SETTINGS = ["method=self_reminder", "suite=safeedit", "suite.records=3", "gen.max_new_tokens=12"]

@@ -23,10 +23,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_intermixed_args(argv)
 
-    from detoxbench.packing import pack
     from detoxbench.registries import suites
     from detoxbench.results.store import find_run
-    from detoxbench.verification import provenance_line
+    from detoxbench.sharing.packing import pack
+    from detoxbench.sharing.verification import provenance_line
 
     folders = [name if Path(name).is_dir() else find_run(name, args.runs_dir).folder for name in args.runs]
     records = pack(folders, args.out, allow_dirty=args.allow_dirty)

@@ -10,7 +10,7 @@ from detoxbench.cli.common import FAILURE, OK, Parser, console, print_json
 from detoxbench.errors import DetoxbenchError
 
 if TYPE_CHECKING:
-    from detoxbench.verification import Verdict
+    from detoxbench.sharing.verification import Verdict
 
 DESCRIPTION = """\
 Compute the metrics, intervals, counts and clusters of runs again from their samples and scores, and compare them, the
@@ -41,9 +41,9 @@ def main(argv: list[str]) -> int:
 
 
 def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
-    from detoxbench.packing import SUFFIX, opened, unpack
     from detoxbench.results.store import Run, is_run, runs
-    from detoxbench.verification import verify
+    from detoxbench.sharing.packing import SUFFIX, opened, unpack
+    from detoxbench.sharing.verification import verify
 
     if not place.exists():
         raise DetoxbenchError(f"no pack or folder '{place}'")
@@ -65,8 +65,8 @@ def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _row(place: str, verdict: Verdict, done: str) -> dict[str, Any]:
+    from detoxbench.sharing.verification import provenance_line
     from detoxbench.text import one_line
-    from detoxbench.verification import provenance_line
 
     r = verdict.record
     about = one_line(f"{r.model} {r.method} {r.suite} seed {r.seed}; {provenance_line(r)}", 300) if r else ""

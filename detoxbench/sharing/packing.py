@@ -31,7 +31,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import seal
 from detoxbench.files.writing import make_runs_dir, write_atomic, write_folder
 from detoxbench.results.store import VERIFIED, Run, RunRecord, Verified, is_run, runs
-from detoxbench.verification import Verdict, verify
+from detoxbench.sharing.verification import Verdict, verify
 
 FORMAT = 1
 SUFFIX = ".zip"

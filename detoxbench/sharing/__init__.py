@@ -1,0 +1,1 @@
+"""Runs for others: packed, and verified where they arrive."""
