@@ -58,7 +58,7 @@ def machine(device: str) -> dict[str, Any]:
     """What it ran on: versions, hardware, date and commit."""
     import torch
 
-    from detoxbench.provenance import now, provenance
+    from detoxbench.runner.provenance import now, provenance
 
     return {"date": now(), "cpu": _cpu(), "memory_gb": _memory_gb(), **provenance(torch.device(device))}
 

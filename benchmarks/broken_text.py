@@ -16,13 +16,13 @@ from pathlib import Path
 import msgspec
 import torch
 
-from detoxbench.base_reading import readings
 from detoxbench.cli.common import console, table
 from detoxbench.config import BASE
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request, Sample
 from detoxbench.results import broken_text
 from detoxbench.results.store import Run, is_run
+from detoxbench.runner.base_reading import readings
 
 Change = Callable[[str, int], str]
 HEAD = ("texts", "n", "broken %", "by")

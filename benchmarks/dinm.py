@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Row, compare, measured
 from benchmarks.models import random_lm, texts
-from detoxbench import runner
-from detoxbench.cell import Cell, checkpoint_folder
-from detoxbench.composition import compose
 from detoxbench.data.examples import EditRecord
+from detoxbench.runner import stages
+from detoxbench.runner.composition import compose
+from detoxbench.runner.plan import Cell, checkpoint_folder
 
 if TYPE_CHECKING:
     import torch
@@ -124,9 +124,9 @@ def _ours(lm: LanguageModel, folder: Path, data: Path, tokens: int) -> Callable[
     def run() -> Answers:
         with tempfile.TemporaryDirectory(dir=folder) as runs:
             cell = _cell(runs, data, tokens)
-            batches = runner._answers_per_record(cell, lm, cell.requests)
+            batches = stages._answers_per_record(cell, lm, cell.requests)
             samples = [g.sample for batch, _ in batches for g in batch]
-            runner._score(cell, samples)
+            stages._score(cell, samples)
             return {s.id: s.text for s in samples}
 
     return run

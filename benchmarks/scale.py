@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.harness import Row, measured, peak_mb
 from detoxbench.lm import LanguageModel
-from detoxbench.runner import _loaded, run_overrides
+from detoxbench.runner.stages import _loaded, run_overrides
 
 PROMPTS = (30, 75, 150, 300)
 SAMPLES = (1, 4, 16)

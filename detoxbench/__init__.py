@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
     from detoxbench.results.leaderboard import Leaderboard, leaderboard
-    from detoxbench.runner import run_overrides as run
+    from detoxbench.runner.stages import run_overrides as run
 
 # Imported when first used: `import detoxbench` takes no torch.
 _PUBLIC = {
@@ -41,7 +41,7 @@ _PUBLIC = {
     "Pair": "detoxbench.data.examples:Pair",
     "leaderboard": "detoxbench.results.leaderboard:leaderboard",
     "methods": "detoxbench.methods",
-    "run": "detoxbench.runner:run_overrides",
+    "run": "detoxbench.runner.stages:run_overrides",
 }
 
 __all__ = [

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detoxbench import composition
 from detoxbench.cli import main
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Measure
 from detoxbench.results import stats
 from detoxbench.results.ablation import Ablation, _contrast, ablation
 from detoxbench.results.ablation_text import draw, text
+from detoxbench.runner import composition
 from tests import stored
 
 N = 60

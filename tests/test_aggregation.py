@@ -16,7 +16,6 @@ from stored import CLUSTERS, defense, write, yes
 
 import detoxbench as db
 from benchmarks.broken_text import read_again, shuffled
-from detoxbench import base_reading, runner
 from detoxbench.fable import world
 from detoxbench.lm import LanguageModel
 from detoxbench.records import BaseReading, Measure, Sample, Scored
@@ -24,6 +23,7 @@ from detoxbench.results import broken_text
 from detoxbench.results.aggregation import Answers, aggregate
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run
+from detoxbench.runner import base_reading, stages
 from detoxbench.sharing.packing import opened, pack, unpack
 from detoxbench.sharing.verification import verify
 from detoxbench.suites.real_toxicity_prompts import RealToxicityPrompts
@@ -153,7 +153,7 @@ def test_a_reading_that_was_cut_off_goes_on_with_the_same_bytes(
         return (db.run([*few, f"runs_dir={tmp_path / folder}"]).folder / "samples.jsonl").read_bytes()
 
     monkeypatch.setattr(base_reading, "CHUNK", 5)
-    monkeypatch.setattr(runner, "_relative_speed", lambda *_: 1.0)
+    monkeypatch.setattr(stages, "_relative_speed", lambda *_: 1.0)
     whole, read, chunks = samples("whole"), base_reading.read_rows, list[int]()
 
     def stopped(lm: LanguageModel, rows: list[Any]) -> Any:
@@ -252,7 +252,7 @@ def test_a_run_that_did_nothing_says_so_and_its_pack_is_verified(
             f"runs_dir={tmp_path / 'runs'}",
         ]
     )
-    assert isinstance(result, runner.RunResult)
+    assert isinstance(result, stages.RunResult)
     assert result.record.counts["equal_to_base"] == 16
     assert result.record.metrics["unneeded_interventions"].value == 0
     assert "broken_share" in result.record.metrics

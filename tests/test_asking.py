@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from detoxbench import metrics, runner
-from detoxbench.cell import plan
-from detoxbench.composition import compose
+from detoxbench import metrics
 from detoxbench.config import build
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import by_cluster
 from detoxbench.registries import scorers, suites
 from detoxbench.results import table_notes
 from detoxbench.results.store import Run
+from detoxbench.runner import stages
+from detoxbench.runner.composition import compose
+from detoxbench.runner.plan import plan
 from detoxbench.scorers.asking import GIVE_UP, Asking
 from detoxbench.scorers.base import HARM, MEANINGS, Scorer
 
@@ -132,13 +133,13 @@ def test_a_scorer_without_a_word_is_no_result_and_blank_texts_need_none(caplog: 
 SETTINGS = ["suite=safeedit", "suite.records=2", "gen.max_new_tokens=4", "with_base=false", "model.device=cpu"]
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: Rows) -> runner.RunResult:
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: Rows) -> stages.RunResult:
     class Here(Scripted):
         def __init__(self, config: Any = None, **given: Any) -> None:
             super().__init__(rows)
 
     monkeypatch.setitem(scorers._loaded, "profanity_check", Here)
-    return runner.run_overrides([*SETTINGS, "scorer=profanity_check", f"runs_dir={folder}"])
+    return stages.run_overrides([*SETTINGS, "scorer=profanity_check", f"runs_dir={folder}"])
 
 
 def test_a_run_goes_on_without_the_scores_and_asks_again_for_those_that_broke(
@@ -278,7 +279,7 @@ def test_a_scorer_that_does_not_say_is_toxic_by_its_column_or_refused() -> None:
 
 def test_what_does_not_fit_is_refused_in_plan_and_before_a_weight_is_read(tmp_path: Path) -> None:
     overrides = [*SETTINGS, "scorer=refusal", f"runs_dir={tmp_path}"]
-    for act in (lambda: plan(compose(overrides)), lambda: runner.run_overrides(overrides)):
+    for act in (lambda: plan(compose(overrides)), lambda: stages.run_overrides(overrides)):
         with pytest.raises(UsageError, match="suite 'safeedit' reads 1 as toxic or unsafe"):
             act()
     assert not list(tmp_path.glob("*/*"))

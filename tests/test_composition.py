@@ -14,12 +14,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from detoxbench import composition
-from detoxbench.composition import cells, compose
 from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build
 from detoxbench.errors import UsageError
 from detoxbench.fitting.paraphrase_generation import GenerationConfig
 from detoxbench.registries import methods, scorers, suites
+from detoxbench.runner import composition
+from detoxbench.runner.composition import cells, compose
 
 CONF = composition.conf_dir()
 PUBLISHED = ["model=hf", "model.path=somewhere"]  # no values tuned for the embedded model
@@ -225,7 +225,7 @@ def test_runs_can_be_composed_inside_a_users_own_hydra(way: str, tmp_path: Path)
         """,
     }[way]
     check = """
-        from detoxbench import composition
+        from detoxbench.runner import composition
         from detoxbench.errors import UsageError
         def check():
             assert composition.compose(["method=destein"]).method_name == "destein"

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import detoxbench as db
-from detoxbench import composition
 from detoxbench.config import digest, identity
 from detoxbench.data.examples import FitData, Pair
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.methods import destein
 from detoxbench.records import Request
 from detoxbench.registries import scorers
+from detoxbench.runner import composition
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.embedded import Config as NoConfig
 from tests.adapters import logits

@@ -14,9 +14,6 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 import detoxbench as db
-from detoxbench import runner
-from detoxbench.cell import plan
-from detoxbench.composition import cells, compose
 from detoxbench.data import readers
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError, UsageError
@@ -26,6 +23,9 @@ from detoxbench.methods.base import Scope
 from detoxbench.methods.dinm import DINM, Config
 from detoxbench.records import Request
 from detoxbench.results.store import Run
+from detoxbench.runner import stages
+from detoxbench.runner.composition import cells, compose
+from detoxbench.runner.plan import plan
 from detoxbench.suites.safeedit import SafeEdit
 from tests.tiny import FAMILIES, same, state, tiny
 
@@ -541,7 +541,7 @@ def test_each_record_is_answered_by_the_model_edited_on_it(per_record: db.RunRes
 def test_interventions_stream_through_and_their_diagnostics_stay(per_record: db.RunResult) -> None:
     folder, record = per_record.folder, per_record.record
     assert not (folder / "intervention").exists()
-    fits = read_lines(folder / "fits.jsonl", runner._RecordFit)
+    fits = read_lines(folder / "fits.jsonl", stages._RecordFit)
     assert [f.record for f in fits] == list("01234")
     layers = [f.info["located_layer"] for f in fits]
     found = record.diagnostics
@@ -562,8 +562,8 @@ def test_means_and_counts_of_diagnostics() -> None:
         {"layer": 2, "loss": [2.0], "x": 1.5},
         {"layer": 3, "loss": [3.0]},
     ]
-    assert runner.merged(infos) == {"layer": {"2": 2, "3": 1}, "loss": [3.0, 2.0, 1.0], "x": 1.5}
-    assert runner.merged([]) is None
+    assert stages.merged(infos) == {"layer": {"2": 2, "3": 1}, "loss": [3.0, 2.0, 1.0], "x": 1.5}
+    assert stages.merged([]) is None
 
 
 class Cut(BaseException):
@@ -604,7 +604,7 @@ def test_a_run_that_is_cut_off_goes_on_with_the_record_it_was_at(
     whole = run("whole") if extra else per_record
     for file_name in ("samples.jsonl", "scores.jsonl", "clusters.json"):
         assert (result.folder / file_name).read_bytes() == (whole.folder / file_name).read_bytes()
-    assert [f.record for f in read_lines(result.folder / "fits.jsonl", runner._RecordFit)] == list("01234")
+    assert [f.record for f in read_lines(result.folder / "fits.jsonl", stages._RecordFit)] == list("01234")
     assert not list(tmp_path.glob("cut/.stages/*/partial.jsonl"))
 
 
@@ -627,7 +627,7 @@ def test_the_first_records_layer_serves_whatever_is_wanted(monkeypatch: pytest.M
 def test_a_suite_without_edit_records_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_lm", lambda _: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(stages, "_lm", lambda _: pytest.fail("nothing may be loaded"))
     with pytest.raises(UsageError, match=r"'utility' has no edit records.*method\.protocol=once"):
         db.run(["method=dinm", "method.protocol=per_record", "suite=utility", f"runs_dir={tmp_path}"])
     assert not os.listdir(tmp_path)

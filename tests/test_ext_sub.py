@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import detoxbench as db
-from detoxbench.composition import cells
 from detoxbench.config import digest, identity
 from detoxbench.data.examples import FitData, Instruction, Role
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.interventions.intervention import Dense, LowRank
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.ext_sub import Config, combine, released_rows
+from detoxbench.runner.composition import cells
 from tests.adapters import adapter_folder, logits, peft_logits
 from tests.tiny import same, state, tiny, tokenizer
 

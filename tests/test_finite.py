@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import detoxbench as db
-from detoxbench import composition
 from detoxbench.errors import NonFiniteError, UsageError
 from detoxbench.fable.build import locate
 from detoxbench.fitting.activations import last_token_means
@@ -22,6 +21,7 @@ from detoxbench.interventions.intervention import Dense, Hook, Intervention, Log
 from detoxbench.interventions.routing import tune
 from detoxbench.lm import LanguageModel
 from detoxbench.model.finite import require_finite, require_finite_values
+from detoxbench.runner import composition
 from tests.adapters import adapter_folder
 from tests.tiny import same, state, tiny
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detoxbench.cell import Cell, checkpoint_folder
-from detoxbench.composition import compose
 from detoxbench.config import build, digest
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files import hashing as file_hash
 from detoxbench.files.hashing import sha256_of_file
 from detoxbench.lm import LanguageModel
 from detoxbench.model import checkpoint
+from detoxbench.runner.composition import compose
+from detoxbench.runner.plan import Cell, checkpoint_folder
 from tests.tiny import tiny
 
 

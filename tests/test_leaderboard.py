@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from detoxbench.composition import options
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Measure
 from detoxbench.results import paper
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.stats import holm, paired_differences, panel
 from detoxbench.results.store import Run
+from detoxbench.runner.composition import options
 from tests.stored import CLUSTERS, defense, toxicity, write, yes
 
 

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 import detoxbench as db
-from detoxbench import cli, runner
-from detoxbench.cell import Cell, checkpoint_folder, plan
-from detoxbench.composition import compose
+from detoxbench import cli
 from detoxbench.engine import likelihood
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.interventions.intervention import Intervention, Prompt
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request, Sample
 from detoxbench.results.store import Run
+from detoxbench.runner import stages
+from detoxbench.runner.composition import compose
+from detoxbench.runner.plan import Cell, checkpoint_folder, plan
 from detoxbench.suites import halueval, likelihood_utility, safenlp, truthfulqa
 from detoxbench.suites.halueval import HaluEval
 from detoxbench.suites.likelihood_utility import LikelihoodUtility
@@ -151,20 +152,20 @@ def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(likelihood, "read_rows", killed)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(spec)
+        stages.run(spec)
     kept = partial.read_bytes().splitlines(keepends=True)
     assert len(kept) == likelihood.CHUNK
     partial.write_bytes(b"".join(kept[:20]) + kept[20][:30])  # a kill can also hit while a chunk is written
-    again = runner.run(spec)
+    again = stages.run(spec)
     for file in ("samples.jsonl", "scores.jsonl", "clusters.json"):
         assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes()
 
 
 def test_no_scorer_is_asked_and_no_score_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "remembering", lambda *_: pytest.fail("nothing is to be judged"))
+    monkeypatch.setattr(stages, "remembering", lambda *_: pytest.fail("nothing is to be judged"))
     spec = compose([*TRUTH, "suite.limit=3", "gen.n=5", f"runs_dir={tmp_path}"])
     assert any("no scorer" in stage.remark for stage in plan(spec).cells)
-    result = runner.run(spec)
+    result = stages.run(spec)
     assert result.record.counts == {
         "requests": 12, "samples": 12, "empty": None, "degenerate": None, "truncated": None, "missing_scores": None,
         "cut_texts": None, "contested_tokens": None, "cut_prompts": 0, "prompts_in_fit_data": 0, "equal_to_base": 0,

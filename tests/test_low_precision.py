@@ -14,8 +14,8 @@ from detoxbench.config import GenSpec
 from detoxbench.engine import generation, sampling
 from detoxbench.lm import LanguageModel
 from detoxbench.model import precision
-from detoxbench.provenance import arithmetic
 from detoxbench.records import Request
+from detoxbench.runner.provenance import arithmetic
 from tests.test_generation import asked
 from tests.tiny import tiny
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from detoxbench import cli, composition, runner
-from detoxbench.cell import Cell, checkpoint_folder
+from detoxbench import cli
 from detoxbench.data import manifest, readers
 from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.data.examples import EditRecord, FitData, Pair, ParaphraseSet, Role
@@ -20,6 +19,8 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.registries import scorers, suites
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run
+from detoxbench.runner import composition, stages
+from detoxbench.runner.plan import Cell, checkpoint_folder
 
 
 def test_every_manifest_is_whole_and_serves_what_there_is() -> None:
@@ -170,7 +171,7 @@ def test_a_run_counts_the_prompts_that_its_method_has_read(tmp_path: Path) -> No
     common = ["suite=real_toxicity_prompts", f"suite.data={prompts}", "gen.n=1", "gen.max_new_tokens=4"]
     common += ["scorer=profanity_check", f"runs_dir={tmp_path / 'runs'}", "model.device=cpu"]
     pytest.importorskip("profanity_check")
-    result = runner.run_overrides([*common, "method=destein", f"fit.parallel_pairs={pairs}"])
+    result = stages.run_overrides([*common, "method=destein", f"fit.parallel_pairs={pairs}"])
     assert result.record.counts["prompts_in_fit_data"] == 2
     assert result.base is not None
     assert Run(result.base.folder).record().counts["prompts_in_fit_data"] == 0
@@ -180,8 +181,8 @@ def test_a_run_counts_the_prompts_that_its_method_has_read(tmp_path: Path) -> No
     both.write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = composition.compose([*common, "method=destein", f"fit.parallel_pairs={both}", f"suite.data={both}"])
     cell = Cell(spec, checkpoint_folder(spec, download=False))
-    made = runner._Generation(1.0, 1.0, 0.0, 0, 0, "cpu")
-    assert runner._counts(cell, [], {}, made)["prompts_in_fit_data"] == len(rows)
+    made = stages._Generation(1.0, 1.0, 0.0, 0, 0, "cpu")
+    assert stages._counts(cell, [], {}, made)["prompts_in_fit_data"] == len(rows)
 
     (table,) = leaderboard(tmp_path / "runs").tables
     (flag,) = [note for note in table.notes if note.startswith("flagged")]

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import detoxbench as db
-from detoxbench import runner
-from detoxbench.cell import Cell, checkpoint_folder, plan
-from detoxbench.composition import compose
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.interventions.intervention import Dense, Hook, Intervention, Prompt, Weight
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Measure, Request, Sample
 from detoxbench.results.store import Run
+from detoxbench.runner import stages
+from detoxbench.runner.composition import compose
+from detoxbench.runner.plan import Cell, checkpoint_folder, plan
 from detoxbench.suites import mechanism
 from detoxbench.suites.mechanism import GROUPS, Mechanism, Probe
 from tests.test_suites import lines, named, value
@@ -51,7 +51,7 @@ def change(lm: LanguageModel, **channels: Any) -> Intervention:
 
 def looked(lm: LanguageModel, intervention: Intervention) -> tuple[list[Sample], dict[str, Measure]]:
     probe, asked = Probe(lm, CONFIG, requests()), requests()
-    samples = [g.sample for made, _ in runner._observed(lm, intervention, probe, asked) for g in made]
+    samples = [g.sample for made, _ in stages._observed(lm, intervention, probe, asked) for g in made]
     return samples, named(Mechanism(CONFIG).measures(samples, [], ""))
 
 
@@ -218,16 +218,16 @@ def test_a_killed_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: p
     def killed(*given: Any) -> Any:
         nonlocal seen
         seen += 1
-        if seen > runner.OBSERVED + 5:
+        if seen > stages.OBSERVED + 5:
             raise KeyboardInterrupt
         return values(*given)
 
     monkeypatch.setattr(Probe, "values", killed)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(spec)
+        stages.run(spec)
     monkeypatch.undo()
-    assert len(partial.read_bytes().splitlines()) == runner.OBSERVED
-    again = runner.run(spec)
+    assert len(partial.read_bytes().splitlines()) == stages.OBSERVED
+    again = stages.run(spec)
     for file in ("samples.jsonl", "scores.jsonl", "clusters.json"):
         assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes()
 

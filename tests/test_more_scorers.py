@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from detoxbench import composition, runner
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.runner import composition, stages
 from detoxbench.scorers import cache, hf_classifier, judge, perspective, safeedit_classifier, similarity
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.hf_classifier import HFClassifier, toxic_label
@@ -597,7 +597,7 @@ def test_a_run_has_the_same_bytes_with_a_cache_and_without(tmp_path: Path, monke
     small, large = ["suite.limit=3"], ["suite.limit=9"]
 
     def scores(folder: str, *more: str) -> bytes:
-        result = runner.run_overrides([*settings, *more, f"runs_dir={tmp_path / folder}"])
+        result = stages.run_overrides([*settings, *more, f"runs_dir={tmp_path / folder}"])
         return (result.folder / "scores.jsonl").read_bytes()
 
     scores("warm", *small)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from detoxbench import composition, runner
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Sample, Scored
 from detoxbench.registries import suites
 from detoxbench.results.stats import attach
 from detoxbench.results.store import Run
+from detoxbench.runner import composition, stages
 from detoxbench.suites.base import Suite
 from detoxbench.suites.paraphrase_detox import SENTENCE_BERT
 
@@ -118,12 +118,12 @@ def test_copies_and_gibberish_are_flagged() -> None:
 
 def test_both_boxes_run_on_the_embedded_world(tmp_path: Path) -> None:
     common = ["suite=paraphrase_detox", f"runs_dir={tmp_path}", "model.device=cpu", "gen.max_new_tokens=24"]
-    white = runner.run_overrides([*common, "suite.limit=12"])
+    white = stages.run_overrides([*common, "suite.limit=12"])
     assert white.record.counts["samples"] == 12
     metrics = white.record.metrics
     assert {"toxic_share", "similarity", "copy_share", "perplexity", "dist_2", "degenerate_share"} <= set(metrics)
     assert not metrics["low_similarity_share"].headline, "0.3 is meant for Sentence-BERT"
-    black = runner.run_overrides([*common, f"suite.answers={white.folder / 'samples.jsonl'}", "suite.similarity=words"])
+    black = stages.run_overrides([*common, f"suite.answers={white.folder / 'samples.jsonl'}", "suite.similarity=words"])
     assert black.run_id != white.run_id
     given = {s.text.strip() for s in Run(white.folder).samples()}
     for sample in Run(black.folder).samples():

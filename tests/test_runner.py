@@ -14,12 +14,12 @@ from filelock import FileLock
 from processes import Process
 
 import detoxbench as db
-from detoxbench import runner
-from detoxbench.cell import Cell, checkpoint_folder, companions, plan
-from detoxbench.composition import compose
 from detoxbench.engine import generation
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.store import Run, runs
+from detoxbench.runner import stages
+from detoxbench.runner.composition import compose
+from detoxbench.runner.plan import Cell, checkpoint_folder, companions, plan
 
 QUICK = ["suite=safeedit", "suite.records=6", "gen.max_new_tokens=8"]
 
@@ -34,12 +34,12 @@ def cell(folder: Path, *more: str) -> Cell:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, runner.RunResult]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, stages.RunResult]:
     folder = tmp_path_factory.mktemp("runs")
     return folder, db.run(overrides(folder, "method=destein"))
 
 
-def test_a_run_leaves_a_whole_folder_and_the_base_beside_it(done: tuple[Path, runner.RunResult]) -> None:
+def test_a_run_leaves_a_whole_folder_and_the_base_beside_it(done: tuple[Path, stages.RunResult]) -> None:
     folder, result = done
     assert {p.name for p in result.folder.iterdir()} == {
         "run.json", "clusters.json", "samples.jsonl", "scores.jsonl", "intervention", "log.txt", "digests.json",
@@ -55,7 +55,7 @@ def test_a_run_leaves_a_whole_folder_and_the_base_beside_it(done: tuple[Path, ru
     assert "fitted destein" in (result.folder / "log.txt").read_text()
 
 
-def test_costs_are_measured(done: tuple[Path, runner.RunResult]) -> None:
+def test_costs_are_measured(done: tuple[Path, stages.RunResult]) -> None:
     cost = done[1].record.cost
     measured = [cost[name] or 0 for name in ("fit_seconds", "tokens_per_second", "relative_speed")]
     assert min(measured) > 0
@@ -67,7 +67,7 @@ def test_costs_are_measured(done: tuple[Path, runner.RunResult]) -> None:
     assert cost["added_prompt_tokens"] == 0
 
 
-def test_runs_say_whether_they_have_the_same_intervention(done: tuple[Path, runner.RunResult]) -> None:
+def test_runs_say_whether_they_have_the_same_intervention(done: tuple[Path, stages.RunResult]) -> None:
     """The base and prompts under any seed, here also in what each record has; not a fit that draws its examples."""
     folder, result = done
     base = db.run(overrides(folder, "seed=1")).record
@@ -82,7 +82,7 @@ def test_runs_say_whether_they_have_the_same_intervention(done: tuple[Path, runn
     assert len({base.fit, *reminded, *fits, result.record.fit}) == 4
 
 
-def test_prompt_tokens_and_changed_parameters_are_costs_too(done: tuple[Path, runner.RunResult]) -> None:
+def test_prompt_tokens_and_changed_parameters_are_costs_too(done: tuple[Path, stages.RunResult]) -> None:
     reminded = db.run(overrides(done[0], "method=self_reminder")).record.cost
     assert (reminded["added_prompt_tokens"] or 0) > 10
     tiny_lora = [
@@ -96,13 +96,13 @@ def test_prompt_tokens_and_changed_parameters_are_costs_too(done: tuple[Path, ru
     assert trained["changed_parameters"] == 4 * 2 * 128 * 128  # q_proj and v_proj of four layers
 
 
-def test_a_second_run_does_nothing(done: tuple[Path, runner.RunResult], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_does_nothing(done: tuple[Path, stages.RunResult], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, result = done
 
     def never(*_: Any) -> None:
         raise AssertionError("a finished run loads nothing")
 
-    monkeypatch.setattr(runner, "_lm", never)
+    monkeypatch.setattr(stages, "_lm", never)
     again = db.run(overrides(folder, "method=destein"))
     assert again.cached
     assert again.record == result.record
@@ -110,7 +110,7 @@ def test_a_second_run_does_nothing(done: tuple[Path, runner.RunResult], monkeypa
 
 
 def test_another_suite_shares_the_fit_and_another_scorer_the_samples(
-    done: tuple[Path, runner.RunResult], monkeypatch: pytest.MonkeyPatch
+    done: tuple[Path, stages.RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = done[0]
     states = {s.stage: s.state for s in plan(compose(overrides(folder, "method=destein", "suite.records=7"))).cells}
@@ -118,8 +118,8 @@ def test_another_suite_shares_the_fit_and_another_scorer_the_samples(
     judged_otherwise = compose(overrides(folder, "method=destein", "scorer=profanity_check"))
     states = {s.stage: s.state for s in plan(judged_otherwise).cells}
     assert states == {"base": "to do", "fit": "cached", "generate": "cached", "score": "to do"}
-    monkeypatch.setattr(runner, "_lm", lambda _: pytest.fail("the samples were there"))
-    judged = runner.run(judged_otherwise)
+    monkeypatch.setattr(stages, "_lm", lambda _: pytest.fail("the samples were there"))
+    judged = stages.run(judged_otherwise)
     assert judged.run_id != done[1].run_id
     assert Run(judged.folder).samples() == Run(done[1].folder).samples()
     assert os.stat(judged.folder / "samples.jsonl").st_ino == os.stat(done[1].folder / "samples.jsonl").st_ino
@@ -169,17 +169,17 @@ def test_the_base_of_every_method_is_one_run(tmp_path: Path) -> None:
 def test_a_failing_stage_leaves_no_run_and_the_next_try_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = runner._score
-    monkeypatch.setattr(runner, "_score", lambda *_: (_ for _ in ()).throw(DetoxbenchError("no power")))
+    score = stages._score
+    monkeypatch.setattr(stages, "_score", lambda *_: (_ for _ in ()).throw(DetoxbenchError("no power")))
     with pytest.raises(DetoxbenchError, match="no power"):
         db.run(overrides(tmp_path))
     assert list(runs(tmp_path)) == []
-    monkeypatch.setattr(runner, "_score", score)
-    monkeypatch.setattr(runner, "_lm", lambda _: pytest.fail("the samples were there"))
+    monkeypatch.setattr(stages, "_score", score)
+    monkeypatch.setattr(stages, "_lm", lambda _: pytest.fail("the samples were there"))
     assert not db.run(overrides(tmp_path)).cached
 
 
-def test_samples_do_not_depend_on_the_batch_size(done: tuple[Path, runner.RunResult], tmp_path: Path) -> None:
+def test_samples_do_not_depend_on_the_batch_size(done: tuple[Path, stages.RunResult], tmp_path: Path) -> None:
     small = db.run(overrides(tmp_path, "method=destein", "gen.batch_tokens=100"))
     for file in ("samples.jsonl", "scores.jsonl", "clusters.json"):
         assert (small.folder / file).read_bytes() == (done[1].folder / file).read_bytes()
@@ -270,7 +270,7 @@ def test_in_bf16_a_cut_changes_neither_batches_nor_bytes(
         return b"".join((result.folder / name).read_bytes() for name in ("samples.jsonl", "scores.jsonl"))
 
     monkeypatch.setattr(generation, "_run", watched)
-    monkeypatch.setattr(runner, "_relative_speed", lambda *_: 1.0)
+    monkeypatch.setattr(stages, "_relative_speed", lambda *_: 1.0)
     expected, whole = bytes_of("whole"), list(ran)
     assert len(whole) >= 4
     for cut in (3,) if what == "one for all" else (2,):
@@ -342,7 +342,7 @@ def test_embedded_fit_data_are_taken_where_they_are_typed_or_not_needed(tmp_path
     assert plan(compose(overrides(tmp_path, *typed))).cells[0].state == "missing"
 
 
-def test_data_are_named_in_the_plan_and_in_the_run(done: tuple[Path, runner.RunResult], tmp_path: Path) -> None:
+def test_data_are_named_in_the_plan_and_in_the_run(done: tuple[Path, stages.RunResult], tmp_path: Path) -> None:
     assert done[1].record.data == {
         "fit.parallel_pairs": "embedded fable, 200 examples",
         "suite.data": "embedded fable, 30 requests",

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detoxbench import cli, runner
+from detoxbench import cli
 from detoxbench.data.readers import Labelled, labelled
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results import accuracy, scorer_check
 from detoxbench.results.scorer_check import check, corrected
 from detoxbench.results.store import Run
+from detoxbench.runner import stages
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.similarity import Config
 
@@ -297,8 +298,8 @@ def test_runs_are_corrected_by_a_check_of_their_own_scorer_only(
     pytest.importorskip("profanity_check")
     settings = ["suite=real_toxicity_prompts", "suite.limit=20", "gen.n=2", "gen.max_new_tokens=16", "model.device=cpu"]
     folder = tmp_path / "runs"
-    ours = runner.run_overrides([*settings, "scorer=profanity_check", f"runs_dir={folder}"])
-    other = runner.run_overrides([*settings, "scorer=embedded", f"runs_dir={folder}"])
+    ours = stages.run_overrides([*settings, "scorer=profanity_check", f"runs_dir={folder}"])
+    other = stages.run_overrides([*settings, "scorer=embedded", f"runs_dir={folder}"])
     texts = [
         "you bastard go to hell,1",
         "damn you fool,1",

@@ -13,16 +13,16 @@ import msgspec
 import pytest
 
 import detoxbench as db
-from detoxbench import runner
-from detoxbench.cell import plan
 from detoxbench.cli import main
-from detoxbench.composition import compose
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.lines import appending, encode, encode_lines
 from detoxbench.files.sealing import SEAL, Damaged, seal, whole, whole_or_aside
 from detoxbench.records import Sample, Scored
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run, find_run, readable, runs
+from detoxbench.runner import stages
+from detoxbench.runner.composition import compose
+from detoxbench.runner.plan import plan
 from detoxbench.scorers import cache
 
 SETTINGS = ["suite=safeedit", "suite.records=1", "gen.max_new_tokens=4", "method=destein", "fit.limit=10"]
@@ -327,7 +327,7 @@ def test_a_number_that_json_lacks_is_not_stored(value: float) -> None:
     with pytest.raises(DetoxbenchError, match=r"of 'r1' cannot be stored: scores\.main\.toxicity is -?(nan|inf)"):
         encode_lines([row])
     with pytest.raises(DetoxbenchError, match=r"info\.loss\.1 is"):
-        encode(runner._Fit(0.0, None, 1, 1, 1, 1, {"loss": [1.0, value]}))
+        encode(stages._Fit(0.0, None, 1, 1, 1, 1, {"loss": [1.0, value]}))
 
 
 def test_half_a_character_is_not_stored() -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from detoxbench.cell import Cell, checkpoint_folder
 from detoxbench.cli import main
-from detoxbench.composition import compose
 from detoxbench.config import SCHEMA_VERSION, digest
 from detoxbench.results import leaderboard
 from detoxbench.results.store import Run, readable
+from detoxbench.runner.composition import compose
+from detoxbench.runner.plan import Cell, checkpoint_folder
 from detoxbench.sharing.verification import verify
 
 OLD = Path(__file__).parent / "golden" / "runs_schema_1"

@@ -14,8 +14,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 import detoxbench as db
-from detoxbench.cell import plan
-from detoxbench.composition import compose
 from detoxbench.config import ModelSpec, build
 from detoxbench.data.examples import Instruction, ParaphraseSet
 from detoxbench.errors import DetoxbenchError, UsageError
@@ -25,6 +23,8 @@ from detoxbench.fitting.training import IGNORED, LoraConfig, _encode, train_lora
 from detoxbench.model.chat import ChatTemplate, chosen, in_folder, strftime
 from detoxbench.model.tokens import Marks, answers, encoded, thinking_marks, without_thinking, written
 from detoxbench.records import Request, Sample
+from detoxbench.runner.composition import compose
+from detoxbench.runner.plan import plan
 from tests.tiny import tiny
 
 WORDS = ["▁", "▁a", "▁b", "a", "b", "c", ".", "▁hello", "▁world", "<", ">", "\n", "[", "]", "/", "I", "N", "S", "T"]
@@ -481,7 +481,7 @@ def test_a_plan_refuses_what_the_template_refuses(tmp_path: Any) -> None:
 
 
 def test_a_chat_prompt_is_a_turn_to_what_reads_on() -> None:
-    from detoxbench.runner import _before
+    from detoxbench.runner.stages import _before
 
     def before(prompt: str, text: str, on: bool = True) -> str:
         sample = Sample(id="0", record="0", kind="x", sample=0, prompt=prompt, text=text, stop="eos", tokens=1)

@@ -10,11 +10,11 @@ from unittest import mock
 
 import pytest
 
-from detoxbench import composition, runner
 from detoxbench.cli import main
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.store import MetricRecord, RunRecord
-from detoxbench.tuning import Bounds, Trial, best, tune
+from detoxbench.runner import composition, stages
+from detoxbench.runner.search import Bounds, Trial, best, tune
 
 SPACE = ["method=destein", "method.alpha=interval(0.05,0.5)"]
 OBJECTIVE = Bounds("toxic", {"perplexity": 5.0}, {})
@@ -40,7 +40,7 @@ def fake_run(spec: Any) -> Any:
 @pytest.fixture
 def faked(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna", reason="the extra 'optuna' is not installed")
-    monkeypatch.setattr(runner, "run", fake_run)
+    monkeypatch.setattr(stages, "run", fake_run)
 
 
 def alphas(trials: list[Trial]) -> list[float]:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from detoxbench import composition
 from detoxbench.config import RunSpec, TrackerSpec
+from detoxbench.runner import composition
 from detoxbench.tracking.report import report_of
 from tests.fake_wandb import serving
 from tests.test_tracking import make_run

@@ -13,8 +13,6 @@ from torch import nn
 from torch.nn.functional import linear
 
 import detoxbench as db
-from detoxbench.cell import Cell
-from detoxbench.composition import compose as run_spec
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.fitting import training
@@ -22,6 +20,8 @@ from detoxbench.fitting.training import LoraConfig, train_lora
 from detoxbench.interventions import weight_changes
 from detoxbench.interventions.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
 from detoxbench.lm import LanguageModel, find
+from detoxbench.runner.composition import compose as run_spec
+from detoxbench.runner.plan import Cell
 from tests import stored
 from tests.adapters import adapter_folder, logits, peft_logits
 from tests.tiny import same, state, tiny

@@ -62,7 +62,7 @@ def _override_candidates(line: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
-    from detoxbench import composition
+    from detoxbench.runner import composition
 
     composition.register_search_path()
     with initialize_config_dir(str(composition.conf_dir()), version_base=composition.VERSION_BASE):

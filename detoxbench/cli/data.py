@@ -84,11 +84,11 @@ def _paraphrase(argv: list[str]) -> int:
 
     import msgspec
 
-    from detoxbench import composition
     from detoxbench.config import build, identity, texts, unescaped
     from detoxbench.lm import LanguageModel, find, pick_device
     from detoxbench.model import checkpoint
     from detoxbench.registries import scorers
+    from detoxbench.runner import composition
     from detoxbench.scorers.base import HARM, require_meaning
 
     given = {field.name: getattr(args, field.name) for field in fields(generation.GenerationConfig)}

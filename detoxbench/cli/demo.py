@@ -9,7 +9,7 @@ def main(argv: list[str]) -> int:
     description = "Every method on the embedded model, and a leaderboard, in a few minutes."
     Parser(prog="detoxbench demo", description=description).parse_args(argv)
 
-    from detoxbench.demo import main as demo
+    from detoxbench.runner.demo import main as demo
 
     demo()
     return OK

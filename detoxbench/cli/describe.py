@@ -47,8 +47,8 @@ def main(argv: list[str]) -> int:
 def _described_model(name: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    from detoxbench import composition
     from detoxbench.config import ModelSpec
+    from detoxbench.runner import composition
 
     files = composition.options("model")
     if name not in files:
@@ -76,9 +76,9 @@ def _protocol(suite: str) -> str:
     """How a suite's own file has texts generated, in words; "" without a file."""
     from omegaconf import OmegaConf
 
-    from detoxbench import composition
     from detoxbench.config import GenSpec
     from detoxbench.registries import suites
+    from detoxbench.runner import composition
 
     file = composition.options("suite").get(suite)
     if file is None:

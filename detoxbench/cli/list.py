@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
 
 def names(kind: str) -> list[dict[str, str]]:
     """Name and one-line summary of everything of a kind that works."""
-    from detoxbench import composition, registries
+    from detoxbench import registries
+    from detoxbench.runner import composition
 
     if kind == "models":
         return [{"name": n, "summary": first_comment(f)} for n, f in sorted(composition.options("model").items())]

@@ -12,8 +12,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for run")
     args = parser.parse_intermixed_args(argv)
 
-    from detoxbench import composition
-    from detoxbench.runner import plan
+    from detoxbench.runner import composition
+    from detoxbench.runner.stages import plan
 
     cells = composition.cells(args.overrides + config_dir(args.config_dir), multirun=args.multirun)
     show = console().print

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from detoxbench.config import RunSpec
     from detoxbench.results.store import MetricRecord
-    from detoxbench.runner import RunResult
+    from detoxbench.runner.stages import RunResult
 
 HELP = """\
 Overrides are Hydra's: group=choice (method=destein), key=value (method.alpha=0.3), experiment=NAME. With -m several
@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from detoxbench import composition
-    from detoxbench.runner import run
+    from detoxbench.runner import composition
+    from detoxbench.runner.stages import run
 
     parser = Parser(prog="detoxbench run", parents=[get_args_parser()], add_help=False)
     args = parser.parse_intermixed_args(argv)
@@ -102,7 +102,7 @@ def _announce(title: str) -> None:
 def _check(specs: Sequence[RunSpec]) -> bool:
     """Whether all runs are finished; what is wrong with any of them is raised before the first one begins."""
     from detoxbench.files.writing import make_runs_dir
-    from detoxbench.runner import plan
+    from detoxbench.runner.stages import plan
 
     finished = [plan(spec).finished for spec in specs]
     if all(finished):

@@ -40,10 +40,10 @@ def _check(argv: list[str]) -> int:
 
     import msgspec
 
-    from detoxbench import composition
     from detoxbench.data import readers
     from detoxbench.registries import scorers
     from detoxbench.results import scorer_check
+    from detoxbench.runner import composition
 
     foreign = [o for o in args.overrides if not o.startswith("scorer.")]
     if foreign:

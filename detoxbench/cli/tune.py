@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
 
     from dataclasses import asdict
 
-    from detoxbench.tuning import Bounds, best, tune
+    from detoxbench.runner.search import Bounds, best, tune
 
     bounds = Bounds(args.objective, _numbers("--at-most", args.at_most), _numbers("--at-least", args.at_least))
     tried = []

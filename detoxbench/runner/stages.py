@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from detoxbench.cell import Cell, checkpoint_folder, companions, plan
 from detoxbench.config import BASE, SCHEMA_VERSION, GenSpec, RunSpec, digest
 from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.errors import DetoxbenchError
@@ -35,6 +34,7 @@ from detoxbench.records import BaseReading, Counts, Request, Sample, Scored
 from detoxbench.results import broken_text
 from detoxbench.results.aggregation import Answers, aggregate, base_run_id
 from detoxbench.results.store import Clusters, Run, RunRecord, is_run
+from detoxbench.runner.plan import Cell, checkpoint_folder, companions, plan
 from detoxbench.scorers.asking import Asking, Score
 from detoxbench.scorers.cache import remembering
 from detoxbench.suites.base import Observer
@@ -76,7 +76,7 @@ class RunResult:
 
 def run_overrides(overrides: Sequence[str]) -> RunResult:
     """`run` from Hydra overrides: `detoxbench.run(["model=fable", "method=destein"])`."""
-    from detoxbench.composition import compose
+    from detoxbench.runner.composition import compose
 
     return run(compose(overrides))
 
@@ -171,7 +171,7 @@ def _fit(cell: Cell) -> _Fit:
     with cell.locked(cell.fit_folder):
         if whole_or_aside(cell.fit_folder):
             return msgspec.json.decode((cell.fit_folder / "fit.json").read_bytes(), type=_Fit)
-        from detoxbench.provenance import Meter
+        from detoxbench.runner.provenance import Meter
 
         lm = _lm(cell)
         with Meter(lm.device) as meter:
@@ -259,7 +259,7 @@ def _generate(cell: Cell) -> tuple[list[Sample], _Generation]:
 
 def _read_by_base(cell: Cell, lm: LanguageModel, samples: Sequence[Sample]) -> list[Sample]:
     """The samples, the generated ones with what the unmodified model finds of them."""
-    from detoxbench.base_reading import CHUNK, readings
+    from detoxbench.runner.base_reading import CHUNK, readings
 
     chosen = broken_text.read_ones(samples)
     if not chosen:
@@ -280,7 +280,7 @@ def _read_by_base(cell: Cell, lm: LanguageModel, samples: Sequence[Sample]) -> l
 
 def _arithmetic(cell: Cell, lm: LanguageModel) -> dict[str, Any]:
     """How the model computes; told where that is not what `model.dtype` says."""
-    from detoxbench.provenance import arithmetic
+    from detoxbench.runner.provenance import arithmetic
 
     found = arithmetic(lm.model)
     if cell.spec.model.dtype == "float32" and found["products"] != "float32":
@@ -371,7 +371,7 @@ def _fitted_groups(
     What a fit recorded is on disk before its samples are, so that every record that has samples has it.
     """
     from detoxbench.interventions.routing import routable
-    from detoxbench.provenance import Meter
+    from detoxbench.runner.provenance import Meter
 
     gen, names = cell.spec.gen, list(cell.records)
     group: dict[str, Intervention] = {}
@@ -542,8 +542,8 @@ def _finish(
     """Aggregate, and put the run folder there whole."""
     import torch
 
-    from detoxbench.provenance import now, provenance
     from detoxbench.results.stats import attach
+    from detoxbench.runner.provenance import now, provenance
 
     spec = cell.spec
     own, base_id = Answers(samples, scores), base_run_id(cell.identity)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 
-from detoxbench.composition import compose, options
 from detoxbench.config import BASE
 from detoxbench.registries import methods
 from detoxbench.results.leaderboard import leaderboard
-from detoxbench.runner import run
+from detoxbench.runner.composition import compose, options
+from detoxbench.runner.stages import run
 
 RUNS_DIR = "runs/demo"
 SUITES = ("safeedit", "real_toxicity_prompts", "utility")

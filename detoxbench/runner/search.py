@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from detoxbench.composition import compose, swept
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.runner.composition import compose, swept
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -67,7 +67,7 @@ def tune(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int = 0
         import optuna
     except ImportError:
         raise DetoxbenchError("tuning needs Optuna: pip install 'detoxbench[optuna]'") from None
-    from detoxbench.runner import run
+    from detoxbench.runner.stages import run
 
     fixed, space = swept(overrides)
     if not space:
@@ -100,7 +100,7 @@ def tune(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int = 0
 
 def _check(fixed: Sequence[str], space: Mapping[str, Override]) -> None:
     """Raises, before anything is loaded, what is wrong with any of the values: settings, data, scorers."""
-    from detoxbench.runner import plan
+    from detoxbench.runner.stages import plan
 
     first = {key: _ends(override)[0] for key, override in space.items()}
     settings = [first | {key: value} for key, override in space.items() for value in _ends(override)]

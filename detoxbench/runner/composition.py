@@ -31,7 +31,7 @@ class UnforeseeableSweep(UsageError):
 
 def conf_dir() -> Path:
     """The project's own conf/: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 

@@ -125,7 +125,7 @@ def _driver() -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
 

@@ -1,0 +1,1 @@
+"""Runs from overrides to a folder of results: composed, planned, done stage by stage, searched over."""
