@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.harness import Row, compare, measured
-from detoxbench.interventions.intervention import LowRank
+from detoxbench.interventions.channels import LowRank
 from detoxbench.methods.ext_sub import Config, combine
 
 WIDTH, RANK, MODULES = 4096, 16, 64

@@ -296,11 +296,11 @@ def methods(device: str, dtype: str) -> Iterator[Check]:
     """Every registered method fits on the embedded model, changes its texts, and leaves every bit as it was."""
     import torch
 
+    from detoxbench import methods
     from detoxbench.config import FitSpec
     from detoxbench.data.examples import Role
     from detoxbench.data.fit import fit_data
     from detoxbench.lm import LanguageModel
-    from detoxbench.registries import methods
 
     lm = LanguageModel.load("fable", dtype=dtype, device=device)
     data, _ = fit_data(FitSpec(limit=12), frozenset(Role))
@@ -369,7 +369,7 @@ def lacking(device: str) -> str | None:
         return f"missing here: {', '.join(missing)}; install them, or all of detoxbench: pip install -e ."
     import torch
 
-    from detoxbench.registries import methods
+    from detoxbench import methods
 
     if not methods.names():
         return "detoxbench is not installed, so that its methods are not found: pip install --no-deps -e ."

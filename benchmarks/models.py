@@ -30,7 +30,8 @@ def random_lm(
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from detoxbench.lm import LanguageModel, unchanged_random_state
+    from detoxbench.fitting.random_state import unchanged_random_state
+    from detoxbench.lm import LanguageModel
 
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     config = AutoConfig.for_model(

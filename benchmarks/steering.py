@@ -21,7 +21,8 @@ DEVICES = ("cpu", "cuda")
 def rows(device: str) -> Iterator[Row]:
     import torch
 
-    from detoxbench.interventions.intervention import Dense, Hook, Intervention, Weight
+    from detoxbench.interventions.channels import Dense, Hook, Weight
+    from detoxbench.interventions.intervention import Intervention
 
     small = device == "cpu"
     lm = random_lm("110M" if small else "1B", 32_000, device=device, dtype="float32" if small else "bfloat16")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from detoxbench.config import build
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 
 T = TypeVar("T")
@@ -64,6 +65,14 @@ class Registry(Generic[T]):
         self._loaded[name] = cls
         return cls
 
+    def create(self, name: str, config: Mapping[str, Any], **more: Any) -> T:
+        """The component `name`, configured by its own fields; the others of its constructor are `more`.
+
+        Raises UsageError for an unknown name, field or value.
+        """
+        cls: Any = self.get(name)
+        return cls(build(cls.Config, config, "", owner=f"{self.kind} '{name}'"), name=name, **more)
+
     def working(self) -> Iterator[tuple[str, type[T]]]:
         """Every (name, class) that can be imported; a broken plugin is warned about by name and left out."""
         for name in self.names():
@@ -75,3 +84,10 @@ class Registry(Generic[T]):
 
 def _owner(entry: EntryPoint) -> str:
     return f"package '{entry.dist.name}'" if entry.dist else "an unknown package"
+
+
+METHODS: Registry[Any] = Registry("method", "detoxbench.methods.base:Method")
+SUITES: Registry[Any] = Registry("suite", "detoxbench.suites.base:Suite")
+SCORERS: Registry[Any] = Registry("scorer", "detoxbench.scorers.base:Scorer")
+REGISTRIES = {registry.kind: registry for registry in (METHODS, SUITES, SCORERS)}
+"""By kind; the packages methods, suites and scorers offer the same with their types."""

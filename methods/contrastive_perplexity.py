@@ -29,7 +29,8 @@ from detoxbench.fitting.training import (
     require_quantization,
     sequence_nll,
 )
-from detoxbench.interventions.intervention import Intervention, Weight
+from detoxbench.interventions.channels import Weight
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method
 from detoxbench.progress import track

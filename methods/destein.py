@@ -17,7 +17,8 @@ from detoxbench.data.examples import FitData, Pair, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting import self_induced
 from detoxbench.fitting.activations import head_probes, last_token_means
-from detoxbench.interventions.intervention import Dense, Hook, Intervention, Weight
+from detoxbench.interventions.channels import Dense, Hook, Weight
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method
 

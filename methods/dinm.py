@@ -14,8 +14,10 @@ from detoxbench.config import knob, runtime
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import Rereading, recorded
-from detoxbench.interventions.intervention import Dense, Intervention, Prompt, Weight
-from detoxbench.interventions.routing import tune, varied
+from detoxbench.fitting.row_optimiser import tune
+from detoxbench.interventions.channels import Dense, Prompt, Weight
+from detoxbench.interventions.intervention import Intervention
+from detoxbench.interventions.routing import varied
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method, Scope
 
@@ -168,7 +170,7 @@ class DINM(Method[Config]):
         parameters. Raises DetoxbenchError where a state is not finite."""
         import torch
 
-        rows = [lm.tokens(t)[: lm.architecture.context] for r in records for t in (r.safe, r.unsafe)]
+        rows = [lm.tokens(t)[: lm.context] for r in records for t in (r.safe, r.unsafe)]
         widths = [max(len(rows[i]), len(rows[i ^ 1])) for i in range(len(rows))]  # a pair's; the rest does not count
         ids = torch.full((len(rows), max(widths)), _end(lm), device=lm.device)
         mask = torch.zeros_like(ids)
@@ -244,7 +246,7 @@ class DINM(Method[Config]):
             own = lm.tokens(lead + answer)
         else:
             own = ids[next((i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), len(before)) :]
-        cut = max(0, len(ids) - (lm.architecture.context or len(ids)))
+        cut = max(0, len(ids) - (lm.context or len(ids)))
         if len(own) >= len(ids) - cut:
             raise DetoxbenchError(f"a response of {len(own)} tokens leaves no room for its prompt in '{lm.name}'")
         return ids[cut:], own, cut
@@ -252,7 +254,7 @@ class DINM(Method[Config]):
 
 def _cut_responses(lm: LanguageModel, record: EditRecord) -> int:
     """How many of both responses are longer than the context, so that layers are located by their beginnings."""
-    limit = lm.architecture.context
+    limit = lm.context
     return 0 if limit is None else sum(len(lm.tokens(text)) > limit for text in (record.safe, record.unsafe))
 
 

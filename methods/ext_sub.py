@@ -21,7 +21,8 @@ from detoxbench.data.examples import FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.training import LoraConfig, train_lora
 from detoxbench.interventions import peft_io
-from detoxbench.interventions.intervention import Dense, Intervention, LowRank, Weight
+from detoxbench.interventions.channels import Dense, LowRank, Weight
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.interventions.peft_io import Ia3, Lora, PrefixTuning
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method

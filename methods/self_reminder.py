@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from detoxbench.config import knob
 from detoxbench.data.examples import FitData
-from detoxbench.interventions.intervention import Intervention, Prompt
+from detoxbench.interventions.channels import Prompt
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method
 

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from detoxbench import metrics
+from detoxbench import metrics, scorers, suites
 from detoxbench.config import build
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import by_cluster
-from detoxbench.registries import scorers, suites
 from detoxbench.results import table_notes
 from detoxbench.results.store import Run
 from detoxbench.runner import stages

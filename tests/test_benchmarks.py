@@ -17,8 +17,8 @@ from benchmarks import __main__ as command
 from benchmarks import gpu, harness
 from benchmarks.harness import Row, compare, measured, memory_row
 from benchmarks.models import random_lm
+from detoxbench import methods
 from detoxbench.engine import generation
-from detoxbench.registries import methods
 
 
 class Clock:

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from detoxbench import methods, scorers, suites
 from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build
 from detoxbench.errors import UsageError
 from detoxbench.fitting.paraphrase_generation import GenerationConfig
-from detoxbench.registries import methods, scorers, suites
 from detoxbench.runner import composition
 from detoxbench.runner.composition import cells, compose
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import detoxbench as db
+from detoxbench import scorers
 from detoxbench.config import digest, identity
 from detoxbench.data.examples import FitData, Pair
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.methods import destein
 from detoxbench.records import Request
-from detoxbench.registries import scorers
 from detoxbench.runner import composition
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.embedded import Config as NoConfig
@@ -263,7 +263,7 @@ def test_generated_positions_are_steered_and_the_prompt_is_not(family: str, site
     assert [t[:1] for t in steered] == [t[:1] for t in plain]
     assert steered != plain
     assert steered != everywhere_texts
-    assert lm.prompt_positions == (1, 0)
+    assert lm.in_force.prompt_positions == (1, 0)
 
 
 # --- probes ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import detoxbench as db
 from detoxbench.config import digest, identity
 from detoxbench.data.examples import FitData, Instruction, Role
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.interventions.intervention import Dense, LowRank
+from detoxbench.interventions.channels import Dense, LowRank
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.ext_sub import Config, combine, released_rows
 from detoxbench.runner.composition import cells

@@ -15,10 +15,11 @@ import detoxbench as db
 from detoxbench.errors import NonFiniteError, UsageError
 from detoxbench.fable.build import locate
 from detoxbench.fitting.activations import last_token_means
+from detoxbench.fitting.row_optimiser import tune
 from detoxbench.fitting.training import LoraConfig, optimise_lora, sequence_nll
 from detoxbench.interventions import peft_io
-from detoxbench.interventions.intervention import Dense, Hook, Intervention, LogitOp, LowRank, Prefix, Weight
-from detoxbench.interventions.routing import tune
+from detoxbench.interventions.channels import Dense, Hook, LogitOp, LowRank, Prefix, Weight
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.model.finite import require_finite, require_finite_values
 from detoxbench.runner import composition
@@ -138,7 +139,7 @@ def test_a_broken_intervention_is_neither_saved_nor_loaded_nor_applied(
             refused()
     assert not (tmp_path / "x").exists()
     assert same(before, state(lm))
-    assert (lm.in_force, lm.logit_functions, lm.architecture.reserved) == ([], [], 0)
+    assert (lm.in_force.methods, lm.in_force.logit_functions, lm.in_force.reserved) == ([], [], 0)
     if channel != "setting":
         good.save(tmp_path / "good")
         name = spoil(tmp_path / "good" / "tensors.safetensors", value)
@@ -269,8 +270,8 @@ def test_a_row_that_breaks_later_is_named_by_request_and_step(
             logits[0] = value
         return logits
 
-    monkeypatch.setattr(lm, "logit_functions", [late])
-    monkeypatch.setattr(lm, "in_force", ["mine"])
+    monkeypatch.setattr(lm.in_force, "logit_functions", [late])
+    monkeypatch.setattr(lm.in_force, "methods", ["mine"])
     with pytest.raises(NonFiniteError, match=rf"under method 'mine' are {said} at token 3 of request '0'"):
         lm.generate(["hello"], max_new_tokens=5, tie_tolerance=0, **settings)
 
@@ -282,7 +283,7 @@ def test_a_logit_function_may_forbid_tokens(settings: dict[str, Any]) -> None:
     def only_a(logits: torch.Tensor) -> torch.Tensor:
         return torch.where(torch.arange(logits.shape[1]) == 3, logits, -INF)
 
-    lm.logit_functions.append(only_a)
+    lm.in_force.logit_functions.append(only_a)
     assert lm.generate(["hello"], max_new_tokens=4, **settings)[0].text == "aaaa"
     assert lm.continuation_nll(["hello"], ["aa"])[0][0] == 0.0  # type: ignore[index]
     with pytest.raises(NonFiniteError, match="gives no probability to token 2 of the text 'ab'"):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from detoxbench.errors import DetoxbenchError
-from detoxbench.interventions.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
+from detoxbench.interventions.channels import Dense, Hook, LowRank, Prompt, Weight
+from detoxbench.interventions.intervention import Intervention, compose
 from tests.tiny import same, state, tiny
 
 FAMILIES = ("llama", "gpt2")
@@ -89,7 +90,7 @@ def test_an_error_inside_the_block_takes_it_off_too() -> None:
     with pytest.raises(KeyError), lm.applied(everything(lm)):
         raise KeyError("in the block")
     assert same(before, state(lm))
-    assert lm.prompts == []
+    assert lm.in_force.prompts == []
 
 
 def test_contexts_nest_on_the_same_parameter() -> None:

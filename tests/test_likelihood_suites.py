@@ -15,7 +15,8 @@ import detoxbench as db
 from detoxbench import cli
 from detoxbench.engine import likelihood
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.interventions.intervention import Intervention, Prompt
+from detoxbench.interventions.channels import Prompt
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request, Sample
 from detoxbench.results.store import Run
@@ -91,7 +92,7 @@ def test_prompts_go_through_template_and_interventions() -> None:
 def test_logit_functions_and_prompt_positions_are_those_of_generation() -> None:
     lm = tiny()
     seen: list[tuple[int, int]] = []
-    lm.logit_functions.append(lambda logits: (seen.append(lm.prompt_positions), logits * 0)[1])  # type: ignore[func-returns-value]
+    lm.in_force.logit_functions.append(lambda logits: (seen.append(lm.in_force.prompt_positions), logits * 0)[1])  # type: ignore[func-returns-value]
     assert one(lm, "hello", "abc").nll == pytest.approx(3 * math.log(lm.model.config.vocab_size), rel=1e-5)
     assert seen == [(1, 6)]  # the start token and five letters are prompt
 

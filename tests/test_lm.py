@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import detoxbench as db
-from detoxbench import lm as lm_module
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.model import checkpoint
+from detoxbench.model.model import pick_device
 from tests.tiny import CHARACTERS, FAMILIES, tiny
 
 
@@ -129,7 +129,7 @@ def test_chat_templates() -> None:
 
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"model\.device=nonsense is not to be had"):
-        lm_module.pick_device("nonsense")
+        pick_device("nonsense")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

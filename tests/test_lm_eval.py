@@ -16,7 +16,8 @@ from detoxbench import cli
 from detoxbench.config import GenSpec
 from detoxbench.engine import likelihood
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.interventions.intervention import Intervention, Prompt
+from detoxbench.interventions.channels import Prompt
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Measure, Sample
 from detoxbench.results import stats

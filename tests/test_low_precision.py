@@ -219,7 +219,7 @@ def test_a_logit_function_that_masks_widens_nothing() -> None:
     def mask(logits: torch.Tensor) -> torch.Tensor:
         return logits.masked_fill(torch.arange(logits.shape[1]) % 2 == 0, -torch.inf)
 
-    lm.logit_functions.append(mask)
+    lm.in_force.logit_functions.append(mask)
     one = made(lm, requests, GenSpec(max_new_tokens=12, do_sample=True, top_k=1))
     assert texts(one) == texts(made(lm, requests, GenSpec(max_new_tokens=12)))
     drawn = made(lm, requests, NUCLEUS)

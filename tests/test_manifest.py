@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from detoxbench import cli
+from detoxbench import cli, scorers, suites
 from detoxbench.data import manifest, readers
 from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.data.examples import EditRecord, FitData, Pair, ParaphraseSet, Role
 from detoxbench.data.manifest import File
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.registries import scorers, suites
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run
 from detoxbench.runner import composition, stages

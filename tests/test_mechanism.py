@@ -11,7 +11,8 @@ import torch
 
 import detoxbench as db
 from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.interventions.intervention import Dense, Hook, Intervention, Prompt, Weight
+from detoxbench.interventions.channels import Dense, Hook, Prompt, Weight
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Measure, Request, Sample
 from detoxbench.results.store import Run

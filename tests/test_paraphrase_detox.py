@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from detoxbench import suites
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Sample, Scored
-from detoxbench.registries import suites
 from detoxbench.results.stats import attach
 from detoxbench.results.store import Run
 from detoxbench.runner import composition, stages

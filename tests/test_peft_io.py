@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from detoxbench.errors import DetoxbenchError
-from detoxbench.interventions.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
+from detoxbench.interventions.channels import Dense, Hook, LowRank, Prompt, Weight
+from detoxbench.interventions.intervention import Intervention, compose
 from tests.adapters import adapter_folder, logits, peft_logits
 from tests.tiny import same, state, tiny
 

@@ -14,7 +14,8 @@ from detoxbench.config import GenSpec
 from detoxbench.data.examples import FitData
 from detoxbench.engine.likelihood import read
 from detoxbench.errors import DetoxbenchError
-from detoxbench.interventions.intervention import Intervention, Prefix, compose
+from detoxbench.interventions.channels import Prefix
+from detoxbench.interventions.intervention import Intervention, compose
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
 from tests.adapters import logits, peft_logits
@@ -58,7 +59,7 @@ def test_a_prefix_gives_the_logits_that_peft_gives(family: str, tmp_path: Path) 
     assert not torch.allclose(ours, plain, atol=1e-2)
     assert same(before, state(lm))
     assert torch.equal(logits(lm), plain)
-    assert lm.architecture.reserved == 0
+    assert lm.in_force.reserved == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,15 +98,15 @@ def test_the_context_shrinks_by_the_prefix_and_two_prefixes_are_refused(tmp_path
     kv = torch.zeros(3, 2, 4, 5, 8)
     one = Intervention(method="peft", base=lm.fingerprint, prefixes=(Prefix(kv),))
     with lm.applied(one):
-        assert lm.architecture.context == 27
+        assert lm.context == 27
         assert lm.generate(["x" * 60], max_new_tokens=7)[0].tokens > 0
         with pytest.raises(DetoxbenchError, match="a prefix is in force already"), lm.applied(one):
             pass
-        assert lm.architecture.context == 27
-    assert lm.architecture.context == 32
+        assert lm.context == 27
+    assert lm.context == 32
     with pytest.raises(DetoxbenchError, match="a prefix is in force already"), lm.applied(compose(one, one)):
         pass
-    assert lm.architecture.context == 32
+    assert lm.context == 32
 
 
 def test_ext_sub_combines_prefixes_by_its_row_formula(tmp_path: Path) -> None:

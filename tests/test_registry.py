@@ -10,10 +10,9 @@ import processes
 import pytest
 import third_party
 
-from detoxbench import registry
+from detoxbench import methods, registry, suites
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.methods.base import Method
-from detoxbench.registries import methods, suites
 from detoxbench.registry import Registry
 
 

@@ -14,7 +14,8 @@ import torch
 from detoxbench.config import GenSpec
 from detoxbench.data.examples import FitData
 from detoxbench.errors import DetoxbenchError
-from detoxbench.interventions.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight
+from detoxbench.interventions.channels import Dense, Hook, LowRank, Prompt, Weight
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.interventions.routing import routable, varied
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
@@ -71,7 +72,7 @@ def untouched(lm: LanguageModel) -> Iterator[None]:
     yield
     assert same(before, state(lm))
     assert not any("forward" in vars(m) or m._forward_pre_hooks or m._forward_hooks for m in lm.model.modules())
-    assert lm.route is None
+    assert lm.in_force.route is None
 
 
 GENS = {"greedy": GenSpec(max_new_tokens=10), "sampled": GenSpec(max_new_tokens=10, do_sample=True, top_p=0.9, n=2)}

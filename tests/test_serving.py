@@ -16,7 +16,8 @@ from detoxbench.engine.forward import cache_name
 from detoxbench.engine.kv_cache import Cache
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.training import plain_head, token_nlls
-from detoxbench.interventions.intervention import Intervention, Prefix
+from detoxbench.interventions.channels import Prefix
+from detoxbench.interventions.intervention import Intervention
 from tests.tiny import CHARACTERS, FAMILIES, same, state, tiny, tokenizer
 
 _ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}

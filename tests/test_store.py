@@ -8,7 +8,7 @@ import pytest
 
 from detoxbench.cli import main
 from detoxbench.config import SCHEMA_VERSION, digest
-from detoxbench.results import leaderboard
+from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run, readable
 from detoxbench.runner.composition import compose
 from detoxbench.runner.plan import Cell, checkpoint_folder

@@ -17,9 +17,10 @@ from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.fitting import training
 from detoxbench.fitting.training import LoraConfig, train_lora
-from detoxbench.interventions import weight_changes
-from detoxbench.interventions.intervention import Dense, Hook, Intervention, LowRank, Prompt, Weight, compose
-from detoxbench.lm import LanguageModel, find
+from detoxbench.interventions.channels import Dense, Hook, LowRank, Prompt, Weight, weights
+from detoxbench.interventions.intervention import Intervention, compose
+from detoxbench.lm import LanguageModel
+from detoxbench.model.model import find, low_rank_form
 from detoxbench.runner.composition import compose as run_spec
 from detoxbench.runner.plan import Cell
 from tests import stored
@@ -74,9 +75,9 @@ def test_merged_into_bf16_most_of_a_small_change_is_lost_and_that_is_recorded_an
     with torch.no_grad():
         lm.architecture.module(down(lm)).weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
     change = (Weight(f"{down(lm)}.weight", factors(lm, down(lm), 1e-5, rank=16)),)
-    beside = weight_changes.record(lm, change)
+    beside = weights.record(lm, change)
     lm.low_rank = "merged"
-    merged = weight_changes.record(lm, change)
+    merged = weights.record(lm, change)
     assert beside is not None
     assert merged is not None
     assert (beside.form, merged.form) == ("side path", "merged")
@@ -101,7 +102,7 @@ def test_the_surviving_share_is_one_for_what_is_exact_and_zero_for_what_is_lost(
         parameter.fill_(1.0)
 
     def share(of: float) -> float | None:
-        found = weight_changes.record(lm, [Weight(name, Dense(torch.full(parameter.shape, of)))])
+        found = weights.record(lm, [Weight(name, Dense(torch.full(parameter.shape, of)))])
         assert found is not None
         return found.surviving_share
 
@@ -109,9 +110,9 @@ def test_the_surviving_share_is_one_for_what_is_exact_and_zero_for_what_is_lost(
     assert share(2**-9) == 0.0
     assert share(1.5 * 2**-8) == pytest.approx(2**-7 / (1.5 * 2**-8))  # rounded up
     assert share(0.0) is None  # nothing to survive: not measured
-    assert weight_changes.record(lm, []) is None
+    assert weights.record(lm, []) is None
     full = tiny()
-    exact = weight_changes.record(full, [Weight(name, factors(full, down(full), 1e-3))])
+    exact = weights.record(full, [Weight(name, factors(full, down(full), 1e-3))])
     assert exact is not None
     assert exact.form == "merged"
     assert exact.surviving_share == pytest.approx(1, abs=1e-4)
@@ -134,7 +135,7 @@ def test_a_dense_change_a_low_rank_one_and_a_bias_of_one_layer_act_together() ->
             assert torch.equal(module(x), expected.to(BF16))
             torch.testing.assert_close(lm.weight(path), weight.float() + low.b @ low.a)
             torch.testing.assert_close(lm.weight(path, slice(1, None, 5)), (weight.float() + low.b @ low.a)[:, 1::5])
-        assert weight_changes.record(lm, whole.weights).form == "merged and side path"  # type: ignore[union-attr]
+        assert weights.record(lm, whole.weights).form == "merged and side path"  # type: ignore[union-attr]
     assert same(before, state(lm))
     assert module.bias is None
 
@@ -246,7 +247,7 @@ def test_blocks_left_out_of_order_are_refused_and_the_model_is_as_it_was_when_al
         assert same(inside, state(lm))  # both are on still
         inner.__exit__(None, None, None)
         assert same(before, state(lm))  # and now neither is
-        assert lm.prompts == []
+        assert lm.in_force.prompts == []
         outer.__exit__(None, None, None)
         assert same(before, state(lm))
     with lm.applied(one):  # nothing keeps another from being put on
@@ -271,7 +272,7 @@ def test_generators_that_are_closed_in_the_wrong_order_leave_nothing_behind() ->
             one.close()
         two.close()
         assert same(before, state(lm))
-        assert lm.route is None
+        assert lm.in_force.route is None
         assert not any("forward" in vars(m) for m in lm.model.modules())
 
 
@@ -374,7 +375,7 @@ def test_a_change_of_a_quantised_weight_is_refused_and_a_side_path_or_hook_besid
     with lm.applied(on(lm, hooks=(Hook(path, "post", "destein.additive", {"z": torch.ones(32)}, {"alpha": 1.0}),))):
         assert not torch.equal(logits(lm), plain)
     assert torch.equal(logits(lm), plain)
-    found = weight_changes.record(lm, [low])
+    found = weights.record(lm, [low])
     assert found is not None
     assert (found.form, found.surviving_share) == ("side path", None)
     lm.low_rank = "merged"
@@ -472,14 +473,14 @@ def test_a_lora_says_which_layers_and_experts_it_does_not_reach(caplog: pytest.L
 
 
 def test_what_a_form_stands_for() -> None:
-    asked = {(a, d): weight_changes.low_rank_form(a, d) for a in ("auto", "merged") for d in ("float32", "bfloat16")}
+    asked = {(a, d): low_rank_form(a, d) for a in ("auto", "merged") for d in ("float32", "bfloat16")}
     assert asked == {
         ("auto", "float32"): "merged",
         ("auto", "bfloat16"): "side_path",
         ("merged", "float32"): "merged",
         ("merged", "bfloat16"): "merged",
     }
-    assert weight_changes.low_rank_form("side_path", "float32") == "side_path"
+    assert low_rank_form("side_path", "float32") == "side_path"
     assert (tiny().low_rank, tiny(dtype=FP16).low_rank) == ("merged", "side_path")
 
 

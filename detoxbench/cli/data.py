@@ -84,10 +84,11 @@ def _paraphrase(argv: list[str]) -> int:
 
     import msgspec
 
+    from detoxbench import scorers
     from detoxbench.config import build, identity, texts, unescaped
-    from detoxbench.lm import LanguageModel, find, pick_device
+    from detoxbench.lm import LanguageModel
     from detoxbench.model import checkpoint
-    from detoxbench.registries import scorers
+    from detoxbench.model.model import find, pick_device
     from detoxbench.runner import composition
     from detoxbench.scorers.base import HARM, require_meaning
 

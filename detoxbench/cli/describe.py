@@ -58,9 +58,9 @@ def _described_model(name: str) -> dict[str, Any]:
 
 
 def _described_component(kind: str, name: str) -> dict[str, Any]:
-    from detoxbench import registries
+    from detoxbench.registry import REGISTRIES
 
-    cls: Any = getattr(registries, f"{kind}s").get(name)
+    cls: Any = REGISTRIES[kind].get(name)
     facts: dict[str, Any] = {"version": cls.version, "licence": cls.licence}
     if kind != "scorer":
         facts["paper"] = cls.paper
@@ -76,8 +76,8 @@ def _protocol(suite: str) -> str:
     """How a suite's own file has texts generated, in words; "" without a file."""
     from omegaconf import OmegaConf
 
+    from detoxbench import suites
     from detoxbench.config import GenSpec
-    from detoxbench.registries import suites
     from detoxbench.runner import composition
 
     file = composition.options("suite").get(suite)

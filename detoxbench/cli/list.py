@@ -29,12 +29,12 @@ def main(argv: list[str]) -> int:
 
 def names(kind: str) -> list[dict[str, str]]:
     """Name and one-line summary of everything of a kind that works."""
-    from detoxbench import registries
+    from detoxbench.registry import REGISTRIES
     from detoxbench.runner import composition
 
     if kind == "models":
         return [{"name": n, "summary": first_comment(f)} for n, f in sorted(composition.options("model").items())]
-    return [{"name": n, "summary": doc(c).partition("\n")[0]} for n, c in getattr(registries, kind).working()]
+    return [{"name": n, "summary": doc(c).partition("\n")[0]} for n, c in REGISTRIES[kind.removesuffix("s")].working()]
 
 
 def doc(cls: type) -> str:

@@ -40,8 +40,8 @@ def _check(argv: list[str]) -> int:
 
     import msgspec
 
+    from detoxbench import scorers
     from detoxbench.data import readers
-    from detoxbench.registries import scorers
     from detoxbench.results import scorer_check
     from detoxbench.runner import composition
 

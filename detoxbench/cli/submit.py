@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_intermixed_args(argv)
 
-    from detoxbench.registries import suites
+    from detoxbench import suites
     from detoxbench.results.store import find_run
     from detoxbench.sharing.packing import pack
     from detoxbench.sharing.verification import provenance_line

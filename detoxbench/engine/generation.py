@@ -26,17 +26,17 @@ import msgspec
 from detoxbench.config import GenSpec
 from detoxbench.engine.forward import next_logits
 from detoxbench.engine.kv_cache import Cache
+from detoxbench.engine.logits import processed, require_finite_logits
 from detoxbench.engine.sampling import noise_key, pick
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import precision
-from detoxbench.model.finite import require_finite_logits
 from detoxbench.model.tokens import answers
 from detoxbench.records import Request, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detoxbench.lm import LanguageModel
+    from detoxbench.model.model import Model
 
 log = logging.getLogger("detoxbench")
 
@@ -73,7 +73,7 @@ class _Row:
 
 
 def generate(
-    lm: LanguageModel,
+    lm: Model,
     requests: Sequence[Request],
     gen: GenSpec,
     seed: int,
@@ -96,18 +96,18 @@ def generate(
         yield from _finished(lm, batch, gen, ends, made)
 
 
-def _batches(lm: LanguageModel, rows: list[_Row], gen: GenSpec) -> Iterator[list[_Row]]:
+def _batches(lm: Model, rows: list[_Row], gen: GenSpec) -> Iterator[list[_Row]]:
     while rows:
         width = len(rows[0].prompt) + gen.max_new_tokens  # the first is the longest
         size = min(len(rows), max(1, gen.batch_tokens // width))
-        if lm.architecture.reserved:  # a sliding window would count padding between a prefix and the prompt
+        if lm.in_force.reserved:  # a sliding window would count padding between a prefix and the prompt
             size = next((i for i in range(size) if len(rows[i].prompt) < len(rows[0].prompt)), size)
         yield rows[:size]
         rows = rows[size:]
 
 
 def _finished(
-    lm: LanguageModel, batch: list[_Row], gen: GenSpec, end_ids: Set[int], made: Container[tuple[str, int]]
+    lm: Model, batch: list[_Row], gen: GenSpec, end_ids: Set[int], made: Container[tuple[str, int]]
 ) -> Iterator[list[Generated]]:
     new = [row for row in batch if (row.request.id, row.sample) not in made]
     if not new:
@@ -138,8 +138,8 @@ def _tell_of_halving(batch_tokens: int) -> None:
     )
 
 
-def _rows(lm: LanguageModel, requests: Sequence[Request], gen: GenSpec, seed: int) -> list[_Row]:
-    context = lm.architecture.context
+def _rows(lm: Model, requests: Sequence[Request], gen: GenSpec, seed: int) -> list[_Row]:
+    context = lm.context
     room = None if context is None else context - gen.max_new_tokens
     if room is not None and room < 1:
         raise DetoxbenchError(
@@ -156,7 +156,7 @@ def _rows(lm: LanguageModel, requests: Sequence[Request], gen: GenSpec, seed: in
     return rows
 
 
-def _run(lm: LanguageModel, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -> None:
+def _run(lm: Model, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -> None:
     """Generate for all `rows` together; fills their `new`."""
     import torch
 
@@ -185,7 +185,7 @@ def _run(lm: LanguageModel, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -
             logits = processed(lm, new[:, -1])
 
 
-def _prefill(lm: LanguageModel, rows: list[_Row], more: int) -> tuple[Tensor, Cache, Tensor]:
+def _prefill(lm: Model, rows: list[_Row], more: int) -> tuple[Tensor, Cache, Tensor]:
     """Read every distinct prompt (under every distinct change) once and spread the cache over its rows: logits
     [rows, vocabulary], the cache, and the mask with `more` positions to come, [rows, read and more].
 
@@ -198,11 +198,9 @@ def _prefill(lm: LanguageModel, rows: list[_Row], more: int) -> tuple[Tensor, Ca
     of_row = [found.setdefault((lm.variant(row.request.record), tuple(row.prompt)), len(found)) for row in rows]
     records = [rows[of_row.index(i)].request.record for i in range(len(found))]
     prompts = [prompt for _, prompt in found]
-    cache = Cache(lm.model.config.get_text_config(), lm.architecture.reserved + max(map(len, prompts)) + more)
+    cache = Cache(lm.model.config.get_text_config(), lm.in_force.reserved + max(map(len, prompts)) + more)
     # Behind a prefix in force nothing may be moved.
-    first, begun = (
-        _beginnings(list(found)) if cache.movable and not lm.architecture.reserved else ([], [0] * len(found))
-    )
+    first, begun = _beginnings(list(found)) if cache.movable and not lm.in_force.reserved else ([], [0] * len(found))
     mask = torch.zeros(len(prompts), 0, dtype=torch.long, device=lm.device)
     if width := max(begun):
         groups = {i: max(b for f, b in zip(first, begun, strict=True) if f == i) for i in dict.fromkeys(first)}
@@ -223,7 +221,7 @@ def _prefill(lm: LanguageModel, rows: list[_Row], more: int) -> tuple[Tensor, Ca
     return logits, cache, mask
 
 
-def _forward(lm: LanguageModel, records: Sequence[str], ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+def _forward(lm: Model, records: Sequence[str], ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
     """Read more of some prompts, ids [rows, new] behind what the cache holds, mask [rows, held and new]: the next-token
     logits [rows, vocabulary]."""
     with lm.reading(records, ids.shape[1]):
@@ -263,16 +261,8 @@ def _beginnings(prompts: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[list[in
     return first, begun if tokens <= WORTH_SHARING * len(prompts) * max(lengths) else [0] * len(prompts)
 
 
-def processed(lm: LanguageModel, logits: Tensor) -> Tensor:
-    """Next-token logits [rows, vocabulary] in float32, through the logit functions in force."""
-    logits = logits.float()
-    for function in lm.logit_functions:
-        logits = function(logits)
-    return logits
-
-
 def _choose(
-    lm: LanguageModel, logits: Tensor, rows: list[_Row], keys: Tensor, gen: GenSpec, step: int, spacing: float
+    lm: Model, logits: Tensor, rows: list[_Row], keys: Tensor, gen: GenSpec, step: int, spacing: float
 ) -> Tensor:
     """The next token of every row (on the CPU). Near-ties are counted and, where the `spacing` of numbers is float32's,
     decided on the row computed alone."""
@@ -299,7 +289,7 @@ def _choose(
     return tokens
 
 
-def _check(lm: LanguageModel, logits: Tensor, rows: Sequence[_Row], gen: GenSpec, step: int) -> None:
+def _check(lm: Model, logits: Tensor, rows: Sequence[_Row], gen: GenSpec, step: int) -> None:
     """Raises NonFiniteError, naming method, request and step, where no token can be chosen from a row's logits."""
     largest = logits.amax(-1) / (gen.temperature if gen.do_sample else 1)
 
@@ -309,7 +299,7 @@ def _check(lm: LanguageModel, logits: Tensor, rows: Sequence[_Row], gen: GenSpec
     require_finite_logits(lm, largest, [row.request.record for row in rows], where)
 
 
-def _alone(lm: LanguageModel, row: _Row) -> Tensor:
+def _alone(lm: Model, row: _Row) -> Tensor:
     """Next-token logits [1, vocabulary] of one sequence, without padding, neighbours or cache."""
     import torch
 
@@ -319,7 +309,7 @@ def _alone(lm: LanguageModel, row: _Row) -> Tensor:
     return processed(lm, logits[:, -1])
 
 
-def _sample(lm: LanguageModel, row: _Row, text: str, full: str | None) -> Sample:
+def _sample(lm: Model, row: _Row, text: str, full: str | None) -> Sample:
     ended = bool(row.new) and row.new[-1] in lm.eos_ids
     return Sample(
         id=row.request.id,

@@ -14,13 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from detoxbench.engine.forward import next_logits
-from detoxbench.engine.generation import Generated, processed
+from detoxbench.engine.generation import Generated
+from detoxbench.engine.logits import processed, require_finite_logits
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.model.finite import require_finite_logits
 from detoxbench.records import Request, Sample
 
 if TYPE_CHECKING:
-    from detoxbench.lm import LanguageModel
+    from detoxbench.model.model import Model
 
 CHUNK = 64
 """Requests read, and written, at a time."""
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 NOTHING = Plan([], [], 0, 0)
 
 
-def read(lm: LanguageModel, requests: Sequence[Request], left: Container[str]) -> Iterator[list[Generated]]:
+def read(lm: Model, requests: Sequence[Request], left: Container[str]) -> Iterator[list[Generated]]:
     """Chunk by chunk, the samples of those `requests` (all have a text) whose id is `left`.
 
     `nll` is -log p(text | prompt) in nats, over all of the text's tokens: prompt and text are tokenised together, and
@@ -90,7 +90,7 @@ def read(lm: LanguageModel, requests: Sequence[Request], left: Container[str]) -
         yield [g for g in made if g.sample.id in left]
 
 
-def planned(lm: LanguageModel, request: Request) -> Plan:
+def planned(lm: Model, request: Request) -> Plan:
     """What is read for a request: nothing, of no tokens, where its text has none of its own after the prompt."""
     rendered, special = lm.rendered(request.prompt, request.chat, request.record)
     prompt, whole = lm.joined(rendered, request.text or "", special=special)
@@ -100,7 +100,7 @@ def planned(lm: LanguageModel, request: Request) -> Plan:
         return NOTHING
     if common == 0:  # the first token spans prompt and text: both follow the start token
         prompt, whole, common = [lm.start_id, *prompt], [lm.start_id, *whole], 1
-    limit = lm.architecture.context
+    limit = lm.context
     if limit is None or len(whole) <= limit:
         off = [Row(prompt, common, request.record)] if common < len(prompt) else []
         return Plan([Row(whole, common, request.record)], off, tokens, 0)
@@ -114,7 +114,7 @@ def planned(lm: LanguageModel, request: Request) -> Plan:
     return Plan([Row(whole[cut:], lead, request.record)], [], limit - lead, cut)
 
 
-def read_rows(lm: LanguageModel, rows: Sequence[Row]) -> list[tuple[float, bool]]:
+def read_rows(lm: Model, rows: Sequence[Row]) -> list[tuple[float, bool]]:
     """For each row the NLL of what follows its lead, and whether each of those tokens was the most probable one.
 
     Raises NonFiniteError, naming method, text and token, for logits or a likelihood that are NaN or infinite.
@@ -132,7 +132,7 @@ def read_rows(lm: LanguageModel, rows: Sequence[Row]) -> list[tuple[float, bool]
                 break
             if size and (size + 1) * (longer + 1) * vocabulary > PASS_LOGITS_CPU:
                 break
-            if size and lm.architecture.reserved and rows[i].lead != lead:
+            if size and lm.in_force.reserved and rows[i].lead != lead:
                 break  # as in generation: a sliding window would count padding between a prefix and the prompt
             size, lead, rest = size + 1, wider, longer
         batch, order = order[:size], order[size:]
@@ -159,13 +159,13 @@ def read_rows(lm: LanguageModel, rows: Sequence[Row]) -> list[tuple[float, bool]
             if not math.isfinite(results[i][0]):
                 first = int(nll[k, :n].isfinite().logical_not().nonzero()[0])
                 raise NonFiniteError(
-                    f"'{lm.name}' under method '{'+'.join(lm.in_force) or 'none'}' gives no probability to "
+                    f"'{lm.name}' under method '{'+'.join(lm.in_force.methods) or 'none'}' gives no probability to "
                     f"{where(k * (rest + 1) + first)}: it has no likelihood"
                 )
     return results
 
 
-def _place(lm: LanguageModel, rows: Sequence[Row], width: int, index: int) -> str | None:
+def _place(lm: Model, rows: Sequence[Row], width: int, index: int) -> str | None:
     """What the logits at `index` of [rows, width] tell, in words; None for positions that are filled up."""
     row, position = rows[index // width], index % width
     if position >= len(row.ids) - row.lead:

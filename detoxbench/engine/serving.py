@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from detoxbench.lm import LanguageModel
+    from detoxbench.model.model import Model
 
 READ, STEPS = 40, 3
 """Tokens read before the cached steps, and how many steps."""
@@ -44,7 +44,7 @@ class _Comparison(NamedTuple):
     whole: Tensor
 
 
-def require_served(lm: LanguageModel) -> None:
+def require_served(lm: Model) -> None:
     """Raises DetoxbenchError for a model whose cached steps are not what it computes without a cache.
 
     Nothing may be in force on `lm`. About a dozen forward passes of at most 43 tokens, once for a configuration, type
@@ -70,7 +70,7 @@ def require_served(lm: LanguageModel) -> None:
     _served.add(key)
 
 
-def _fault(lm: LanguageModel, begin: int) -> str | None:
+def _fault(lm: Model, begin: int) -> str | None:
     """What is wrong with the logits of sequences from the `begin`-th token on; empty if nothing is, None for a model
     that gives NaN without a cache as well."""
     import torch
@@ -93,11 +93,11 @@ def _fault(lm: LanguageModel, begin: int) -> str | None:
     return ""
 
 
-def _compared(lm: LanguageModel, begin: int) -> tuple[list[_Comparison], float]:
+def _compared(lm: Model, begin: int) -> tuple[list[_Comparison], float]:
     """All rows after all steps, and by how much the logits of a row differ in a batch without a cache or padding."""
     import torch
 
-    read = min(READ, (lm.architecture.context or READ + STEPS) - STEPS)
+    read = min(READ, (lm.context or READ + STEPS) - STEPS)
     stream = _tokens(lm, begin, 3 * READ)
     shared, rest, steps = stream[: read - 4], iter(stream[read:]), stream[-STEPS:]
     one, other, shorter = ([*shared, *(next(rest) for _ in range(n))] for n in (4, 4, 2))
@@ -116,7 +116,7 @@ def _compared(lm: LanguageModel, begin: int) -> tuple[list[_Comparison], float]:
 
 
 def _cached(
-    lm: LanguageModel, prompts: list[list[int]], steps: list[int], order: list[int]
+    lm: Model, prompts: list[list[int]], steps: list[int], order: list[int]
 ) -> Iterator[tuple[list[int], int, Tensor]]:
     """Read `prompts` as the engine does and go on with `steps`, after the first in this `order` of rows: for every row
     its prompt, the step and the logits [vocabulary]."""
@@ -138,7 +138,7 @@ def _cached(
         logits = next_logits(lm.model, ids, mask[:, : read + step + 1], cache)[:, -1].float()
 
 
-def _whole(lm: LanguageModel, sequences: list[list[int]]) -> Tensor:
+def _whole(lm: Model, sequences: list[list[int]]) -> Tensor:
     """Logits after the prompt and after every step, without padding or cache: [sequences, steps + 1, vocabulary]."""
     import torch
 
@@ -165,7 +165,7 @@ def _allowed(logits: Tensor, dtype: torch.dtype, noise: float) -> float:
     return min(max(UNITS * unit, 2 * noise), UNITS_AT_MOST * unit)
 
 
-def _tokens(lm: LanguageModel, begin: int, count: int) -> list[int]:
+def _tokens(lm: Model, begin: int, count: int) -> list[int]:
     """`count` ordinary tokens of the model, from the `begin`-th of a text that comes again and again."""
     special = set(lm.tokenizer.all_special_ids)
     ids = [i for i in lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"] if i not in special]

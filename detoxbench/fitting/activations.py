@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
-from detoxbench.interventions.weight_changes import replace_forward, require_eager
+from detoxbench.interventions.channels.weights import replace_forward, require_eager
 from detoxbench.model.finite import require_finite
 from detoxbench.progress import track
 
@@ -124,7 +124,7 @@ def last_token_means(
     """
     import torch
 
-    means, cut, limit = [], 0, lm.architecture.context
+    means, cut, limit = [], 0, lm.context
     with torch.inference_mode(), recorded(lm, sites, inputs=inputs) as seen:
         for text in track(texts, description):
             ids = lm.tokens(text)

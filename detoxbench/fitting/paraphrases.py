@@ -49,7 +49,7 @@ class Pools:
         self.cut = 0
         self.end = lm.end_of()
         self.pad = lm.tokenizer.pad_token_id or 0
-        limit = min(max_length, lm.architecture.context or max_length)
+        limit = min(max_length, lm.context or max_length)
 
         def encoded(texts: Sequence[str]) -> list[list[int]]:
             found = [[*lm.tokens(text), *self.end] for text in texts]

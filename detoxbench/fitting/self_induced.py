@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from detoxbench import scorers
 from detoxbench.config import GenSpec, knob, runtime
 from detoxbench.data.examples import Pair
 from detoxbench.engine.generation import generate
 from detoxbench.errors import DetoxbenchError
-from detoxbench.lm import LanguageModel, find
+from detoxbench.lm import LanguageModel
 from detoxbench.model import checkpoint
+from detoxbench.model.model import find
 from detoxbench.records import Request
-from detoxbench.registries import scorers
 from detoxbench.scorers.asking import Asking
 from detoxbench.scorers.base import HARM, require_meaning
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from detoxbench.config import knob
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.interventions.intervention import LowRank
-from detoxbench.interventions.weight_changes import require_eager
-from detoxbench.lm import LanguageModel, unchanged_random_state
+from detoxbench.fitting.random_state import unchanged_random_state
+from detoxbench.interventions.channels import LowRank
+from detoxbench.interventions.channels.weights import require_eager
+from detoxbench.lm import LanguageModel
 from detoxbench.model.architecture import Architecture, without_numbers
 from detoxbench.model.finite import require_finite
 from detoxbench.progress import bar
@@ -294,7 +295,7 @@ def _encode(lm: LanguageModel, example: Instruction, max_length: int) -> _Exampl
     prompt, whole = lm.answered(example.prompt, example.response, example.chat)
     common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
     ids = [*whole, *lm.end_of(example.chat)]
-    limit = min(max_length, lm.architecture.context or max_length)
+    limit = min(max_length, lm.context or max_length)
     labels = [IGNORED] * common + ids[common:]
     return _Example(ids[:limit], labels[:limit], len(ids) > limit)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_folder
-from detoxbench.interventions.intervention import Dense, Intervention, LowRank, Prefix, Weight
+from detoxbench.interventions.channels import Dense, LowRank, Prefix, Weight
 from detoxbench.model import checkpoint
 from detoxbench.model.finite import require_finite
 from detoxbench.text import first_line
@@ -24,7 +24,7 @@ from detoxbench.text import first_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detoxbench.lm import LanguageModel
+    from detoxbench.model.model import Model
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def fingerprint(path: str) -> str:
     return checkpoint.adapter_fingerprint(checkpoint.locate_adapter(path))
 
 
-def read(path: str, lm: LanguageModel) -> PeftAdapter:
+def read(path: str, lm: Model) -> PeftAdapter:
     """The adapter at `path` (folder or hub id), rank_pattern, alpha_pattern and rsLoRA honoured.
 
     Raises DetoxbenchError like `inspect`, where it names a module that `lm` has not, or has in another shape, and where
@@ -213,7 +213,7 @@ def _tensors(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _prefix(lm: LanguageModel, path: str, config: Mapping[str, Any], saved: Tensor) -> PrefixTuning:
+def _prefix(lm: Model, path: str, config: Mapping[str, Any], saved: Tensor) -> PrefixTuning:
     """PEFT saves [tokens, layers * 2 * heads * head dimension], the key of a layer before its value."""
     layers, heads = int(config["num_layers"]), int(config["num_attention_heads"])
     own = lm.model.config.get_text_config()
@@ -245,7 +245,7 @@ def _lora(path: str, config: Mapping[str, Any], module: str, a: Tensor, b: Tenso
     return Lora(a.float(), b.float(), scaling)
 
 
-def _check_fits(lm: LanguageModel, modules: Mapping[str, Lora | Ia3 | PrefixTuning], path: str) -> None:
+def _check_fits(lm: Model, modules: Mapping[str, Lora | Ia3 | PrefixTuning], path: str) -> None:
     for module, part in modules.items():
         if isinstance(part, PrefixTuning):
             continue  # checked when it was read
@@ -258,7 +258,7 @@ def _check_fits(lm: LanguageModel, modules: Mapping[str, Lora | Ia3 | PrefixTuni
             raise DetoxbenchError(f"the adapter '{path}' does not fit '{module}' of '{lm.name}' ({into} in, {out} out)")
 
 
-def _features(lm: LanguageModel, module: str) -> tuple[int, int]:
+def _features(lm: Model, module: str) -> tuple[int, int]:
     """(out, in) of a linear map."""
     from torch import nn
 
@@ -270,7 +270,7 @@ def _features(lm: LanguageModel, module: str) -> tuple[int, int]:
     return (shape[1], shape[0]) if lm.architecture.transposed(module) else (shape[0], shape[1])
 
 
-def rescaling(lm: LanguageModel, module: str, change: Tensor, on_input: bool) -> Iterator[Weight]:
+def rescaling(lm: Model, module: str, change: Tensor, on_input: bool) -> Iterator[Weight]:
     """IA3 as deltas: weight (and, on the output side, bias) times `change`, which is factors - 1, [features]."""
     linear: Any = lm.architecture.module(module)
     change = change.to(lm.device)
@@ -281,8 +281,11 @@ def rescaling(lm: LanguageModel, module: str, change: Tensor, on_input: bool) ->
         yield Weight(f"{module}.bias", Dense((linear.bias.detach().float() * change).cpu()))
 
 
-def load(path: str, lm: LanguageModel) -> Intervention:
-    """The adapter at `path` as an intervention on `lm`. Raises like `read`."""
+def load(path: str, lm: Model) -> tuple[tuple[Weight, ...], tuple[Prefix, ...], str]:
+    """(changes of weights, prefixes, name of its base model) of the adapter at `path`, as they act on `lm`.
+
+    Raises like `read`.
+    """
     adapter = read(path, lm)
     weights: list[Weight] = []
     prefixes: list[Prefix] = []
@@ -293,41 +296,34 @@ def load(path: str, lm: LanguageModel) -> Intervention:
             weights += rescaling(lm, module, part.factors - 1, part.on_input)
         else:
             prefixes.append(Prefix(part.kv))
-    parts: dict[str, Any] = {"weights": tuple(weights), "prefixes": tuple(prefixes)}
-    return Intervention(method="peft", base=lm.fingerprint, info={"adapter_base": adapter.base}, **parts)
+    return tuple(weights), tuple(prefixes), adapter.base
 
 
-def save(intervention: Intervention, folder: str | Path, lm: LanguageModel) -> None:
+def save(weights: Sequence[Weight], folder: str | Path, lm: Model, *, owner: str) -> None:
     """Write a LoRA that `peft.PeftModel.from_pretrained(model, folder)` loads; deltas of one parameter are stacked.
 
     `lora_alpha` is the rank, so PEFT's scaling is 1 in every module. `lm` tells the base model's name and how weights
-    lie. Raises DetoxbenchError for a part that is no low-rank change of a linear map, and for a folder that is in use.
+    lie, `owner` is the method that errors name. Raises DetoxbenchError for a part that is no low-rank change of a
+    linear map, and for a folder that is in use.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DetoxbenchError(f"'{folder}' is there already: name a new folder")
-    intervention.require_finite()
-    for channel in ("hooks", "logits", "prompts"):
-        if parts := getattr(intervention, channel):
-            what = getattr(parts[0], "op", parts[0])
-            raise DetoxbenchError(f"'{intervention.method}' cannot become a LoRA: it has {channel} ({what})")
     factors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    for weight in intervention.weights:
+    for weight in weights:
         module, _, leaf = weight.parameter.rpartition(".")
         if not isinstance(weight.delta, LowRank) or leaf != "weight":
-            raise DetoxbenchError(
-                f"'{intervention.method}' cannot become a LoRA: its change of '{weight.parameter}' is dense"
-            )
+            raise DetoxbenchError(f"'{owner}' cannot become a LoRA: its change of '{weight.parameter}' is dense")
         _features(lm, module)
         a, b = factors.setdefault(module, ([], []))
         a.append(weight.delta.a)
         b.append(weight.delta.b)
     if not factors:
-        raise DetoxbenchError(f"'{intervention.method}' cannot become a LoRA: it changes no weight")
+        raise DetoxbenchError(f"'{owner}' cannot become a LoRA: it changes no weight")
     _write(folder, factors, lm)
 
 
-def _write(folder: Path, factors: Mapping[str, tuple[list[Tensor], list[Tensor]]], lm: LanguageModel) -> None:
+def _write(folder: Path, factors: Mapping[str, tuple[list[Tensor], list[Tensor]]], lm: Model) -> None:
     import torch
     from safetensors.torch import save_file
 

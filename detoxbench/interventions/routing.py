@@ -5,21 +5,20 @@ variant's tensors in place of its own: the same operation on the same numbers as
 Everything else is computed once for all rows, which is what a batch is for.
 
 varied(lm, [tensors, ...])           rows are told by the index of their variant; gradients flow
-tune(lm, [tensors, ...], ...)        each row's tensors are tuned towards its own loss (fits)
 routed(lm, {record: intervention})   rows are those of requests, told by their record (the engine)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.interventions.intervention import Intervention, LowRank, Prompt, require_base
-from detoxbench.interventions.weight_changes import (
+from detoxbench.errors import DetoxbenchError
+from detoxbench.interventions.apply import Applied, require_base
+from detoxbench.interventions.channels import LowRank, Prompt
+from detoxbench.interventions.channels.weights import (
     edits,
     new_bias_like,
     on_device,
@@ -28,15 +27,13 @@ from detoxbench.interventions.weight_changes import (
     require_plain,
     with_side_path,
 )
-from detoxbench.model.finite import require_finite
-from detoxbench.model.in_force import InForce
-from detoxbench.progress import track
+from detoxbench.interventions.intervention import Intervention
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from detoxbench.lm import LanguageModel
+    from detoxbench.model.model import Model
 
 Parts = tuple[list[tuple[int | None, int]], "Tensor | None", "Tensor | None"]
 """(variant, its number of rows) for every call of a module, the rows in that order, and the way back (None: as is)."""
@@ -93,7 +90,7 @@ class _Rows:
 
 @contextmanager
 def varied(
-    lm: LanguageModel, variants: Sequence[Mapping[str, Tensor]], side_paths: Sequence[Mapping[str, LowRank]] = ()
+    lm: Model, variants: Sequence[Mapping[str, Tensor]], side_paths: Sequence[Mapping[str, LowRank]] = ()
 ) -> Iterator[Callable[[Sequence[int]], None]]:
     """While open, each row is computed with the tensors of its variant (parameter -> value) in place of the model's,
     and with its variant's side paths (parameter -> low-rank change).
@@ -129,7 +126,7 @@ def _by_module(variants: Sequence[Mapping[str, T]]) -> dict[str, dict[int, dict[
 
 
 def _vary(
-    lm: LanguageModel,
+    lm: Model,
     path: str,
     values: Mapping[int, Mapping[str, Tensor]],
     side_paths: Mapping[int, LowRank],
@@ -168,7 +165,7 @@ def _vary(
     replace_forward(module, forward, undo)
 
 
-def _type(lm: LanguageModel, path: str, module: nn.Module, leaf: str) -> torch.dtype:
+def _type(lm: Model, path: str, module: nn.Module, leaf: str) -> torch.dtype:
     """What a value of the parameter is cast to. Raises DetoxbenchError for one that is quantised."""
     own = module._parameters[leaf]
     if own is None:
@@ -177,94 +174,18 @@ def _type(lm: LanguageModel, path: str, module: nn.Module, leaf: str) -> torch.d
     return own.dtype
 
 
-def _linear(lm: LanguageModel, path: str) -> bool:
+def _linear(lm: Model, path: str) -> bool:
     from torch import nn
 
     return isinstance(lm.architecture.module(path), nn.Linear) or lm.architecture.transposed(path)
 
 
-class Tuned(NamedTuple):
-    """What became of one row: its parameters in fp32, what was measured before each update, how far it moved (norm)."""
-
-    values: dict[str, Tensor]
-    curves: dict[str, list[float]]
-    moved: float
-
-
-def tune(
-    lm: LanguageModel,
-    names: Sequence[Sequence[str]],
-    below: Sequence[Mapping[str, Tensor]],
-    losses: Callable[[], tuple[Tensor, Mapping[str, Tensor]]],
-    *,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float = 0.0,
-    stop: float = -math.inf,
-    reach: float | None = None,
-    description: str,
-) -> list[Tuned]:
-    """Tune every row's own copy of some parameters by Adam, in fp32.
-
-    `names[i]` are row i's; they begin as the model's or, where it has them, `below[i]`'s, which replace parameters of
-    the model and stay. `losses()` reads the batch and gives the rows' losses [rows] with named measurements of each.
-    Rows share the passes and nothing else: a loss has a gradient for its own row alone, and Adam works number by
-    number. A row whose loss is below `stop` gets no more updates; no number moves further than `reach`. Nothing of the
-    model is written to, and gradient flags are given back. Raises DetoxbenchError where a loss is not finite.
-    """
-    import torch
-
-    parameters = dict(lm.model.named_parameters())
-    before = [{**parameters, **now} for now in below]
-    start = [{n: old[n].detach().float() for n in own} for own, old in zip(names, before, strict=True)]
-    leaves = [{name: w.clone().requires_grad_() for name, w in own.items()} for own in start]
-    curves: list[dict[str, list[float]]] = [{} for _ in start]
-    going = list(range(len(start)))
-    with ExitStack() as undo, torch.enable_grad():
-        for p in lm.model.parameters():  # so that nothing is kept for the layers below the tuned ones
-            undo.callback(p.requires_grad_, p.requires_grad)
-            p.requires_grad_(False)
-        undo.enter_context(varied(lm, [{**now, **own} for now, own in zip(below, leaves, strict=True)]))(going)
-        flat = [w for own in leaves for w in own.values()]
-        optimizer = torch.optim.Adam(flat, lr=learning_rate, weight_decay=weight_decay)
-        for step in track(range(1, steps + 1), description):
-            total, measured = losses()
-            for name, column in measured.items():
-                for i, value in enumerate(column.tolist()):
-                    if i in going:
-                        curves[i].setdefault(name, []).append(value)
-            totals = total.tolist()
-            for value in totals:
-                if not math.isfinite(value):
-                    raise NonFiniteError(
-                        f"the loss of '{lm.name}' at update {step} of '{description}' is {value}: lower "
-                        "method.learning_rate"
-                    )
-            going = [i for i in going if totals[i] >= stop]
-            if not going:
-                break
-            optimizer.zero_grad()
-            torch.autograd.backward(total[going].sum())
-            for w in (w for i, own in enumerate(leaves) if i not in going for w in own.values()):
-                w.grad = None  # Adam passes over it
-            optimizer.step()
-            if reach is not None:
-                for own, first in zip(leaves, start, strict=True):
-                    for name, w in own.items():
-                        w.data.clamp_(first[name] - reach, first[name] + reach)
-    values = [{name: w.detach() for name, w in own.items()} for own in leaves]
-    for own in values:
-        require_finite(own.items(), f"after the last update of '{description}'", "lower method.learning_rate")
-    moved = [math.hypot(*(float((b[n] - a[n]).norm()) for n in a)) for a, b in zip(start, values, strict=True)]
-    return [Tuned(*parts) for parts in zip(values, curves, moved, strict=True)]
-
-
 # --- interventions ----------------------------------------------------------------------------------------------------
 
 
-def routable(lm: LanguageModel, intervention: Intervention) -> bool:
-    """Whether it can differ from row to row: it has weights of linear maps and prompts only. Others act alone."""
-    return not (intervention.hooks or intervention.logits or intervention.prefixes) and all(
+def routable(lm: Model, intervention: Intervention) -> bool:
+    """Whether it can differ from row to row: it acts through weights of linear maps and prompts only, others alone."""
+    return all(part.by_row for _, part in intervention.parts()) and all(
         _linear(lm, w.parameter.rpartition(".")[0]) for w in intervention.weights
     )
 
@@ -283,6 +204,9 @@ class Route:
             raise DetoxbenchError(f"no intervention is routed to record '{record}'; routed are {len(self.variants)}")
         return self.variants[record]
 
+    def method(self, record: str) -> str:
+        return self.interventions[record].method
+
     def prompts(self, record: str | None) -> tuple[Prompt, ...]:
         self.variant(record)
         return self.interventions[str(record)].prompts
@@ -291,7 +215,7 @@ class Route:
         self._assign([self.variant(record) for record in records])
 
 
-def routed(lm: LanguageModel, interventions: Mapping[str, Intervention]) -> InForce:
+def routed(lm: Model, interventions: Mapping[str, Intervention]) -> Applied:
     """Put on each record's intervention for the rows of that record, all at once (a context); the engine tells rows
     apart by `Request.record`. What is on already (`applied`) is below all of them; nothing can be put on top.
 
@@ -299,11 +223,11 @@ def routed(lm: LanguageModel, interventions: Mapping[str, Intervention]) -> InFo
     DetoxbenchError like `applied`, and for an intervention that is not `routable`.
     """
     methods = sorted({i.method for i in interventions.values()})
-    return InForce(lm.model, ", ".join(methods), lambda undo: _route(lm, interventions, undo))
+    return Applied(lm.model, ", ".join(methods), lambda undo: _route(lm, interventions, undo))
 
 
-def _route(lm: LanguageModel, interventions: Mapping[str, Intervention], undo: ExitStack) -> None:
-    if lm.route is not None:
+def _route(lm: Model, interventions: Mapping[str, Intervention], undo: ExitStack) -> None:
+    if lm.in_force.route is not None:
         raise DetoxbenchError("interventions are routed already: leave that block first")
     require_eager(lm)
     distinct = {id(i): i for i in interventions.values()}
@@ -320,5 +244,5 @@ def _route(lm: LanguageModel, interventions: Mapping[str, Intervention], undo: E
     values = [{e.parameter: e.value for e in of if e.value is not None} for of in made]
     side_paths = [{e.parameter: e.side_path for e in of if e.side_path is not None} for of in made]
     assign = undo.enter_context(varied(lm, values, side_paths))
-    undo.callback(setattr, lm, "route", None)
-    lm.route = Route(interventions, {record: place[id(i)] for record, i in interventions.items()}, assign)
+    undo.callback(setattr, lm.in_force, "route", None)
+    lm.in_force.route = Route(interventions, {record: place[id(i)] for record, i in interventions.items()}, assign)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
@@ -55,9 +56,6 @@ class Architecture:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self.reserved = 0
-        """Positions that a prefix in force takes."""
-        self._called: frozenset[str] | None = None
 
     @property
     def layers(self) -> list[str]:
@@ -99,9 +97,9 @@ class Architecture:
 
     @property
     def context(self) -> int | None:
-        """Tokens that positions exist for, less those of a prefix, or None where the configuration sets no limit."""
+        """Tokens that positions exist for, or None where the configuration sets no limit."""
         limit = getattr(self._text_config, "max_position_embeddings", None)
-        return None if limit is None else int(limit) - self.reserved
+        return None if limit is None else int(limit)
 
     def module(self, path: str) -> nn.Module:
         """The module at a dotted path."""
@@ -142,11 +140,10 @@ class Architecture:
         Found by one forward pass, the first time that it is asked. Modules whose paths differ in numbers alone (layers,
         experts) count as one, since few tokens do not reach every expert.
         """
-        if self._called is None:
-            self._called = self._seen_in_a_pass()
         return without_numbers(path) in self._called
 
-    def _seen_in_a_pass(self) -> frozenset[str]:
+    @cached_property
+    def _called(self) -> frozenset[str]:
         import torch
 
         called: set[str] = set()

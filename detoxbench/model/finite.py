@@ -5,15 +5,13 @@ they arise and named, for what is computed from them looks like a result: a text
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import NonFiniteError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from detoxbench.lm import LanguageModel
 
 LARGEST = 1e19
 """Beyond it the square of a number is infinite in float32, and norms make something finite but meaningless of it."""
@@ -50,29 +48,6 @@ def require_finite_values(values: Any, where: str, remedy: str, *, largest: floa
     for key, value in inner:
         below = f"{path}.{key}" if path else str(key)
         require_finite_values(value, where, remedy, largest=largest, path=below)
-
-
-def require_finite_logits(
-    lm: LanguageModel, largest: Tensor, records: Sequence[str], where: Callable[[int], str | None]
-) -> None:
-    """Raises NonFiniteError where the largest logit of a row, [rows], is NaN or infinite: then one of its logits is NaN
-    or +inf, or all are -inf, and whatever is chosen of them would look like an answer. Single ones may be -inf.
-
-    `where(row)` says in words where that was, None for a row that no longer counts; `records[row]` is its record.
-    """
-    if bool(largest.isfinite().all()):  # the device is waited for once
-        return
-    for row in largest.isfinite().logical_not().nonzero()[:, 0].tolist():
-        if (place := where(row)) is None:
-            continue
-        routed = [lm.route.interventions[records[row]].method] if lm.route is not None else []
-        methods = "+".join(dict.fromkeys([*lm.in_force, *routed])) or "none"
-        value = float(largest[row])
-        found = "-inf for every token" if value == -math.inf else f"{value}"
-        raise NonFiniteError(
-            f"the logits of '{lm.name}' ({str(lm.dtype).removeprefix('torch.')}) under method '{methods}' are {found} "
-            f"at {place}: nothing is scored; change model.dtype, lower the method's strength, or mend the model"
-        )
 
 
 def _bounds(tensor: Tensor) -> tuple[float, float]:

@@ -1,53 +1,67 @@
-"""What is put on a model and taken off again: the last on is the first off."""
+"""What acts on a model now, beside its weights and hooks: one value, which interventions fill and empty again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
-
-from detoxbench.errors import DetoxbenchError
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from torch import nn
-
-_STACKS: WeakKeyDictionary[nn.Module, list[InForce]] = WeakKeyDictionary()
-"""What is on each model, first to last: kept by the model, since two LanguageModels may share one."""
+    from torch import Tensor
 
 
-class InForce(AbstractContextManager[None]):
-    """`put_on(undo)` when entered, `undo` when left; also when entering fails half-way.
+class Rewriting(Protocol):
+    """A rewriting of prompts (`interventions.channels.Prompt`)."""
 
-    What was put on later saved what it found, so it must come off earlier. Leaving in another order raises
-    DetoxbenchError and takes nothing off yet: that happens when everything above has been left too, so that the model
-    is as found once every block is left, in whatever order that was tried.
-    """
+    def rewrite(self, prompt: str, chat: bool) -> str: ...
 
-    def __init__(self, model: nn.Module, name: str, put_on: Callable[[ExitStack], None]) -> None:
-        self.name = name
-        self._stack = _STACKS.setdefault(model, [])
-        self._put_on = put_on
-        self._undo = ExitStack()
-        self._left = False
 
-    def __enter__(self) -> None:
-        if self in self._stack:
-            raise DetoxbenchError(f"this block of '{self.name}' is entered already: call applied again for another")
-        with ExitStack() as undo:
-            self._put_on(undo)
-            self._undo = undo.pop_all()
-        self._left = False
-        self._stack.append(self)
+class Factors(Protocol):
+    """A low-rank change `b @ a` of a linear map, [out, rank] times [rank, in] (`interventions.channels.LowRank`)."""
 
-    def __exit__(self, *_: object) -> None:
-        if self not in self._stack:
-            return  # its leaving was refused before, and it came off with what was above it
-        self._left = True
-        if self._stack[-1] is not self:
-            raise DetoxbenchError(
-                f"'{self.name}' cannot come off before '{self._stack[-1].name}', which was put on after it: leave the "
-                "blocks in reverse order; it comes off when that one is left"
-            )
-        while self._stack and self._stack[-1]._left:
-            self._stack.pop()._undo.close()
+    @property
+    def a(self) -> Tensor: ...
+
+    @property
+    def b(self) -> Tensor: ...
+
+
+class Route(Protocol):
+    """Which intervention is in force for the rows of a record (`interventions.routing.Route`)."""
+
+    def variant(self, record: str | None) -> int:
+        """What is equal for two records exactly if the same change is in force for both."""
+
+    def method(self, record: str) -> str:
+        """The method of the record's intervention."""
+
+    def prompts(self, record: str | None) -> Sequence[Rewriting]:
+        """The record's rewritings of prompts, innermost first."""
+
+    def assign(self, records: Sequence[str]) -> None:
+        """Say what the rows of the forward passes from here on are."""
+
+
+@dataclass
+class InForce:
+    """What is in force on one model."""
+
+    methods: list[str] = field(default_factory=list)
+    """Methods of the interventions that are on, the first one first."""
+    prompts: list[Rewriting] = field(default_factory=list)
+    """Rewritings of prompts, innermost first."""
+    logit_functions: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
+    """Functions on the next-token logits, [rows, vocabulary], the first one first."""
+    side_paths: dict[str, list[Factors]] = field(default_factory=dict)
+    """Low-rank changes that act beside the linear map at a path, innermost first."""
+    reserved: int = 0
+    """Positions that a prefix takes."""
+    route: Route | None = None
+    """Which intervention is in force for which rows."""
+    prompt_positions: tuple[int, int] = (1, 0)
+    """Rows of the forward pass under way, and how many leading positions of each are prompt (`Model.reading`)."""
+
+    def of_rows(self, records: Sequence[str]) -> list[str]:
+        """The methods that the rows of these records are under, the first one first."""
+        routed = [self.route.method(record) for record in records] if self.route is not None else []
+        return list(dict.fromkeys([*self.methods, *routed]))

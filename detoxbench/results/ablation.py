@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from detoxbench import methods
 from detoxbench.config import BASE
 from detoxbench.errors import UsageError, did_you_mean
-from detoxbench.registries import methods
 from detoxbench.results import stats
 from detoxbench.results.leaderboard import (
     EMBEDDED,

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from detoxbench import methods
 from detoxbench.config import BASE, digest
 from detoxbench.records import Counts, Measure, Sample, Scored, sample_counts
-from detoxbench.registries import methods
 from detoxbench.results import broken_text
 from detoxbench.suites._common import main_score, measure, perplexity
 from detoxbench.suites.base import Suite

@@ -228,7 +228,7 @@ def _samples(a: Run, b: Run, record: RunRecord, shown: int) -> Samples:
 
 def _score_name(record: RunRecord) -> tuple[str | None, str]:
     """The main scorer's column, None where the texts are given; and a remark."""
-    from detoxbench.registries import scorers, suites
+    from detoxbench import scorers, suites
 
     try:
         if not suites.get(record.suite).judged:

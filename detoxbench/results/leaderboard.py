@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from detoxbench import methods
 from detoxbench.config import BASE, EMBEDDED_DATA, digest
 from detoxbench.config import identity as settings_of
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.records import Counts
-from detoxbench.registries import methods
 from detoxbench.results import stats
 from detoxbench.results.store import Clusters, MetricRecord, Run, RunRecord, readable
 from detoxbench.text import short

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from detoxbench import scorers
 from detoxbench.data import hub
 from detoxbench.data.readers import Labelled
 from detoxbench.errors import DetoxbenchError
 from detoxbench.metrics import is_toxic
 from detoxbench.records import by_cluster
-from detoxbench.registries import scorers
 from detoxbench.results import accuracy
 from detoxbench.results.accuracy import Bin, Estimate, Share
 from detoxbench.results.stats import estimate, interval

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from detoxbench import scorers
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
-from detoxbench.interventions.weight_changes import ENOUGH
-from detoxbench.registries import scorers
+from detoxbench.interventions.channels.weights import ENOUGH
 from detoxbench.results import stats
 from detoxbench.results.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, changed_settings, differing
 from detoxbench.results.store import RunRecord

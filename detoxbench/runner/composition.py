@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build, texts, unescaped
 from detoxbench.errors import UsageError, did_you_mean
-from detoxbench.registries import methods, scorers, suites
-from detoxbench.registry import Registry
+from detoxbench.registry import REGISTRIES
 
 if TYPE_CHECKING:  # Hydra takes 0.1 s to import, and `detoxbench list` does without it
     from hydra.core.override_parser.types import Override
@@ -118,10 +117,10 @@ def _unescape(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
     for key in {o.key_or_group for o in OverridesParser.create().parse_overrides(list(overrides))}:
         kind, _, field = key.partition(".")
-        component = cfg.get(kind) if kind in _REGISTRIES else None
+        component = cfg.get(kind) if kind in REGISTRIES else None
         if component is None or field not in component or OmegaConf.is_interpolation(component, field):
             continue
-        registry, name, value = _REGISTRIES[kind], component.get("name"), component.get(field)
+        registry, name, value = REGISTRIES[kind], component.get("name"), component.get(field)
         if isinstance(value, str) and name in registry.names() and field in texts(registry.get(name).Config):
             component[field] = unescaped(value)
 
@@ -183,7 +182,7 @@ def run_spec(cfg: DictConfig) -> RunSpec:
         "gen": partial(build, GenSpec, where="gen"),
         "fit": partial(build, FitSpec, where="fit"),
         "tracker": partial(build, TrackerSpec, where="tracker"),
-        **{kind: partial(_component, kind) for kind in _REGISTRIES},
+        **{kind: partial(_component, kind) for kind in REGISTRIES},
     }
     known = [*sections, "seed", "low_rank", "runs_dir", "with_base"]
     for key in values:
@@ -195,13 +194,10 @@ def run_spec(cfg: DictConfig) -> RunSpec:
         if not isinstance(given, Mapping):
             raise UsageError(f"'{key}' must be a group of keys (given: {given!r})")
         made[key] = make(given)
-    for kind in _REGISTRIES:
+    for kind in REGISTRIES:
         made[kind], made[f"{kind}_name"] = made[kind]
     _check_judge(made)
     return build(RunSpec, made | values, "")
-
-
-_REGISTRIES: dict[str, Registry[Any]] = {"method": methods, "suite": suites, "scorer": scorers}
 
 
 def _component(kind: str, given: Mapping[str, Any]) -> tuple[Any, str]:
@@ -210,7 +206,7 @@ def _component(kind: str, given: Mapping[str, Any]) -> tuple[Any, str]:
         raise UsageError(f"'{kind}.name' must be given: which {kind} the other keys belong to")
     name = str(given["name"])
     values = {key: value for key, value in given.items() if key != "name"}
-    return build(_REGISTRIES[kind].get(name).Config, values, kind, owner=f"{kind} '{name}'"), name
+    return build(REGISTRIES[kind].get(name).Config, values, kind, owner=f"{kind} '{name}'"), name
 
 
 def _check_judge(made: Mapping[str, Any]) -> None:
@@ -306,7 +302,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         nested = {file.relative_to(f).with_suffix("").as_posix() for f in folders for file in f.rglob("*.yaml")}
         return _unknown_option(group, name, sorted(beside | nested))
     if "Config group override must be a string" in text:
-        groups = [o for o in overrides if o.partition("=")[0] in _REGISTRIES or o.startswith("model=")]
+        groups = [o for o in overrides if o.partition("=")[0] in REGISTRIES or o.startswith("model=")]
         return f"a group takes the name of one of its choices, and neither nothing nor a value ({', '.join(groups)})"
     if isinstance(error, AttributeError) and (match := re.search(r"full_key: (\S+)", text)):
         return f"'{match[1]}' is null and takes no group of keys: give each by itself, +{match[1]}.NAME=VALUE"
@@ -336,7 +332,7 @@ def _unknown_option(group: str, name: str, known: Sequence[str]) -> str:
     text = f"unknown {group} '{name}'{did_you_mean(name, known)}; known: {', '.join(sorted(known)) or 'none'}"
     if group == "model":
         return f"{text}; any other name or folder: model=hf model.path={name}"
-    if group in _REGISTRIES and name in _REGISTRIES[group].names():
+    if group in REGISTRIES and name in REGISTRIES[group].names():
         return f"the {group} '{name}' is registered, but no conf folder has {group}/{name}.yaml"
     return text
 
@@ -362,7 +358,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         prefix += f"{part}."
         node = node.get(part)
         known = [prefix + str(name) for name in node if name != "name"] if isinstance(node, DictConfig) else []
-        if part in _REGISTRIES and isinstance(node, DictConfig) and "name" in node:
+        if part in REGISTRIES and isinstance(node, DictConfig) and "name" in node:
             owner = f" of {part} '{node.name}'"
     return f"unknown key '{key}'{owner}{did_you_mean(key, known)}; known: {', '.join(known) or 'none'}"
 

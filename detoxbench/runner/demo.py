@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from detoxbench import methods
 from detoxbench.config import BASE
-from detoxbench.registries import methods
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.runner.composition import compose, options
 from detoxbench.runner.stages import run

@@ -17,17 +17,16 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from filelock import FileLock, Timeout
 
+from detoxbench import methods, scorers, suites
 from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
 from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import PARTIAL, Damaged, whole
-from detoxbench.interventions.weight_changes import LowRankForm, low_rank_form
-from detoxbench.lm import find
 from detoxbench.methods.base import Method, Scope
 from detoxbench.model import chat, checkpoint
+from detoxbench.model.model import LowRankForm, find, low_rank_form
 from detoxbench.records import Request
-from detoxbench.registries import methods, scorers, suites
 from detoxbench.results import broken_text
 from detoxbench.results.store import Run
 from detoxbench.scorers.base import Scorer

@@ -27,7 +27,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.files.lines import appending, chained_lines, encode, encode_lines, read_lines
 from detoxbench.files.sealing import PARTIAL, seal, whole_or_aside
 from detoxbench.files.writing import link, make_runs_dir, write_atomic, write_folder
-from detoxbench.interventions import weight_changes
+from detoxbench.interventions.channels import weights
 from detoxbench.model.finite import require_finite_values
 from detoxbench.progress import bar
 from detoxbench.records import BaseReading, Counts, Request, Sample, Scored
@@ -176,8 +176,8 @@ def _fit(cell: Cell) -> _Fit:
         lm = _lm(cell)
         with Meter(lm.device) as meter:
             intervention = cell.method.fit(lm, cell.data)
-        changes = weight_changes.record(lm, intervention.weights)
-        info = {**intervention.info, **weight_changes.as_info(changes)}
+        changes = weights.record(lm, intervention.weights)
+        info = {**intervention.info, **weights.as_info(changes)}
         fit = _fit_of(cell, intervention, changes, meter.seconds, meter.peak_mb, info)
         fit.digest = intervention.digest()
 
@@ -194,7 +194,7 @@ def _fit(cell: Cell) -> _Fit:
 def _fit_of(
     cell: Cell,
     intervention: Intervention,
-    changes: weight_changes.Record | None,
+    changes: weights.Record | None,
     seconds: float,
     peak_mb: float | None,
     info: dict[str, Any],
@@ -386,8 +386,8 @@ def _fitted_groups(
             asked = len(requests[names[i]]) * gen.n
             full = size + more > gen.edits_mb * 2**20 or (rows + asked) * gen.max_new_tokens > gen.batch_tokens
             first = names[i] if full or not group else next(iter(group))
-            changes, digest = weight_changes.record(lm, intervention.weights), intervention.digest()
-            info = {**intervention.info, **weight_changes.as_info(changes)}
+            changes, digest = weights.record(lm, intervention.weights), intervention.digest()
+            info = {**intervention.info, **weights.as_info(changes)}
             append([_RecordFit(names[i], meter.seconds, meter.peak_mb, info, digest, first)])
             if group and full:
                 yield group
@@ -435,7 +435,7 @@ def _all_fits(cell: Cell, lm: LanguageModel) -> tuple[Intervention, _Fit]:
     info = {"records": len(fits), "seconds_per_record": statistics.mean(seconds), **merged([fit.info for fit in fits])}
     peak = max((fit.peak_mb for fit in fits if fit.peak_mb is not None), default=None)
     log.info("fitted %s for each of %d records in %.1f s", cell.method.name, len(fits), sum(seconds))
-    whole = _fit_of(cell, first, weight_changes.record(lm, first.weights), sum(seconds), peak, info)
+    whole = _fit_of(cell, first, weights.record(lm, first.weights), sum(seconds), peak, info)
     whole.digest = digest([fit.digest for fit in fits])
     return first, whole
 

@@ -94,8 +94,8 @@ def locate(name: str, path: str, revision: str | None) -> Path:
 
 def load_classifier(name: str, folder: Path, device: str, max_length: int | None = None) -> Classifier:
     """A sequence classifier from safetensors. `max_length` lowers how many tokens it reads, and cannot raise it."""
-    from detoxbench.lm import pick_device
     from detoxbench.model import pretrained
+    from detoxbench.model.model import pick_device
 
     thing = f"scorer '{name}': the classifier in '{folder}'"
     model, tokenizer = pretrained.load("AutoModelForSequenceClassification", folder, "float32", thing)

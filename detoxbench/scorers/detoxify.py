@@ -131,7 +131,7 @@ class Detoxify(Scorer[Config]):
         import torch
         import transformers
 
-        from detoxbench.lm import pick_device
+        from detoxbench.model.model import pick_device
 
         path, folder = self._checkpoint, self._transformer
         try:

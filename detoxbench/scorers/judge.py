@@ -76,7 +76,7 @@ class Judge(Scorer[Config]):
     keep_every = 64
 
     def fingerprint(self) -> str:
-        from detoxbench.lm import find
+        from detoxbench.model.model import find
 
         if not self.config.path:
             raise UsageError(f"scorer '{self.name}' needs a model: scorer.path=FOLDER_OR_HUB_ID")

@@ -41,7 +41,7 @@ class Perplexity(Scorer[Config]):
     reads_on = True
 
     def fingerprint(self) -> str:
-        from detoxbench.lm import find
+        from detoxbench.model.model import find
 
         if not self.config.path:
             raise UsageError("scorer 'perplexity' needs a model: path=FOLDER_OR_HUB_ID")
@@ -55,7 +55,7 @@ class Perplexity(Scorer[Config]):
         ]
 
     def _is_cut(self, text: str) -> float:
-        limit = self._lm.architecture.context
+        limit = self._lm.context
         # a token is a character at least, but for the special ones
         return float(limit is not None and len(text) + 8 > limit and len(self._lm.tokens(text)) > limit)
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from detoxbench import scorers, suites
 from detoxbench.config import BASE, SCHEMA_VERSION, build, digest, identity
 from detoxbench.errors import DetoxbenchError
 from detoxbench.records import Counts, Sample, Scored
-from detoxbench.registries import scorers, suites
 from detoxbench.results import broken_text, stats
 from detoxbench.results.aggregation import AGAINST_BASE, Answers, aggregate, base_run_id
 from detoxbench.results.store import Clusters, MetricRecord, Run, RunRecord, is_run

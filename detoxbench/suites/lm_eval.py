@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from detoxbench.config import digest, knob, runtime
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 from detoxbench.fable import questions
-from detoxbench.lm import unchanged_random_state
+from detoxbench.fitting.random_state import unchanged_random_state
 from detoxbench.model.checkpoint import hub_unreachable
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of

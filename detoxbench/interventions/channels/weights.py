@@ -11,28 +11,51 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from detoxbench.errors import DetoxbenchError
+from detoxbench.interventions.channels.base import Channel
+from detoxbench.interventions.channels.deltas import Delta, Dense, LowRank
 from detoxbench.model.finite import require_finite
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from detoxbench.interventions.intervention import Delta, LowRank, Weight
-    from detoxbench.lm import LanguageModel
+    from detoxbench.model.model import Model
 
-LowRankForm = Literal["merged", "side_path"]
 ENOUGH = 0.9
 """A smaller surviving share of what is merged is warned of."""
 
 
-def low_rank_form(asked: str, dtype: str) -> LowRankForm:
-    """What `low_rank` stands for in a model of type `dtype`: auto merges in float32 (and float64) only."""
-    if asked in ("merged", "side_path"):
-        return "merged" if asked == "merged" else "side_path"
-    return "merged" if dtype in ("float32", "float64") else "side_path"
+@dataclass(frozen=True)
+class Weight(Channel):
+    """A change of one parameter, named as in `named_parameters()`."""
+
+    adds: ClassVar[bool] = False
+    by_row: ClassVar[bool] = True
+
+    parameter: str
+    delta: Delta
+
+    @property
+    def place(self) -> str:
+        return self.parameter
+
+    def named_tensors(self) -> Mapping[str, Tensor]:
+        return self.delta.tensors()
+
+    def as_json(self) -> dict[str, Any]:
+        return {"parameter": self.parameter, "kind": type(self.delta).__name__}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Weight:
+        kinds: dict[str, type[Dense] | type[LowRank]] = {"Dense": Dense, "LowRank": LowRank}
+        return cls(document["parameter"], kinds[document["kind"]](**tensors))
+
+    @classmethod
+    def put_on(cls, lm: Model, parts: Sequence[Weight], undo: ExitStack) -> None:
+        put_on(lm, parts, undo)
 
 
 @dataclass
@@ -78,7 +101,7 @@ class Record:
 # ------------------------------------------------------------------------------------------------- what can be changed
 
 
-def require_eager(lm: LanguageModel) -> None:
+def require_eager(lm: Model) -> None:
     """Raises DetoxbenchError for a compiled or scripted module, whose graph may use neither new hooks nor new weights.
 
     Known are `torch.compile(module)`, `module.compile()`, a compiled `forward`, and TorchScript.
@@ -102,7 +125,7 @@ def require_eager(lm: LanguageModel) -> None:
         )
 
 
-def require_plain(lm: LanguageModel, name: str, parameter: Tensor) -> None:
+def require_plain(lm: Model, name: str, parameter: Tensor) -> None:
     """Raises DetoxbenchError for a parameter that a change cannot be added to: quantised, packed, or not in memory."""
     import torch
 
@@ -122,7 +145,7 @@ def require_plain(lm: LanguageModel, name: str, parameter: Tensor) -> None:
         )
 
 
-def _plain(lm: LanguageModel, name: str, parameter: Tensor) -> bool:
+def _plain(lm: Model, name: str, parameter: Tensor) -> bool:
     try:
         require_plain(lm, name, parameter)
     except DetoxbenchError:
@@ -130,7 +153,7 @@ def _plain(lm: LanguageModel, name: str, parameter: Tensor) -> bool:
     return True
 
 
-def _takes_side_path(lm: LanguageModel, path: str, leaf: str, module: nn.Module, target: Tensor) -> bool:
+def _takes_side_path(lm: Model, path: str, leaf: str, module: nn.Module, target: Tensor) -> bool:
     """Whether a low-rank change of this parameter acts as a side path: of the weight of a linear map that is called as
     a module when text is read. Where code takes the weight itself, a side path would do nothing; it is merged."""
     from torch import nn
@@ -147,7 +170,7 @@ def _takes_side_path(lm: LanguageModel, path: str, leaf: str, module: nn.Module,
 # ------------------------------------------------------------------------------------------------------- what happens
 
 
-def edits(lm: LanguageModel, weights: Sequence[Weight]) -> Iterator[Edit]:
+def edits(lm: Model, weights: Sequence[Weight]) -> Iterator[Edit]:
     """What becomes of each changed parameter, one at a time; a missing bias comes new.
 
     Warns where less than `ENOUGH` of what is merged survives. Raises DetoxbenchError for a parameter that is not
@@ -170,7 +193,7 @@ def edits(lm: LanguageModel, weights: Sequence[Weight]) -> Iterator[Edit]:
         )
 
 
-def record(lm: LanguageModel, weights: Sequence[Weight]) -> Record | None:
+def record(lm: Model, weights: Sequence[Weight]) -> Record | None:
     """How `weights` take effect on `lm`, None for none of them. Raises as `edits` does."""
     kept, whole, merged, beside, forms = 0.0, 0.0, 0, 0, set[str]()
     for change in _changes(lm, weights):
@@ -185,10 +208,8 @@ def record(lm: LanguageModel, weights: Sequence[Weight]) -> Record | None:
     return Record(" and ".join(sorted(forms)), kept / whole if whole else None, merged, beside) if forms else None
 
 
-def _changes(lm: LanguageModel, weights: Sequence[Weight]) -> Iterator[_Change]:
+def _changes(lm: Model, weights: Sequence[Weight]) -> Iterator[_Change]:
     """The changes by parameter, checked."""
-    from detoxbench.interventions.intervention import LowRank
-
     parameters = dict(lm.model.named_parameters(remove_duplicate=False))
     sharers: dict[int, list[str]] = {}
     for name, parameter in parameters.items():
@@ -230,7 +251,7 @@ def _check_factors(change: _Change, low: LowRank) -> None:
 
 
 def _merge(
-    lm: LanguageModel, change: _Change, parts: Sequence[Delta], *, measure: bool = False
+    lm: Model, change: _Change, parts: Sequence[Delta], *, measure: bool = False
 ) -> tuple[Tensor, tuple[float, float]]:
     """The parameter's new value, and (<W' - W, D>, <D, D>): in lower precision always, in float32 to `measure`."""
     import torch
@@ -260,7 +281,7 @@ def _merge(
     return value, (float((moved * asked).sum(dtype=torch.float64)), float(asked.square().sum(dtype=torch.float64)))
 
 
-def new_bias_like(lm: LanguageModel, path: str) -> tuple[torch.dtype, torch.device]:
+def new_bias_like(lm: Model, path: str) -> tuple[torch.dtype, torch.device]:
     """Type and device of a bias that a linear map has not got yet: its weight's, unless that is quantised."""
     weight: Any = getattr(lm.architecture.module(path), "weight", None)
     plain = weight is not None and _plain(lm, path, weight)
@@ -269,8 +290,6 @@ def new_bias_like(lm: LanguageModel, path: str) -> tuple[torch.dtype, torch.devi
 
 def full(delta: Delta, transposed: bool, device: Any) -> Tensor:
     """The whole change in float32, in the shape in which the weight is stored."""
-    from detoxbench.interventions.intervention import Dense
-
     if isinstance(delta, Dense):
         return delta.delta.to(device).float()
     product = delta.b.to(device).float() @ delta.a.to(device).float()
@@ -292,7 +311,7 @@ def _name(dtype: Any) -> str:
 # --------------------------------------------------------------------------------------------------- putting them on
 
 
-def put_on(lm: LanguageModel, weights: Sequence[Weight], undo: ExitStack) -> None:
+def put_on(lm: Model, weights: Sequence[Weight], undo: ExitStack) -> None:
     """Change the model's weights until `undo` is, which puts saved originals back, bit for bit."""
     import torch
 
@@ -312,19 +331,17 @@ def put_on(lm: LanguageModel, weights: Sequence[Weight], undo: ExitStack) -> Non
             target.data.copy_(edit.value)
 
 
-def _put_beside(lm: LanguageModel, path: str, module: nn.Module, low: LowRank, undo: ExitStack) -> None:
+def _put_beside(lm: Model, path: str, module: nn.Module, low: LowRank, undo: ExitStack) -> None:
     low = on_device(low, module)
     own: Callable[..., Tensor] = module.forward
     replace_forward(module, lambda x, *args, **given: with_side_path(own(x, *args, **given), x, low), undo)
-    stacked = lm.side_paths.setdefault(path, [])
+    stacked = lm.in_force.side_paths.setdefault(path, [])
     stacked.append(low)
     undo.callback(stacked.pop)
 
 
 def on_device(low: LowRank, module: nn.Module) -> LowRank:
     """The factors in float32 where the module's weight is."""
-    from detoxbench.interventions.intervention import LowRank
-
     device: Any = module.weight.device
     return LowRank(low.a.to(device).float(), low.b.to(device).float())
 
@@ -334,19 +351,6 @@ def with_side_path(output: Tensor, x: Tensor, low: LowRank) -> Tensor:
     from torch.nn.functional import linear
 
     return (output.float() + linear(linear(x.float(), low.a), low.b)).to(output.dtype)
-
-
-def weight_in_force(lm: LanguageModel, path: str, inputs: slice = slice(None)) -> Tensor:
-    """The weight of a linear map in float32 as it is stored, with the low-rank changes that act beside it; of these
-    `inputs` only."""
-    module: Any = lm.architecture.module(path)
-    transposed = lm.architecture.transposed(path)
-    weight = module.weight.detach()
-    total: Tensor = (weight[inputs] if transposed else weight[:, inputs]).float()
-    for low in lm.side_paths.get(path, ()):
-        product = low.b @ low.a[:, inputs]
-        total = total + (product.T if transposed else product)
-    return total
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:

@@ -1,0 +1,11 @@
+"""The channels through which an intervention acts on a model, a file each."""
+
+from detoxbench.interventions.channels.base import Channel, Params
+from detoxbench.interventions.channels.deltas import Delta, Dense, LowRank
+from detoxbench.interventions.channels.hooks import Hook
+from detoxbench.interventions.channels.logits import LogitOp
+from detoxbench.interventions.channels.prefixes import Prefix
+from detoxbench.interventions.channels.prompts import Prompt
+from detoxbench.interventions.channels.weights import Weight
+
+__all__ = ["Channel", "Delta", "Dense", "Hook", "LogitOp", "LowRank", "Params", "Prefix", "Prompt", "Weight"]

@@ -1,0 +1,267 @@
+"""A causal language model as it is: identified, encoding texts, and what is in force on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from detoxbench.config import ModelSpec
+from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.fable import build as fable
+from detoxbench.model import checkpoint
+from detoxbench.model.architecture import Architecture
+from detoxbench.model.chat import ChatTemplate, chosen, in_use
+from detoxbench.model.finite import require_finite_model
+from detoxbench.model.in_force import InForce
+from detoxbench.model.tokens import encoded, thinking_marks
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import Self
+
+LowRankForm = Literal["merged", "side_path"]
+
+
+class Model:
+    """A model with its tokenizer. Parts: `model`, `tokenizer`, `architecture`, `fingerprint`, `device`, `dtype`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str = "model",
+        fingerprint: str | None = None,
+        chat_template: str = "auto",
+        template_args: Mapping[str, Any] | None = None,
+        template_date: str = ModelSpec.template_date,
+        thinking: str = "auto",
+        low_rank: Literal["auto", "merged", "side_path"] = "auto",
+    ) -> None:
+        """Wrap a model that is already in memory. Without a `fingerprint` one is taken from its tensors.
+
+        `low_rank` says how low-rank changes of weights take effect: merged, or as side_path with float32 factors; auto
+        merges in float32 only, since lower precision rounds most of a small change away (`channels.weights`). The four
+        before it are fields of ModelSpec. Raises UsageError for a template or a variable that is not there, and
+        NonFiniteError for weights that are NaN or infinite.
+        """
+        if fingerprint is None:  # `load` has checked what it read
+            require_finite_model(model, f"model '{name}'")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.architecture = Architecture(model)
+        self.fingerprint = fingerprint or _fingerprint_in_memory(model)
+        self.chat_template = chat_template
+        self.in_force = InForce()
+        """What acts on it now; interventions add to it and take off what they added."""
+        self.low_rank = low_rank_form(low_rank, str(self.dtype).removeprefix("torch."))
+        """Whether low-rank changes are merged or act as side paths."""
+        self._template_values: dict[str, Any] = {"date": template_date, "args": template_args}
+        self._template: ChatTemplate | None = None
+        self.thinking = thinking_marks(thinking, tokenizer, self.template.source if self.template else None)
+        """What marks the thinking of this model, which is no part of its answers."""
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        name: str | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Self:
+        """Load a local folder, a hub id, or 'fable' (the embedded model trained with `seed`).
+
+        `dtype` is float32, float16 or bfloat16; `device` is auto (cuda, then mps, then cpu) or a torch device;
+        `settings` are those of the constructor: chat_template, template_args, template_date, thinking. Raises
+        DetoxbenchError when the model cannot be had, or is not what its folder says (`pretrained.load`).
+        """
+        from detoxbench.model import pretrained
+
+        folder = find(path, revision=revision, seed=seed)
+        model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, f"the model in '{folder}'")
+        return cls(
+            model.to(pick_device(device)),
+            tokenizer,
+            name=name or path,
+            fingerprint=checkpoint.fingerprint(folder),
+            **settings,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def bare(self) -> bool:
+        """Whether a forward pass is the model's own: no hook, prefix, route or logit function is in force."""
+        on = self.in_force
+        if on.route is not None or on.logit_functions or on.reserved:
+            return False
+        return not any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
+
+    @property
+    def eos_ids(self) -> set[int]:
+        """Tokens that end a text, from the generation configuration and the tokenizer."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        return {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+
+    @property
+    def start_id(self) -> int:
+        """The token that stands before everything: what an empty prompt is given."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise DetoxbenchError(f"the tokenizer of '{self.name}' has neither a start nor an end token")
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The chat template in use."""
+        templates = self.tokenizer.chat_template
+        if self._template is None or self._template.source != chosen(templates, self.chat_template):
+            self._template = in_use(
+                templates, self.chat_template, model=self.name, special_tokens=self.tokenizer.special_tokens_map,
+                **self._template_values,
+            )  # fmt: skip
+        return self._template
+
+    def encode(self, prompt: str, chat: bool = False, record: str | None = None) -> list[int]:
+        """Token ids of a prompt as the model gets it: rewritten by the interventions in force (where those differ by
+        row, `record` says which), in its chat template."""
+        text, special = self.rendered(prompt, chat, record)
+        return self.tokens(text, special=special) or [self.start_id]
+
+    def tokens(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text that something is to follow, so without an end token; see `tokens.encoded`."""
+        return encoded(self.tokenizer, text, special=special)
+
+    def rendered(self, prompt: str, chat: bool = False, record: str | None = None) -> tuple[str, bool]:
+        """The text that `encode` tokenises, and whether the tokenizer adds special tokens (a template has its own).
+
+        Raises DetoxbenchError where the chat template refuses the prompt or leaves it out.
+        """
+        on = self.in_force
+        for rewriting in (*on.prompts, *(on.route.prompts(record) if on.route else ())):
+            prompt = rewriting.rewrite(prompt, chat)
+        template = self.template if chat else None
+        return (prompt, True) if template is None else (template.prompt(prompt), False)
+
+    def joined(self, before: str, text: str, *, special: bool = True) -> tuple[list[int], list[int]]:
+        """(token ids of `before`, of both together): tokenised as one text, which is how a model reads it.
+
+        Where there is nothing before, the start token is.
+        """
+        first = self.tokens(before, special=special) or [self.start_id]
+        whole = self.tokens(before + text, special=special)
+        if not before and whole[: len(first)] != first:  # the tokenizer puts no start token in front
+            whole = [*first, *whole]
+        return first, whole
+
+    def answered(self, prompt: str, answer: str, chat: bool = False) -> tuple[list[int], list[int]]:
+        """(token ids of the prompt, of prompt and answer together): what training shows the model.
+
+        Between them stands what the chat template puts there; without one, a blank where there is none.
+        """
+        text, special = self.rendered(prompt, chat)
+        template = self.template if chat else None
+        if template is not None:
+            return self.joined(text, template.turn[0] + answer.lstrip(), special=special)
+        blank = " " if text and not text[-1].isspace() and not answer[:1].isspace() else ""
+        return self.joined(text, blank + answer, special=special)
+
+    def end_of(self, chat: bool = False) -> list[int]:
+        """The token that ends a text, or with `chat` an answer: [id], or [] where there is none.
+
+        An answer ends in what the chat template puts behind it, a text in the tokenizer's end token.
+        """
+        template = self.template if chat else None
+        after = self.tokens(template.turn[1], special=False) if template else []
+        first = [i for i in after if i in self.eos_ids]
+        own = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+        return [*first, *own, *sorted(self.eos_ids)][:1]
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that there are positions for, less those of a prefix in force; None where there is no limit."""
+        limit = self.architecture.context
+        return None if limit is None else limit - self.in_force.reserved
+
+    def weight(self, path: str, inputs: slice = slice(None)) -> Tensor:
+        """The weight of the linear map at `path` in float32 as it is stored, with every change in force; of some of its
+        `inputs` only, if that is enough."""
+        module: Any = self.architecture.module(path)
+        transposed = self.architecture.transposed(path)
+        weight = module.weight.detach()
+        total: Tensor = (weight[inputs] if transposed else weight[:, inputs]).float()
+        for low in self.in_force.side_paths.get(path, ()):
+            product = low.b @ low.a[:, inputs]
+            total = total + (product.T if transposed else product)
+        return total
+
+    def variant(self, record: str) -> int:
+        """Equal for two records if the same interventions are in force for both, so that they may share a cache."""
+        route = self.in_force.route
+        return route.variant(record) if route is not None else 0
+
+    @contextmanager
+    def reading(self, records: Sequence[str], prompt_positions: int) -> Iterator[None]:
+        """For the engine: a forward pass with the record of every row, whose first positions belong to its prompt."""
+        on = self.in_force
+        if on.route is not None:
+            on.route.assign(records)
+        on.prompt_positions = (len(records), prompt_positions)
+        try:
+            yield
+        finally:
+            on.prompt_positions = (1, 0)
+
+
+def find(path: str, *, revision: str | None = None, seed: int = 0) -> Path:
+    """The folder of a model: 'fable' is the embedded one, anything else is `checkpoint.locate`d."""
+    return fable.locate(seed) if path == "fable" else checkpoint.locate(path, revision)
+
+
+def pick_device(device: str) -> str:
+    """auto is cuda, else mps, else cpu. Raises UsageError for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"model.device={device} is not to be had here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def low_rank_form(asked: str, dtype: str) -> LowRankForm:
+    """What `low_rank` stands for in a model of type `dtype`: auto merges in float32 (and float64) only."""
+    if asked in ("merged", "side_path"):
+        return "merged" if asked == "merged" else "side_path"
+    return "merged" if dtype in ("float32", "float64") else "side_path"
+
+
+def _fingerprint_in_memory(model: PreTrainedModel) -> str:
+    """From the configuration and names, types, shapes and all bytes of parameters and buffers."""
+    import torch
+
+    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
+    sha = hashlib.sha256(str(sorted(config.items())).encode())
+    for name, tensor in sorted({**dict(model.named_buffers()), **model.state_dict()}.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()[:16]
