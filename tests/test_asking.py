@@ -137,7 +137,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: Rows) -> stages.Run
         def __init__(self, config: Any = None, **given: Any) -> None:
             super().__init__(rows)
 
-    monkeypatch.setitem(scorers._loaded, "profanity_check", Here)
+    monkeypatch.setitem(scorers.registry._loaded, "profanity_check", Here)
     return stages.run_overrides([*SETTINGS, "scorer=profanity_check", f"runs_dir={folder}"])
 
 

@@ -380,7 +380,7 @@ def test_a_file_is_judged_by_a_scorer_that_knows_real_text() -> None:
 
 
 def test_a_registered_method_without_a_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "names", lambda: ["unfiled"])
+    monkeypatch.setattr(methods.registry, "names", lambda: ["unfiled"])
     with pytest.raises(UsageError, match=r"'unfiled' is registered, but no conf folder has method/unfiled.yaml"):
         composition.compose(["method=unfiled"])
 

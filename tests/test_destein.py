@@ -350,7 +350,7 @@ class Vowels(Scorer[NoConfig]):
 
 @pytest.fixture
 def vowels(monkeypatch: pytest.MonkeyPatch) -> type[Vowels]:
-    monkeypatch.setitem(scorers._loaded, "vowels", Vowels)
+    monkeypatch.setitem(scorers.registry._loaded, "vowels", Vowels)
     Vowels.seen.clear()
     return Vowels
 

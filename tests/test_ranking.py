@@ -9,8 +9,8 @@ import pytest
 
 from detoxbench.errors import UsageError
 from detoxbench.results import ranking
-from detoxbench.results.leaderboard import Cell, Column, Row, Table
 from detoxbench.results.store import Clusters
+from detoxbench.results.tables import Cell, Column, Row, Table
 
 COLUMNS = [
     Column("EMT", "lower", "number"),

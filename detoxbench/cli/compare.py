@@ -55,8 +55,8 @@ def _without_texts(found: Comparison) -> Comparison:
 
 
 def _blocks(found: Comparison, show_text: bool) -> list[Any]:
-    from detoxbench.results.leaderboard import LEVEL
-    from detoxbench.results.rendering import bounded, delta
+    from detoxbench.results.tables import LEVEL
+    from detoxbench.results.words import bounded, delta
     from detoxbench.text import clean
 
     a, b = found.a, found.b

@@ -20,13 +20,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--paper", action="store_true", help="beside what papers report for the same model and suite")
     args = parser.parse_args(argv)
 
-    from detoxbench.report import Only, report
+    from detoxbench.report import Selection, report
 
     if args.plots is not None:
         from detoxbench.report.plots import require_matplotlib
 
         require_matplotlib()
-    only = Only(**{key: names(getattr(args, key)) for key in FILTERS})
+    only = Selection(**{key: names(getattr(args, key)) for key in FILTERS})
     written = report(args.runs_dir, args.out, only, paper=args.paper)
     for path in (written.page, *written.side_files):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -7,6 +7,6 @@ plots.py        the same content as PNG and SVG files, by matplotlib
 """
 
 from detoxbench.report.build import Written, report
-from detoxbench.report.content import Only
+from detoxbench.results.selection import Selection
 
-__all__ = ["Only", "Written", "report"]
+__all__ = ["Selection", "Written", "report"]

@@ -17,10 +17,13 @@ from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_atomic
 from detoxbench.report import samples as texts
-from detoxbench.report.content import ALL, COSTS, Content, Only, axes, content, default_axes, names
-from detoxbench.results.leaderboard import EMBEDDED, LEVEL, Cell, Column, Verdict
-from detoxbench.results.rendering import MARKS, number, rest_of, setting
+from detoxbench.report.content import Content, axes, content, default_axes, names
+from detoxbench.results.costs import COSTS
+from detoxbench.results.rendering import rest_of, setting
+from detoxbench.results.selection import EVERYTHING, Selection
 from detoxbench.results.table_notes import made_by
+from detoxbench.results.tables import EMBEDDED, LEVEL, Cell, Column, Verdict
+from detoxbench.results.words import MARKS, number
 from detoxbench.text import clean
 
 HERE = Path(__file__).parent
@@ -47,7 +50,7 @@ class Written:
 def report(
     folder: str | Path = "runs",
     output: str | Path = "report.html",
-    only: Only = ALL,
+    only: Selection = EVERYTHING,
     *,
     paper: bool = False,
     inside: int = texts.INSIDE,
@@ -122,9 +125,7 @@ def _data(found: Content, chosen: list[texts.Chosen], side: dict[int, str]) -> d
         "toxic": TOXIC,
         "labels": found.labels,
         "marks": MARKS,
-        "costs": {
-            key: {"words": words, "better": better, "unit": unit} for key, (words, better, unit) in COSTS.items()
-        },
+        "costs": {key: {"words": cost.words, "better": cost.better, "unit": cost.unit} for key, cost in COSTS.items()},
         "tradeoffs": [
             {"model": model, "axes": axes(found, model), "chosen": default_axes(found, model)} for model in found.models
         ],

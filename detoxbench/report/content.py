@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from detoxbench.config import BASE, digest
 from detoxbench.errors import DetoxbenchError
-from detoxbench.results.leaderboard import Cell, Column, Table, flat, leaderboard, row_labels
+from detoxbench.results.costs import COSTS
+from detoxbench.results.leaderboard import View, board_of
+from detoxbench.results.paper import beside
 from detoxbench.results.ranking import pareto_axes
-from detoxbench.results.store import Run, RunRecord, readable
+from detoxbench.results.selection import EVERYTHING, Selection, finished
+from detoxbench.results.settings import flat, row_labels
+from detoxbench.results.store import Run, RunRecord
+from detoxbench.results.tables import Cell, Column, Table
 
 POINTS = 400
 """Points of a fit curve that are kept, evenly spread."""
@@ -121,37 +125,24 @@ class Content:
         return {keys[i]: label for label, i in zip(labels, order, strict=True)}
 
 
-@dataclass(frozen=True)
-class Only:
-    """Which runs to report on: names or patterns as in `leaderboard`, nothing meaning all."""
-
-    model: Sequence[str] = ()
-    suite: Sequence[str] = ()
-    method: Sequence[str] = ()
-    scorer: Sequence[str] = ()
-
-
-ALL = Only()
-
-
-def content(folder: str | Path, only: Only = ALL, *, paper: bool = False) -> Content:
-    """Read the runs under `folder`.
+def content(folder: str | Path, only: Selection = EVERYTHING, *, paper: bool = False) -> Content:
+    """Read the runs under `folder`, those whose samples or scores are damaged left out.
 
     Raises DetoxbenchError where there is no such folder, or no finished run in it, UsageError for a name in `only` that
     fits nothing.
     """
-
-    chosen = partial(
-        leaderboard, folder, model=only.model, suite=only.suite, method=only.method, scorer=only.scorer, samples=True
-    )
-    board = chosen(paper=paper, ranks=True)
-    if not board.tables:
-        raise DetoxbenchError("; ".join(board.notes))
-    whole = {digest(t.shared): t for t in chosen(all_metrics=True).tables}
+    notes: list[str] = []
+    entries = finished(folder, only, notes=notes, whole=True)
+    if not entries:
+        nothing = f"no finished runs in '{folder}': run something first (detoxbench run)"
+        raise DetoxbenchError("; ".join([*notes, nothing]))
+    board = board_of(entries, View(ranks=True), notes)
+    board = beside(board) if paper else board
+    whole = {digest(t.shared): t for t in board_of(entries, View(all_metrics=True)).tables}
     keys = _keys(board.tables)
     sections = [_section(t, whole[digest(t.shared)], own) for t, own in zip(board.tables, keys, strict=True)]
     shown = {run_id for table in board.tables for row in table.rows for run_id in row.run_ids}
-    records = {record.run_id: (run, record) for run, record in _records(Path(folder), shown)}
+    records = {entry.record.run_id: (entry.run, entry.record) for entry in entries if entry.record.run_id in shown}
     names = {str(row.method["name"]) for table in board.tables for row in table.rows}
     found = Content(
         sections=sections,
@@ -179,11 +170,6 @@ def names(content: Content) -> list[str]:
         name = " · ".join(parts)
         told.append(name if name not in told else f"{name} ({told.count(name) + 1})")
     return told
-
-
-def _records(folder: Path, shown: set[str]) -> Iterator[tuple[Run, RunRecord]]:
-    # What cannot be read stands in the leaderboard's notes.
-    return ((run, record) for run, record in readable(folder, []) if record.run_id in shown)
 
 
 def _keys(tables: Sequence[Table]) -> list[list[str]]:
@@ -268,19 +254,6 @@ def _sweeps(table: Table) -> Iterator[Sweep]:
 
 # ------------------------------------------------------------------------------------------------------------ trade-off
 
-COSTS: dict[str, tuple[str, Better, str]] = {
-    "fit_seconds": ("time to fit", "lower", "s"),
-    "fit_peak_mb": ("peak memory of the fit", "lower", "MB"),
-    "examples": ("fit examples", "lower", ""),
-    "changed_parameters": ("changed parameters", "lower", ""),
-    "added_parameters": ("added parameters", "lower", ""),
-    "artifact_bytes": ("artifact", "lower", "B"),
-    "added_prompt_tokens": ("added prompt tokens", "lower", ""),
-    "forward_passes_per_token": ("forward passes a token", "lower", "×"),
-    "relative_speed": ("speed against the base", "higher", "×"),
-}
-"""Costs in the order they are shown: words for people, which way is better, unit."""
-
 
 def axes(content: Content, model: str) -> list[Axis]:
     """All that points of `model` can be placed by: metrics with a better side and costs that are known."""
@@ -289,9 +262,9 @@ def axes(content: Content, model: str) -> list[Axis]:
         if section.table.model != model:
             continue
         found += [Axis(i, c.name, c.better, c.unit) for c in section.table.columns if c.better != "neither"]
-        for key, (_, better, unit) in COSTS.items():
+        for key, cost in COSTS.items():
             if any(row.cost.get(key) is not None for row in section.table.rows):
-                found.append(Axis(i, key, better, unit, cost=True))
+                found.append(Axis(i, key, cost.better, cost.unit, cost=True))
     return found
 
 

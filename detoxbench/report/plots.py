@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
-from detoxbench.report.content import ALL, COSTS, Axis, Content, Only, Section, content, default_axes, names
-from detoxbench.results import rendering
-from detoxbench.results.leaderboard import Cell, Row
+from detoxbench.report.content import Axis, Content, Section, content, default_axes, names
+from detoxbench.results.costs import COSTS
 from detoxbench.results.ranking import pareto
+from detoxbench.results.selection import EVERYTHING, Selection
+from detoxbench.results.tables import Cell, Row
+from detoxbench.results.words import ARROWS
 from detoxbench.text import clean
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def require_matplotlib() -> None:
         raise DetoxbenchError("figures need matplotlib: pip install 'detoxbench[plots]'")
 
 
-def plots(folder: str | Path, output: str | Path, only: Only = ALL) -> list[Path]:
+def plots(folder: str | Path, output: str | Path, only: Selection = EVERYTHING) -> list[Path]:
     """Write the figures of the runs under `folder` into the folder `output`; returns the PNG files, SVGs beside them.
 
     Per suite metrics-SUITE, cost-SUITE and sweep-METHOD-KNOB-SUITE; per model tradeoff-MODEL. Raises DetoxbenchError
@@ -141,7 +143,7 @@ def _seeds(cell: Cell, unit: str) -> list[float]:
 
 
 def _heading(name: str, better: str, unit: str) -> str:
-    return f"{clean(name)}{' (%)' if unit == 'share' else ''}{rendering.ARROWS[better]}"
+    return f"{clean(name)}{' (%)' if unit == 'share' else ''}{ARROWS[better]}"
 
 
 def _labels(axes: Axes, labels: Sequence[str]) -> None:
@@ -183,18 +185,19 @@ def _costs(found: Content, section: Section) -> Figure | None:
         return None
 
     def draw(axes: Axes, i: int) -> None:
-        words, better, _ = COSTS[telling[i]]
-        written = rendering.COSTS[telling[i]][1]
+        cost = COSTS[telling[i]]
         for y, row in enumerate(rows):
             value = row.cost.get(telling[i])
             if value is not None:
                 axes.barh(y, value, height=0.6, color=_look(found, row.method["name"])["color"], alpha=0.85)
-                axes.annotate(written(value), (value, y), (2, 0), textcoords="offset points", va="center", fontsize=6)
+                axes.annotate(
+                    cost.shown(value), (value, y), (2, 0), textcoords="offset points", va="center", fontsize=6
+                )
         _labels(axes, [row.shown for row in rows])
         axes.margins(x=0.25)
         axes.set_xticks([])  # the bars say their values
         axes.spines["bottom"].set_visible(False)
-        axes.set_title(_heading(words, better, ""))
+        axes.set_title(_heading(cost.words, cost.better, ""))
 
     return _multiples(len(telling), 0.6 + 0.16 * len(rows), draw, share_y=True)
 
@@ -269,7 +272,7 @@ def _tradeoff(found: Content, model: str) -> Figure | None:
 
 
 def _named(found: Content, axis: Axis) -> str:
-    words = COSTS[axis.name][0] if axis.cost else axis.name
+    words = COSTS[axis.name].words if axis.cost else axis.name
     return _heading(f"{found.sections[axis.section].table.suite}: {words}", axis.better, axis.unit)
 
 

@@ -16,22 +16,11 @@ from detoxbench import methods
 from detoxbench.config import BASE
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.results import stats
-from detoxbench.results.leaderboard import (
-    EMBEDDED,
-    Cell,
-    Column,
-    ColumnPanel,
-    Difference,
-    clusters_of,
-    differing,
-    embedded,
-    flat,
-    mostly_broken,
-    tested,
-    unpraised,
-)
+from detoxbench.results.panels import ColumnPanel, clusters_of, mostly_broken, tested, unpraised
+from detoxbench.results.settings import differing, embedded, flat
 from detoxbench.results.store import Run, RunRecord, readable
 from detoxbench.results.table_notes import broken_warning
+from detoxbench.results.tables import EMBEDDED, Cell, Column, Difference
 
 if TYPE_CHECKING:
     from detoxbench.results.stats import Array, Panel

@@ -9,8 +9,8 @@ import numpy as np
 
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.ablation import INTERACTION, Ablation, Point, written
-from detoxbench.results.leaderboard import LEVEL, Column, Difference
-from detoxbench.results.rendering import MARKS, delta, heading_of, value_of
+from detoxbench.results.tables import LEVEL, Column, Difference
+from detoxbench.results.words import MARKS, delta, heading_of, value_of
 from detoxbench.text import clean, short
 
 

@@ -12,18 +12,10 @@ import msgspec
 
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Sample, Scored
-from detoxbench.results.leaderboard import (
-    Column,
-    Difference,
-    between,
-    differing,
-    flat,
-    mostly_broken,
-    shared_identity,
-    tested,
-    unpraised,
-)
+from detoxbench.results.panels import between, mostly_broken, tested, unpraised
+from detoxbench.results.settings import differing, flat, shared_identity
 from detoxbench.results.store import Clusters, MetricRecord, Run, RunRecord
+from detoxbench.results.tables import Column, Difference
 from detoxbench.text import short
 
 SHOWN = 10

@@ -6,24 +6,25 @@ Nothing is averaged over suites or models, and no row of one table is tested aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from detoxbench.config import digest
 from detoxbench.records import Counts
-from detoxbench.results.leaderboard import Cell, Leaderboard, Row, Table, differing, mean_by_key, named_data, row_labels
+from detoxbench.results.settings import differing, named_data, row_labels
+from detoxbench.results.tables import Board, Cell, Column, Row, Table, mean_by_key
 from detoxbench.text import short
 
 NOT_RUN = Cell(None, None, None, "none: not run", 0, 0)
 
 
-def grouped(board: Leaderboard, by: Literal["model", "suite"]) -> Leaderboard:
+def grouped(board: Board, by: Literal["model", "suite"]) -> Board:
     """`board` with its tables of one model (or of one suite, scorer and generation) side by side."""
     groups: dict[str, list[Table]] = {}
     for table in board.tables:
         groups.setdefault(digest({k: v for k, v in table.shared.items() if _common(k, by)}), []).append(table)
-    return Leaderboard([_beside_each_other(tables, by) for tables in groups.values()], board.notes)
+    return Board([_beside_each_other(tables, by) for tables in groups.values()], board.notes)
 
 
 def _common(key: str, by: Literal["model", "suite"]) -> bool:
@@ -32,49 +33,61 @@ def _common(key: str, by: Literal["model", "suite"]) -> bool:
 
 
 def _beside_each_other(tables: list[Table], by: Literal["model", "suite"]) -> Table:
+    """One table whose columns are those of all `tables`, a row for each configuration that one of them has."""
     names = _names(tables, by)
     same = _same(tables)
     places = [{digest(same(row)): row for row in table.rows} for table in tables]
-    order = list(dict.fromkeys(key for place in places for key in place))
-    examples = [next(place[key] for place in places if key in place) for key in order]
-    labels, ordered = _labels(examples, same)
-
-    columns = []
-    for name, place, table in zip(names, places, tables, strict=True):
-        shown = {row.label: labels[ordered.index(order.index(key))] for key, row in place.items()}
-        columns += [replace(c, name=f"{name}: {c.name}", best=c.best and shown[c.best]) for c in table.columns]
-    rows = []
-    for label, i in zip(labels, ordered, strict=True):
-        found = [place.get(order[i]) for place in places]
-        there = [row for row in found if row is not None]
-        rows.append(
-            Row(
-                label=label,
-                method=examples[i].method,
-                seeds=sorted({seed for row in there for seed in row.seeds}),
-                run_ids=[run_id for row in there for run_id in row.run_ids],
-                cells={
-                    f"{name}: {c.name}": row.cells[c.name] if row else NOT_RUN
-                    for name, row, table in zip(names, found, tables, strict=True)
-                    for c in table.columns
-                },
-                cost=mean_by_key([row.cost for row in there]),
-                counts=_summed([row.counts for row in there]),
-                fits=[fit for row in there for fit in row.fits],
-                data=there[0].data,
-                broken=any(row.broken for row in there),
-            )
-        )
+    keys = list(dict.fromkeys(key for place in places for key in place))
+    examples = [next(place[key] for place in places if key in place) for key in keys]
+    labels, order = _labels(examples, same)
+    label_of = {keys[i]: label for label, i in zip(labels, order, strict=True)}
+    rows = [
+        _row(label, names, tables, [place.get(keys[i]) for place in places])
+        for label, i in zip(labels, order, strict=True)
+    ]
     shared = {k: v for k, v in tables[0].shared.items() if all(t.shared.get(k) == v for t in tables)}
     return Table(
         model=tables[0].model if by == "model" else "by model",
         suite=tables[0].suite if by == "suite" else "by suite",
         scorer=" / ".join(dict.fromkeys(table.scorer for table in tables)),
         shared=shared,
-        columns=columns,
+        columns=_columns(names, tables, places, label_of),
         rows=rows,
         notes=_notes(tables, names),
         beside=tables[0].beside,
+    )
+
+
+def _columns(
+    names: Sequence[str], tables: Sequence[Table], places: Sequence[Mapping[str, Row]], label_of: Mapping[str, str]
+) -> list[Column]:
+    """The columns of all tables, called by their table too; the best row goes by its label here."""
+    columns = []
+    for name, table, place in zip(names, tables, places, strict=True):
+        shown = {row.label: label_of[key] for key, row in place.items()}
+        columns += [replace(c, name=f"{name}: {c.name}", best=c.best and shown[c.best]) for c in table.columns]
+    return columns
+
+
+def _row(label: str, names: Sequence[str], tables: Sequence[Table], found: Sequence[Row | None]) -> Row:
+    """A configuration's rows of all tables as one; None where a table has none."""
+    present = [row for row in found if row is not None]
+    cells = {
+        f"{name}: {column.name}": row.cells[column.name] if row else NOT_RUN
+        for name, table, row in zip(names, tables, found, strict=True)
+        for column in table.columns
+    }
+    return Row(
+        label=label,
+        method=present[0].method,
+        seeds=sorted({seed for row in present for seed in row.seeds}),
+        run_ids=[run_id for row in present for run_id in row.run_ids],
+        cells=cells,
+        cost=mean_by_key([row.cost for row in present]),
+        counts=_summed([row.counts for row in present]),
+        fits=[fit for row in present for fit in row.fits],
+        data=present[0].data,
+        broken=any(row.broken for row in present),
     )
 
 

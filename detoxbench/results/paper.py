@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from detoxbench.results.leaderboard import Cell, Leaderboard, Row, Table
+from detoxbench.results.tables import Board, Cell, Row, Table
 
 FOLDER = Path(__file__).parent / "papers"
 
@@ -33,10 +33,10 @@ def reported() -> list[Reported]:
     return [row for file in files for row in msgspec.json.decode(file.read_bytes(), type=list[Reported])]
 
 
-def beside(board: Leaderboard) -> Leaderboard:
+def beside(board: Board) -> Board:
     """`board` with a row for each method that a paper reports for a table's model and suite, in its metrics."""
     rows = reported()
-    return Leaderboard([_beside(table, rows) for table in board.tables], board.notes)
+    return Board([_beside(table, rows) for table in board.tables], board.notes)
 
 
 def _beside(table: Table, rows: list[Reported]) -> Table:

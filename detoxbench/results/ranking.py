@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.results.costs import COSTS
 from detoxbench.results.stats import seed_kind
 
 if TYPE_CHECKING:
-    from detoxbench.results.leaderboard import Row, Table
     from detoxbench.results.store import Clusters
+    from detoxbench.results.tables import Row, Table
 
 Array = NDArray[np.float64]
 Direction = Literal["higher", "lower"]
@@ -26,8 +27,6 @@ RESAMPLES = 1000
 UTILITY = ("perplexity", "perplexity_under_base", "fluency_bits")
 """What stands for utility on the Pareto front, in this order, where it is one of a table's columns."""
 COST = "cost.fit_seconds"
-MORE_IS_BETTER = ("cost.relative_speed", "cost.tokens_per_second")
-"""The costs that are speeds; of all others less is better."""
 
 
 class Ranking(NamedTuple):
@@ -157,7 +156,10 @@ def pareto_axes(table: Table, names: Sequence[str] | None = None) -> list[Axis]:
     for name in names:
         if name not in known:
             raise _unknown(name, known, table)
-    return [directed.get(n) or Axis(n, "higher" if n in MORE_IS_BETTER else "lower") for n in names]
+    return [
+        directed.get(n) or Axis(n, COSTS[key].better if (key := n.removeprefix("cost.")) in COSTS else "lower")
+        for n in names
+    ]
 
 
 def pareto_front(table: Table, names: Sequence[str] | None = None) -> list[bool]:

@@ -1,101 +1,30 @@
-"""Leaderboards as text: for a terminal, Markdown, LaTeX, CSV and JSON. Names in them are untrusted and are escaped."""
+"""Boards as text: for a terminal, Markdown, LaTeX, CSV and JSON. Names in them are untrusted and are escaped."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from detoxbench.results.leaderboard import (
-    EMBEDDED,
-    LEVEL,
-    Cell,
-    Column,
-    Difference,
-    Leaderboard,
-    Pairwise,
-    Row,
-    Table,
-    Verdict,
-)
+from detoxbench.results.costs import COSTS, USUAL
+from detoxbench.results.tables import EMBEDDED, LEVEL, Board, Cell, Column, Difference, Pairwise, Row, Table, Verdict
+from detoxbench.results.words import delta, heading_of, value_of
 from detoxbench.text import clean, short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-MARKS: dict[Verdict, str] = {"better": "✓", "worse": "✗", "differs": "≠", "unsupported": "n.s."}
-ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
-
-
-def number(value: float, unit: str, like: float, sign: str = "") -> str:
-    """A share in per cent; a number to as many places as give `like` three digits."""
-    if unit == "share":
-        value, places = 100 * value, 1
-    else:
-        places = min(6, max(0, 2 - math.floor(math.log10(abs(like))))) if like else 2
-    return f"{round(value, places) + 0.0:{sign}.{places}f}"  # + 0.0: no "-0.0"
-
-
-def bounded(value: float, low: float | None, high: float | None, unit: str, like: float, sign: str = "") -> str:
-    text = number(value, unit, like, sign)
-    if low is None or high is None:
-        return text
-    return f"{text} [{number(low, unit, like, sign)}, {number(high, unit, like, sign)}]"
-
-
-def value_of(cell: Cell, column: Column) -> str:
-    """A value with its interval."""
-    if cell.value is None:
-        return "–"
-    return bounded(cell.value, cell.low, cell.high, column.unit, cell.value)
-
-
-def delta(d: Difference | None, unit: str, like: float | None = None) -> str:
-    """A difference with its interval and its mark, to as many places as the value `like` that it stands under."""
-    if d is None:
-        return ""
-    return f"Δ {bounded(d.value, d.low, d.high, unit, like or d.value, '+')} {MARKS[d.verdict]}"
-
 
 def _delta(cell: Cell, column: Column) -> str:
     return delta(cell.difference, column.unit, cell.value)
 
 
-def heading_of(column: Column) -> str:
-    """A metric's name, which way is better, and its unit."""
-    return f"{column.name}{ARROWS[column.better]}{' %' if column.unit == 'share' else ''}"
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"
-
-
-COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "fit_seconds": ("fit", lambda v: f"{v:.1f} s"),
-    "relative_speed": ("speed", lambda v: f"{v:.2f}×"),
-    "added_prompt_tokens": ("prompt", lambda v: f"+{v:.3g}"),
-    "artifact_bytes": ("artifact", _bytes),
-    "fit_peak_mb": ("peak", lambda v: f"{v:.0f} MB"),
-    "changed_parameters": ("changed parameters", lambda v: f"{v:,.0f}"),
-    "added_parameters": ("added parameters", lambda v: f"{v:,.0f}"),
-    "examples": ("examples", lambda v: f"{v:,.0f}"),
-    "forward_passes_per_token": ("passes", lambda v: f"{v:.2f}"),
-    "tokens_per_second": ("tokens/s", lambda v: f"{v:.0f}"),
-}
-"""Costs with heading and format; speed is relative to the base model, prompt is in tokens."""
-USUAL = ("fit_seconds", "relative_speed", "added_prompt_tokens", "artifact_bytes")
-"""The costs that are shown unless columns are named."""
 NOT_SHOWN = ("requests", "contested_tokens")
 
 
@@ -127,9 +56,10 @@ def rest_of(table: Table) -> list[tuple[str, list[str]]]:
                 (key.replace("_", " "), ["–" if (n := row.counts.get(key)) is None else str(n) for row in table.rows])
             )
             continue
-        heading, shown = COSTS.get(key, (key, lambda v: f"{v:.3g}"))
+        cost = COSTS.get(key)
+        shown = cost.shown if cost else "{:.3g}".format
         values = [row.cost.get(key) for row in table.rows]
-        found.append((heading, ["–" if v is None else shown(v) for v in values]))
+        found.append((cost.heading if cost else key, ["–" if v is None else shown(v) for v in values]))
     return found
 
 
@@ -172,7 +102,7 @@ def setting(table: Table) -> str:
 # ------------------------------------------------------------------------------------------------------- terminal
 
 
-def plain(board: Leaderboard, width: int) -> str:
+def plain(board: Board, width: int) -> str:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
@@ -181,7 +111,7 @@ def plain(board: Leaderboard, width: int) -> str:
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
-def rich_blocks(board: Leaderboard, width: int) -> Iterator[RenderableType]:
+def rich_blocks(board: Board, width: int) -> Iterator[RenderableType]:
     from rich.text import Text
 
     for table in board.tables:
@@ -250,7 +180,7 @@ def _fitted(
 # ------------------------------------------------------------------------------------------- Markdown and LaTeX
 
 
-def markdown(board: Leaderboard) -> str:
+def markdown(board: Board) -> str:
     def escaped(text: str) -> str:
         text = clean(text).replace("&", "&amp;").replace("<", "&lt;")
         return "".join(f"\\{c}" if c in "\\`*_[]|#~$" else c for c in text)
@@ -292,7 +222,7 @@ _TEX = str.maketrans(
 _TEX_NEGATIVE = re.compile(r"(?<![\w.])-(?=\d)")
 
 
-def latex(board: Leaderboard) -> str:
+def latex(board: Board) -> str:
     """A `table` of booktabs each: values, intervals in small print, * where a difference to the reference is supported.
 
     Bold is a row that is better than each other one by a test.
@@ -352,7 +282,7 @@ _DIFFERENCE = ("difference", "difference_low", "difference_high", "p", "p_holm",
 _MORE = ("against", "effect", "detectable", "above", "below")
 
 
-def comma_separated(board: Leaderboard) -> str:
+def comma_separated(board: Board) -> str:
     """A line a value: metrics, then costs (metric "cost.NAME"), counts ("counts.NAME") and ranks ("rank.NAME").
 
     Differences between all pairs, where they were asked for, are lines without a value, of the row to `against`.
@@ -421,5 +351,5 @@ def comma_separated(board: Leaderboard) -> str:
     return out.getvalue()
 
 
-def as_json(board: Leaderboard) -> str:
+def as_json(board: Board) -> str:
     return json.dumps(msgspec.to_builtins(board), indent=1, ensure_ascii=False) + "\n"

@@ -73,8 +73,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     (what the method has read of what it is asked), equal_to_base (samples that are the base's own).
     None where nobody counted."""
     cost: dict[str, float | None]
-    """fit_seconds, fit_peak_mb, changed_parameters, added_parameters, artifact_bytes, examples, added_prompt_tokens,
-    forward_passes_per_token, tokens_per_second, relative_speed (to the base model, measured in the same process)."""
+    """By the keys of `costs.COSTS`; None where it was not measured."""
     diagnostics: dict[str, Any]
     """What the method recorded while fitting."""
     base_run_id: str | None

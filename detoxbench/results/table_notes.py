@@ -11,62 +11,90 @@ from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.channels.weights import ENOUGH
 from detoxbench.results import stats
-from detoxbench.results.leaderboard import EMBEDDED, LEVEL, Column, Row, Table, changed_settings, differing
+from detoxbench.results.settings import changed_settings
 from detoxbench.results.store import RunRecord
+from detoxbench.results.tables import EMBEDDED, LEVEL, Column, Row, Table
 from detoxbench.text import short
 
 
 def of_table(
-    columns: list[Column], rows: list[Row], against: str | None, reference: int | None, *, embedded: bool
+    columns: Sequence[Column], rows: Sequence[Row], against: str | None, reference: int | None, *, embedded: bool
 ) -> list[str]:
     """What stands below a table whose differences are to the row `reference`, which `against` asked for."""
-    notes = [EMBEDDED] if embedded else []
-    notes += broken_warning([row.label for row in rows if row.broken]) + _idle(rows)
+    return [
+        *([EMBEDDED] if embedded else []),
+        *broken_warning([row.label for row in rows if row.broken]),
+        *_idle(rows),
+        *_intervals(rows),
+        *_tests(columns, rows, against),
+        *(_no_reference(rows, against) if reference is None else _other_seeds(rows, rows[reference], against)),
+        *_seeds(columns, rows),
+        *_made(rows),
+        *_counted(rows),
+        *_read_before(rows),
+        *(note for name in rows[0].cells for note in _without_numbers(name, rows)),
+    ]
+
+
+def _intervals(rows: Sequence[Row]) -> list[str]:
     methods = sorted({c.interval for r in rows for c in r.cells.values() if c.low is not None})
-    if methods:
-        notes.append(f"[low, high]: 95 % interval by prompt or record ({'; '.join(methods)})")
-    base = "the base" if against is None else f"'{against}'"
+    return [f"[low, high]: 95 % interval by prompt or record ({'; '.join(methods)})"] if methods else []
+
+
+def _tests(columns: Sequence[Column], rows: Sequence[Row], against: str | None) -> list[str]:
     tests = sum(c.difference is not None and c.difference.p is not None for r in rows for c in r.cells.values())
-    if tests:
-        notes.append(
-            f"Δ: difference to {base} on the same prompts and seeds; ✓ better, ✗ worse, ≠ differs "
-            f"(p < {LEVEL} after Holm over the {tests} tests of this table); n.s.: not supported"
-        )
-        notes += _detectable(columns, rows)
-    if reference is None:
-        name = BASE if against is None else against
-        several = [row.label for row in rows if row.method["name"] == name]
-        if several:
-            notes.append(f"several rows of '{name}' ({'; '.join(several)}): no differences (--against names one)")
-        elif against is None:
-            notes.append("no base run (method=none) here: no differences")
-        else:
-            notes.append(f"no row '{against}' here: no differences")
-    elif reference is not None:
-        other = rows[reference]
-        for row in rows:
-            if row.seeds != other.seeds:
-                common = sorted(set(row.seeds) & set(other.seeds))
-                over = f"differences are over {_listed(common)}" if common else "none in common, so no differences"
-                name = "base" if against is None else "the other"
-                notes.append(f"{row.label}: seeds {_listed(row.seeds)}, {name} {_listed(other.seeds)}: {over}")
-    notes += _seeds(columns, rows)
-    notes += _made(rows)
-    notes += _counted(rows)
+    if not tests:
+        return []
+    base = "the base" if against is None else f"'{against}'"
+    legend = (
+        f"Δ: difference to {base} on the same prompts and seeds; ✓ better, ✗ worse, ≠ differs "
+        f"(p < {LEVEL} after Holm over the {tests} tests of this table); n.s.: not supported"
+    )
+    return [legend, *_detectable(columns, rows)]
+
+
+def _no_reference(rows: Sequence[Row], against: str | None) -> list[str]:
+    """Why there are no differences."""
+    name = BASE if against is None else against
+    several = [row.label for row in rows if row.method["name"] == name]
+    if several:
+        return [f"several rows of '{name}' ({'; '.join(several)}): no differences (--against names one)"]
+    if against is None:
+        return ["no base run (method=none) here: no differences"]
+    return [f"no row '{against}' here: no differences"]
+
+
+def _other_seeds(rows: Sequence[Row], reference: Row, against: str | None) -> list[str]:
+    """The rows that were not run under the reference's seeds."""
+    name, theirs = "base" if against is None else "the other", _listed(reference.seeds)
+    notes = []
+    for row in rows:
+        if row.seeds != reference.seeds:
+            common = sorted(set(row.seeds) & set(reference.seeds))
+            over = f"differences are over {_listed(common)}" if common else "none in common, so no differences"
+            notes.append(f"{row.label}: seeds {_listed(row.seeds)}, {name} {theirs}: {over}")
+    return notes
+
+
+def _read_before(rows: Sequence[Row]) -> list[str]:
+    """The rows whose fits have read what they are asked."""
     read = {row.label: (row.counts.get("prompts_in_fit_data"), row.counts.get("requests")) for row in rows}
-    if flagged := [f"{label} ({n} of {asked})" for label, (n, asked) in read.items() if n]:
-        notes.append(f"flagged, fitted on texts that are asked here (too good, maybe): {', '.join(flagged)}")
-    for name in rows[0].cells:
-        missing = [f"{row.label} {row.cells[name].missing}" for row in rows if row.cells[name].missing]
-        if missing:
-            notes.append(f"{name}: missing values, left out: {', '.join(missing)}")
-        if unmeasured := [row.label for row in rows if row.cells[name].value is None and not row.cells[name].missing]:
-            notes.append(f"{name}: not measured: {', '.join(unmeasured)}")
-        measured = {row.label: row.cells[name] for row in rows if row.label not in unmeasured}
-        bare = {label: cell.interval for label, cell in measured.items() if cell.low is None}
-        if bare:
-            reasons = (f"{label} ({reason.removeprefix('none: ')})" for label, reason in bare.items())
-            notes.append(f"{name}: no interval: {', '.join(reasons)}")
+    flagged = [f"{label} ({n} of {asked})" for label, (n, asked) in read.items() if n]
+    return [f"flagged, fitted on texts that are asked here (too good, maybe): {', '.join(flagged)}"] if flagged else []
+
+
+def _without_numbers(name: str, rows: Sequence[Row]) -> list[str]:
+    """Of one metric: which values are missing, which rows have none, and which have no interval."""
+    notes = []
+    if missing := [f"{row.label} {row.cells[name].missing}" for row in rows if row.cells[name].missing]:
+        notes.append(f"{name}: missing values, left out: {', '.join(missing)}")
+    if unmeasured := [row.label for row in rows if row.cells[name].value is None and not row.cells[name].missing]:
+        notes.append(f"{name}: not measured: {', '.join(unmeasured)}")
+    measured = {row.label: row.cells[name] for row in rows if row.label not in unmeasured}
+    bare = {label: cell.interval for label, cell in measured.items() if cell.low is None}
+    if bare:
+        reasons = (f"{label} ({reason.removeprefix('none: ')})" for label, reason in bare.items())
+        notes.append(f"{name}: no interval: {', '.join(reasons)}")
     return notes
 
 
@@ -76,14 +104,14 @@ def broken_warning(labels: Sequence[str]) -> list[str]:
     return [f"WARNING: {warning}: {', '.join(labels)}"] if labels else []
 
 
-def _idle(rows: list[Row]) -> list[str]:
+def _idle(rows: Sequence[Row]) -> list[str]:
     """Methods whose every sample is the base's own."""
     same = [row for row in rows if (n := row.counts.get("equal_to_base")) and n == row.counts.get("samples")]
     told = (f"{row.label} ({row.counts['equal_to_base']} of {row.counts['samples']} samples)" for row in same)
     return [f"this method did nothing, all is as the base has it: {', '.join(told)}"] if same else []
 
 
-def _counted(rows: list[Row]) -> list[str]:
+def _counted(rows: Sequence[Row]) -> list[str]:
     """What never happened, and what nobody counted."""
     never, unknown = [], []
     for key in dict.fromkeys(key for row in rows for key in row.counts):
@@ -109,7 +137,7 @@ def of_scorers(identity: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _seeds(columns: list[Column], rows: list[Row]) -> list[str]:
+def _seeds(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     """What the rows' seeds stand for (`stats.seed_kind`), and what each of two gave."""
     several = [row for row in rows if len(row.seeds) > 1]
     kinds = {row.label: stats.seed_kind(row.fits) for row in several}
@@ -140,7 +168,7 @@ def made_by(records: Iterable[RunRecord]) -> list[str]:
     return [f"made by {' | '.join(told)}"] if told else []
 
 
-def _made(rows: list[Row]) -> list[str]:
+def _made(rows: Sequence[Row]) -> list[str]:
     """What was asked and fitted on, by name, and the settings that are not the methods' defaults nor in a label."""
     asked = dict.fromkeys(row.data["suite.data"] for row in rows if "suite.data" in row.data)
     notes = [f"asked: {' | '.join(asked)}"] if asked else []
@@ -157,7 +185,7 @@ def _made(rows: list[Row]) -> list[str]:
     return notes + ([f"settings that are not the method's defaults: {'; '.join(settings)}"] if settings else [])
 
 
-def _by_seed(columns: list[Column], row: Row) -> str:
+def _by_seed(columns: Sequence[Column], row: Row) -> str:
     """Each metric under each seed."""
     told = []
     for column in columns:
@@ -166,14 +194,14 @@ def _by_seed(columns: list[Column], row: Row) -> str:
     return f"seeds {_listed(row.seeds)}: {', '.join(told)}"
 
 
-def verified(rows: list[Row], packs: Mapping[str, str]) -> list[str]:
+def verified(rows: Sequence[Row], packs: Mapping[str, str]) -> list[str]:
     """Which rows came in packs and were computed again; `packs` is by run id."""
     sure = [row for row in rows if all(run_id in packs for run_id in row.run_ids)]
     told = (f"{row.label} ({', '.join(sorted({packs[run_id] for run_id in row.run_ids}))})" for row in sure)
     return [f"verified, computed again from samples and scores: {', '.join(told) or 'no row'}"] if packs else []
 
 
-def weight_changes(labels: list[str], members: list[list[RunRecord]]) -> list[str]:
+def weight_changes(labels: Sequence[str], members: Sequence[Sequence[RunRecord]]) -> list[str]:
     """How the rows' changes of weights take effect, where rounding to the weights' type can lose a part of them.
 
     `members` are the runs of each row. Rows in which nothing is rounded away, and old runs that do not tell, are not
@@ -197,7 +225,7 @@ def weight_changes(labels: list[str], members: list[list[RunRecord]]) -> list[st
     return [f"changes of weights: {'; '.join(told)}"] if told else []
 
 
-def _detectable(columns: list[Column], rows: list[Row]) -> list[str]:
+def _detectable(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     """What this many clusters can tell apart, in words: for each metric the median over the rows' differences."""
     by_n: dict[int, list[str]] = {}
     for column in columns:
@@ -210,19 +238,20 @@ def _detectable(columns: list[Column], rows: list[Row]) -> list[str]:
     return [f"{n} prompts or records tell these differences apart ({power}): {', '.join(s)}" for n, s in by_n.items()]
 
 
-def keep_apart(tables: list[Table]) -> list[str]:
-    """Write into each table, and say, by which keys the tables of one suite are kept apart."""
+def of_board(tables: Sequence[Table]) -> list[str]:
+    """By which keys the tables of one suite are kept apart."""
     notes = []
     for suite in sorted({t.suite for t in tables}):
         same = [t for t in tables if t.suite == suite]
-        for key in differing([t.shared for t in same]):
-            values = []
-            for table in same:
-                value = short(table.shared.get(key, "absent"))
-                values.append(f"{value} ({table.model})" if key == "model.fingerprint" else value)
-                table.apart[key] = table.shared.get(key)
-            notes.append(f"tables of {suite} are kept apart by {key}: {' | '.join(dict.fromkeys(values))}")
+        for key in same[0].apart:
+            values = dict.fromkeys(_shared_value(table, key) for table in same)
+            notes.append(f"tables of {suite} are kept apart by {key}: {' | '.join(values)}")
     return notes
+
+
+def _shared_value(table: Table, key: str) -> str:
+    value = short(table.shared.get(key, "absent"))
+    return f"{value} ({table.model})" if key == "model.fingerprint" else value
 
 
 def _listed(values: Iterable[int]) -> str:

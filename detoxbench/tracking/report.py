@@ -10,8 +10,10 @@ from typing import Any
 
 from detoxbench.config import BASE, TrackerSpec, digest
 from detoxbench.errors import DetoxbenchError
-from detoxbench.results.leaderboard import Column, between, changed_settings, shared_identity
+from detoxbench.results.panels import between
+from detoxbench.results.settings import changed_settings, shared_identity
 from detoxbench.results.store import Clusters, Run, RunRecord, runs
+from detoxbench.results.tables import Column
 
 GROUP_LENGTH = 100
 """W&B takes groups of up to 128 characters."""

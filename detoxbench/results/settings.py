@@ -1,0 +1,100 @@
+"""What tells configurations apart, for people: labels, settings that are not the defaults, names of data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from detoxbench import methods
+from detoxbench.config import BASE, EMBEDDED_DATA, digest
+from detoxbench.config import identity as settings_of
+from detoxbench.results.store import RunRecord
+from detoxbench.text import short
+
+if TYPE_CHECKING:
+    pass
+
+
+def shared_identity(record: RunRecord) -> dict[str, Any]:
+    """The part of a run's identity that runs have in common when they are comparable: all but method and seed."""
+    return {k: v for k, v in record.identity.items() if k not in ("method", "seed")}
+
+
+def embedded(record: RunRecord) -> bool:
+    """Whether the model, or what it was fitted on or asked, was the toy world's, of which `EMBEDDED` is to be said."""
+    toy = "fable" in (record.model, record.spec.get("model", {}).get("path"))
+    return toy or any(name.startswith(EMBEDDED_DATA) for name in record.data.values())
+
+
+def named_data(identities: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Identities of methods for people: their fit data by name instead of by digest, as far as the names tell apart
+    what the digests do."""
+    names = ["; ".join(name for key, name in own.items() if key.startswith("fit.")) for own in data]
+    digests: dict[tuple[Any, str], set[str]] = {}
+    for own, name in zip(identities, names, strict=True):
+        digests.setdefault((own.get("name"), name), set()).add(str(own.get("fit_data")))
+    return [
+        {**own, "fit_data": name}
+        if name and "fit_data" in own and len(digests[own.get("name"), name]) == 1
+        else {**own}
+        for own, name in zip(identities, names, strict=True)
+    ]
+
+
+def row_labels(identities: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[int]]:
+    """Labels of configurations, sorted (the base first), and the index in `identities` that each belongs to.
+
+    A label is the method's name, and the knobs in which configurations of that name differ. Digests (of the fit data,
+    of files) and versions tell people little: they are named where the knobs do not suffice.
+    """
+    by_name: dict[str, list[int]] = {}
+    for i, identity in enumerate(identities):
+        by_name.setdefault(identity["name"], []).append(i)
+    found: list[tuple[tuple[Any, ...], str, int]] = []
+    for name, same in by_name.items():
+        knobs = [dict(flat(identities[i].get("config", {}))) for i in same]
+        if len({digest(values) for values in knobs}) < len(same):
+            rest = [{k: v for k, v in identities[i].items() if k not in {"name", "config"}} for i in same]
+            knobs = [values | dict(flat(more)) for values, more in zip(knobs, rest, strict=True)]
+        chosen = differing(knobs)
+        for i, values in zip(same, knobs, strict=True):
+            shown = [(k, values.get(k)) for k in chosen]
+            numbers = [v if isinstance(v, int | float) else math.inf for _, v in shown]
+            label = " ".join([name, *(f"{k}={short(v)}" for k, v in shown)])
+            found.append(((name != BASE, name, *numbers), label, i))
+    found.sort(key=lambda f: f[:2])
+    return [label for _, label, _ in found], [i for _, _, i in found]
+
+
+def changed_settings(method: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a method's identity that are not its defaults, for people; none where it is not installed."""
+    if method["name"] not in methods.names():
+        return {}
+    cls = methods.get(method["name"]).Config
+    default = {f.name: f.default for f in fields(cls)}
+    with suppress(TypeError):  # one that has to be given has no default
+        default = settings_of(cls())  # with switches that are null turned into what they stand for
+    usual = msgspec.to_builtins({k: v for k, v in default.items() if v is not MISSING})
+    own = method.get("config", {})
+    return {k: short(v) for k, v in own.items() if k not in usual or v != usual[k]}
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as (dotted key, value)."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def differing(many: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values are not the same everywhere, in order of appearance."""
+    keys = dict.fromkeys(key for values in many for key in values)
+    absent = object()
+    return [key for key in keys if any(v.get(key, absent) != many[0].get(key, absent) for v in many)]
