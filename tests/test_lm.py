@@ -16,7 +16,7 @@ import detoxbench as db
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.model import checkpoint
 from detoxbench.model.model import pick_device
-from tests.tiny import CHARACTERS, FAMILIES, tiny
+from tests.support.tiny import CHARACTERS, FAMILIES, tiny
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-import third_party
-from processes import detoxbench
+
+from tests.support import third_party
+from tests.support.processes import detoxbench
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

@@ -6,14 +6,13 @@ import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-import processes
 import pytest
-import third_party
 
 from detoxbench import methods, registry, suites
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.methods.base import Method
 from detoxbench.registry import Registry
+from tests.support import processes, third_party
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ clustered" (Cameron, Gelbach and Miller 2011), with Satterthwaite's degrees of f
 simpler, but three seeds are too few to resample: in 1,000 simulated triples (100 clusters) such intervals covered 75 %
 where seeds differ much and 99 % where they differ little.
 
-How often these intervals hold the truth is simulated in tests/coverage_simulation.py; docs/statistics.md has the
-figures, and why the variance between seeds is not pooled over the rows of a table.
+How often these intervals hold the truth is simulated in tests/support/coverage_simulation.py; docs/statistics.md has
+the figures, and why the variance between seeds is not pooled over the rows of a table.
 """
 
 from __future__ import annotations
