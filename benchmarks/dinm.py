@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness import Row, compare, measured
 from benchmarks.models import random_lm, texts
 from detoxbench.data.examples import EditRecord
-from detoxbench.runner import stages
+from detoxbench.runner import generations, scoring
+from detoxbench.runner.cell import Cell, checkpoint_folder, prepare
 from detoxbench.runner.composition import compose
-from detoxbench.runner.plan import Cell, checkpoint_folder
 
 if TYPE_CHECKING:
     import torch
@@ -117,16 +117,16 @@ def _cell(runs: str, data: Path, tokens: int) -> Cell:
     asked = ["method=dinm", "method.protocol=per_record", "suite=safeedit", f"suite.data={data}", "scorer=refusal"]
     how = [f"gen.max_new_tokens={tokens}", "gen.batch_tokens=32768", "with_base=false", f"runs_dir={runs}"]
     spec = compose([*asked, *how])
-    return Cell(spec, checkpoint_folder(spec, download=False))
+    return prepare(spec, checkpoint_folder(spec, download=False))
 
 
 def _ours(lm: LanguageModel, folder: Path, data: Path, tokens: int) -> Callable[[], Answers]:
     def run() -> Answers:
         with tempfile.TemporaryDirectory(dir=folder) as runs:
             cell = _cell(runs, data, tokens)
-            batches = stages._answers_per_record(cell, lm, cell.requests)
+            batches = generations._answers_per_record(cell, lm, cell.requests)
             samples = [g.sample for batch, _ in batches for g in batch]
-            stages._score(cell, samples)
+            scoring.score(cell, samples)
             return {s.id: s.text for s in samples}
 
     return run

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from detoxbench.errors import DetoxbenchError
-from detoxbench.runner.provenance import Meter
+from detoxbench.runner.cost import Meter
 
 T = TypeVar("T")
 U = TypeVar("U")

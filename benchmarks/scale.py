@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.harness import Row, measured, peak_mb
 from detoxbench.lm import LanguageModel
-from detoxbench.runner.stages import _loaded, run_overrides
+from detoxbench.runner.loaded import _loaded
+from detoxbench.runner.stages import run_overrides
 
 PROMPTS = (30, 75, 150, 300)
 SAMPLES = (1, 4, 16)

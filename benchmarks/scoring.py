@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from benchmarks.harness import Row, compare, measured, peak_mb
-from detoxbench.runner.stages import SCORE_CHUNK
+from detoxbench.runner.scoring import SCORE_CHUNK
 from detoxbench.scorers.cache import remembering
 from detoxbench.scorers.hf_classifier import Config, HFClassifier
 

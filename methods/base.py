@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from detoxbench.config import identity
 from detoxbench.data.examples import FitData, Role
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Method(ABC, Generic[C]):
         Raises DetoxbenchError where something is missing or cannot work, naming the remedy.
         """
         return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What its numbers depend on beside seed and fit data, as it stands in run.json. Raises as `fingerprints`."""
+        config: Any = self.config
+        return {"name": self.name, "version": self.version, "config": identity(config), **self.fingerprints()}
 
     @abstractmethod
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from detoxbench.runner import composition
-    from detoxbench.runner.stages import plan
+    from detoxbench.runner.plan import plan
 
     cells = composition.cells(args.overrides + config_dir(args.config_dir), multirun=args.multirun)
     show = console().print

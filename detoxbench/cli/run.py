@@ -102,7 +102,7 @@ def _announce(title: str) -> None:
 def _check(specs: Sequence[RunSpec]) -> bool:
     """Whether all runs are finished; what is wrong with any of them is raised before the first one begins."""
     from detoxbench.files.writing import make_runs_dir
-    from detoxbench.runner.stages import plan
+    from detoxbench.runner.plan import plan
 
     finished = [plan(spec).finished for spec in specs]
     if all(finished):

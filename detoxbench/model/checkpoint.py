@@ -43,21 +43,21 @@ _ADAPTER = _Kind(
 )
 
 
-def locate(path: str, revision: str | None = None) -> Path:
-    """The local folder of a model: `path` itself, or the hub's snapshot of that id, downloaded if it must be.
+def locate(path: str, revision: str | None = None, *, download: bool = True) -> Path:
+    """The local folder of a model: `path` itself, or the hub's snapshot of that id, downloaded if it must and may be.
 
     Raises DetoxbenchError, at once, for a folder without weights, a name that is neither a folder nor a hub id, and a
     hub id that is not in the local cache while the hub cannot be reached.
     """
-    return _locate(path, revision, _MODEL)
+    return _locate(path, revision, _MODEL, download)
 
 
 def locate_adapter(path: str) -> Path:
     """The local folder of a PEFT adapter, found as `locate` finds a model; raises alike."""
-    return _locate(path, None, _ADAPTER)
+    return _locate(path, None, _ADAPTER, True)
 
 
-def _locate(path: str, revision: str | None, kind: _Kind) -> Path:
+def _locate(path: str, revision: str | None, kind: _Kind, download: bool) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         _check(folder, kind)
@@ -69,6 +69,8 @@ def _locate(path: str, revision: str | None, kind: _Kind) -> Path:
         raise DetoxbenchError(
             f"no {kind.noun} folder '{path}', and it is no hub id (OWNER/NAME) either: correct {kind.key}"
         )
+    if not download:
+        raise DetoxbenchError(f"{kind.noun} '{path}' is not in the local cache: a run would download it")
     unreachable = hub_unreachable()
     if unreachable:
         raise DetoxbenchError(

@@ -230,9 +230,9 @@ class Model:
             on.prompt_positions = (1, 0)
 
 
-def find(path: str, *, revision: str | None = None, seed: int = 0) -> Path:
+def find(path: str, *, revision: str | None = None, seed: int = 0, download: bool = True) -> Path:
     """The folder of a model: 'fable' is the embedded one, anything else is `checkpoint.locate`d."""
-    return fable.locate(seed) if path == "fable" else checkpoint.locate(path, revision)
+    return fable.locate(seed) if path == "fable" else checkpoint.locate(path, revision, download=download)
 
 
 def pick_device(device: str) -> str:

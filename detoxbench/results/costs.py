@@ -10,7 +10,7 @@ class Cost(NamedTuple):
     """One cost. A new one is a line in `COSTS`, and a field of the stage that measures it."""
 
     measured: str
-    """Where it is measured: STAGE.FIELD of `runner.cost.FitCost` (fit) or `runner.cost.GenerationCost` (generation)."""
+    """Where it is measured: STAGE.FIELD of `runner.fits.Fit` (fit) or `runner.generations.Generation` (generation)."""
     words: str
     """What it is called in figures."""
     heading: str

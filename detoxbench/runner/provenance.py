@@ -1,4 +1,4 @@
-"""What a run ran on, and what a block of work cost."""
+"""What a run ran on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,54 +56,6 @@ def arithmetic(model: PreTrainedModel) -> dict[str, Any]:
 def now() -> str:
     """UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-class Meter:
-    """`with Meter(device) as m:` measures `m.seconds` and `m.peak_mb`: the most memory held during the block, the model
-    included, of the GPU or (on Linux) of the process; None where it cannot be told."""
-
-    seconds: float
-    peak_mb: float | None
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def __enter__(self) -> Meter:
-        import torch
-
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            _reset_process_peak()
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            self.peak_mb = torch.cuda.max_memory_allocated(self._device) / 2**20
-        else:
-            self.peak_mb = _process_peak_mb()
-        self.seconds = time.perf_counter() - self._start
-
-
-def _reset_process_peak() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets VmHWM to what is held now
-    except OSError:
-        return
-
-
-def _process_peak_mb() -> float | None:
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        return None
-    return None
 
 
 def _version(package: str) -> str | None:

@@ -100,7 +100,7 @@ def tune(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int = 0
 
 def _check(fixed: Sequence[str], space: Mapping[str, Override]) -> None:
     """Raises, before anything is loaded, what is wrong with any of the values: settings, data, scorers."""
-    from detoxbench.runner.stages import plan
+    from detoxbench.runner.plan import plan
 
     first = {key: _ends(override)[0] for key, override in space.items()}
     settings = [first | {key: value} for key, override in space.items() for value in _ends(override)]

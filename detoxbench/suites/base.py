@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from detoxbench.config import identity
 from detoxbench.errors import UsageError
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.scorers.base import HARM, Meaning, Scorer, require_meaning
@@ -81,6 +82,11 @@ class Suite(ABC, Generic[C]):
     @abstractmethod
     def requests(self) -> list[Request]:
         """Read and validate the data, and ask. Raises DetoxbenchError naming file, line and field."""
+
+    def identity(self) -> dict[str, Any]:
+        """What its numbers depend on beside its requests and scorers, as it stands in run.json."""
+        config: Any = self.config
+        return {"name": self.name, "version": self.version, "config": identity(config)}
 
     def edit_records(self) -> dict[str, EditRecord]:
         """`Request.record` -> the record that a method which fits once a record is given. Raises UsageError here."""

@@ -18,8 +18,8 @@ from detoxbench.data.manifest import File
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run
-from detoxbench.runner import composition, stages
-from detoxbench.runner.plan import Cell, checkpoint_folder
+from detoxbench.runner import composition, generations, stages
+from detoxbench.runner.cell import checkpoint_folder, prepare
 
 
 def test_every_manifest_is_whole_and_serves_what_there_is() -> None:
@@ -179,8 +179,8 @@ def test_a_run_counts_the_prompts_that_its_method_has_read(tmp_path: Path) -> No
     rows = [{"toxic": a, "civil": b, "prompt": {"text": f"one more {i}"}} for i, (a, b) in enumerate(given)]
     both.write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = composition.compose([*common, "method=destein", f"fit.parallel_pairs={both}", f"suite.data={both}"])
-    cell = Cell(spec, checkpoint_folder(spec, download=False))
-    made = stages._Generation(1.0, 1.0, 0.0, 0, 0, "cpu")
+    cell = prepare(spec, checkpoint_folder(spec, download=False))
+    made = generations.Generation(1.0, 1.0, 0.0, 0, 0, "cpu")
     assert stages._counts(cell, [], {}, made)["prompts_in_fit_data"] == len(rows)
 
     (table,) = leaderboard(tmp_path / "runs").tables

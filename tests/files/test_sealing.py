@@ -20,7 +20,7 @@ from detoxbench.files.sealing import SEAL, Damaged, seal, whole, whole_or_aside
 from detoxbench.records import Sample, Scored
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run, find_run, readable, runs
-from detoxbench.runner import stages
+from detoxbench.runner import fits
 from detoxbench.runner.composition import compose
 from detoxbench.runner.plan import plan
 from detoxbench.scorers import cache
@@ -327,7 +327,7 @@ def test_a_number_that_json_lacks_is_not_stored(value: float) -> None:
     with pytest.raises(DetoxbenchError, match=r"of 'r1' cannot be stored: scores\.main\.toxicity is -?(nan|inf)"):
         encode_lines([row])
     with pytest.raises(DetoxbenchError, match=r"info\.loss\.1 is"):
-        encode(stages._Fit(0.0, None, 1, 1, 1, 1, {"loss": [1.0, value]}))
+        encode(fits.Fit(0.0, None, 1, 1, 1, 1, {"loss": [1.0, value]}))
 
 
 def test_half_a_character_is_not_stored() -> None:

@@ -19,7 +19,7 @@ from detoxbench.interventions.intervention import Intervention
 from detoxbench.interventions.routing import routable, varied
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
-from detoxbench.runner import stages
+from detoxbench.runner.fits import fitted_groups
 from tests.support.tiny import FAMILIES, same, state, tiny
 
 PROMPTS = ["tell me", "why is the cat so rude", "a", "what do you say to that", "tell me"]
@@ -213,7 +213,7 @@ def test_the_runner_puts_together_what_fits_and_leaves_alone_what_cannot_be_rout
             generation_folder=tmp_path,
         )  # fmt: skip
         there = {(r.id, 0) for record in made for r in asked[record]}
-        return ["".join(group) for group in stages._fitted_groups(cast(Any, cell), lm, asked, there)]
+        return ["".join(group) for group in fitted_groups(cast(Any, cell), lm, asked, there)]
 
     assert grouped(batch_tokens=1) == list("012345678")
     assert grouped() == ["012", "3", "45678"]

@@ -23,7 +23,7 @@ from detoxbench.methods.base import Scope
 from detoxbench.methods.dinm import DINM, Config
 from detoxbench.records import Request
 from detoxbench.results.store import Run
-from detoxbench.runner import stages
+from detoxbench.runner import fits, loaded
 from detoxbench.runner.composition import cells, compose
 from detoxbench.runner.plan import plan
 from detoxbench.suites.safeedit import SafeEdit
@@ -541,16 +541,16 @@ def test_each_record_is_answered_by_the_model_edited_on_it(per_record: db.RunRes
 def test_interventions_stream_through_and_their_diagnostics_stay(per_record: db.RunResult) -> None:
     folder, record = per_record.folder, per_record.record
     assert not (folder / "intervention").exists()
-    fits = read_lines(folder / "fits.jsonl", stages._RecordFit)
-    assert [f.record for f in fits] == list("01234")
-    layers = [f.info["located_layer"] for f in fits]
+    found_fits = read_lines(folder / "fits.jsonl", fits.RecordFit)
+    assert [f.record for f in found_fits] == list("01234")
+    layers = [f.info["located_layer"] for f in found_fits]
     found = record.diagnostics
     assert found["located_layer"] == {str(layer): layers.count(layer) for layer in set(layers)}
-    assert found["edit_loss"][0] == pytest.approx(sum(f.info["edit_loss"][0] for f in fits) / 5)
+    assert found["edit_loss"][0] == pytest.approx(sum(f.info["edit_loss"][0] for f in found_fits) / 5)
     assert len(found["distances"]) == 4
     assert found["records"] == 5
-    assert record.cost["fit_seconds"] == pytest.approx(sum(f.seconds for f in fits))
-    assert found["seconds_per_record"] == pytest.approx(sum(f.seconds for f in fits) / 5)
+    assert record.cost["fit_seconds"] == pytest.approx(sum(f.seconds for f in found_fits))
+    assert found["seconds_per_record"] == pytest.approx(sum(f.seconds for f in found_fits) / 5)
     assert record.cost["changed_parameters"] == 128 * 352
     assert record.cost["examples"] == 5
     assert (record.cost["added_prompt_tokens"] or 0) > 10
@@ -562,8 +562,8 @@ def test_means_and_counts_of_diagnostics() -> None:
         {"layer": 2, "loss": [2.0], "x": 1.5},
         {"layer": 3, "loss": [3.0]},
     ]
-    assert stages.merged(infos) == {"layer": {"2": 2, "3": 1}, "loss": [3.0, 2.0, 1.0], "x": 1.5}
-    assert stages.merged([]) is None
+    assert fits.merged(infos) == {"layer": {"2": 2, "3": 1}, "loss": [3.0, 2.0, 1.0], "x": 1.5}
+    assert fits.merged([]) is None
 
 
 class Cut(BaseException):
@@ -604,7 +604,7 @@ def test_a_run_that_is_cut_off_goes_on_with_the_record_it_was_at(
     whole = run("whole") if extra else per_record
     for file_name in ("samples.jsonl", "scores.jsonl", "clusters.json"):
         assert (result.folder / file_name).read_bytes() == (whole.folder / file_name).read_bytes()
-    assert [f.record for f in read_lines(result.folder / "fits.jsonl", stages._RecordFit)] == list("01234")
+    assert [f.record for f in read_lines(result.folder / "fits.jsonl", fits.RecordFit)] == list("01234")
     assert not list(tmp_path.glob("cut/.stages/*/partial.jsonl"))
 
 
@@ -627,7 +627,7 @@ def test_the_first_records_layer_serves_whatever_is_wanted(monkeypatch: pytest.M
 def test_a_suite_without_edit_records_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "_lm", lambda _: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(loaded, "_loaded", lambda *_: pytest.fail("nothing may be loaded"))
     with pytest.raises(UsageError, match=r"'utility' has no edit records.*method\.protocol=once"):
         db.run(["method=dinm", "method.protocol=per_record", "suite=utility", f"runs_dir={tmp_path}"])
     assert not os.listdir(tmp_path)

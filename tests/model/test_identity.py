@@ -20,8 +20,8 @@ from detoxbench.files import hashing as file_hash
 from detoxbench.files.hashing import sha256_of_file
 from detoxbench.lm import LanguageModel
 from detoxbench.model import checkpoint
+from detoxbench.runner.cell import Cell, checkpoint_folder, prepare
 from detoxbench.runner.composition import compose
-from detoxbench.runner.plan import Cell, checkpoint_folder
 from tests.support.tiny import tiny
 
 
@@ -214,7 +214,7 @@ THIRD = [0.3, 0.1 + 0.2, 0.30000000000000004, 3e-1]
 
 def identified(tmp_path: Path, *overrides: str) -> Cell:
     spec = compose([*overrides, "suite.records=2", f"runs_dir={tmp_path}"])
-    return Cell(spec, checkpoint_folder(spec, download=False))
+    return prepare(spec, checkpoint_folder(spec, download=False))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_settings_given_in_python_are_the_same_run(tmp_path: Path) -> None:
     ids = set()
     for alpha in THIRD:
         method, gen = replace(composed.method, alpha=alpha), replace(composed.gen, temperature=1)
-        cell = Cell(replace(composed, method=method, gen=gen), checkpoint_folder(composed, download=False))
+        cell = prepare(replace(composed, method=method, gen=gen), checkpoint_folder(composed, download=False))
         assert cell.method.config.alpha == 0.3
         assert isinstance(cell.spec.gen.temperature, float)
         ids.add(cell.folder.name)

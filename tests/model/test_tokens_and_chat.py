@@ -481,7 +481,7 @@ def test_a_plan_refuses_what_the_template_refuses(tmp_path: Any) -> None:
 
 
 def test_a_chat_prompt_is_a_turn_to_what_reads_on() -> None:
-    from detoxbench.runner.stages import _before
+    from detoxbench.runner.scoring import _before
 
     def before(prompt: str, text: str, on: bool = True) -> str:
         sample = Sample(id="0", record="0", kind="x", sample=0, prompt=prompt, text=text, stop="eos", tokens=1)

@@ -10,8 +10,8 @@ from detoxbench.cli import main
 from detoxbench.config import SCHEMA_VERSION, digest
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run, readable
+from detoxbench.runner.cell import checkpoint_folder, prepare
 from detoxbench.runner.composition import compose
-from detoxbench.runner.plan import Cell, checkpoint_folder
 from detoxbench.sharing.verification import verify
 
 OLD = Path(__file__).parents[1] / "golden" / "runs_schema_1"
@@ -43,7 +43,7 @@ def test_the_identity_of_runs_of_schema_1_verifies() -> None:
 
 def test_a_run_of_schema_1_is_not_served(tmp_path: Path) -> None:
     spec = compose([*OLD_SETTINGS, f"runs_dir={tmp_path}"])
-    now = Cell(spec, checkpoint_folder(spec, download=False))
+    now = prepare(spec, checkpoint_folder(spec, download=False))
     assert now.identity["schema"] == SCHEMA_VERSION == 2
     old = {run.folder.name for run, _ in readable(OLD, [])}
     assert now.folder.name not in old

@@ -16,9 +16,11 @@ import detoxbench as db
 from detoxbench.engine import generation
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.store import Run, runs
-from detoxbench.runner import stages
+from detoxbench.runner import generations, loaded, scoring, stages
+from detoxbench.runner.cell import Cell, checkpoint_folder, companions, prepare
 from detoxbench.runner.composition import compose
-from detoxbench.runner.plan import Cell, checkpoint_folder, companions, plan
+from detoxbench.runner.cost import Relative
+from detoxbench.runner.plan import plan
 from tests.support.processes import Process
 
 QUICK = ["suite=safeedit", "suite.records=6", "gen.max_new_tokens=8"]
@@ -30,7 +32,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
 
 def cell(folder: Path, *more: str) -> Cell:
     spec = compose(overrides(folder, *more))
-    return Cell(spec, checkpoint_folder(spec, download=False))
+    return prepare(spec, checkpoint_folder(spec, download=False))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_a_second_run_does_nothing(done: tuple[Path, stages.RunResult], monkeypa
     def never(*_: Any) -> None:
         raise AssertionError("a finished run loads nothing")
 
-    monkeypatch.setattr(stages, "_lm", never)
+    monkeypatch.setattr(loaded, "_loaded", never)
     again = db.run(overrides(folder, "method=destein"))
     assert again.cached
     assert again.record == result.record
@@ -118,7 +120,7 @@ def test_another_suite_shares_the_fit_and_another_scorer_the_samples(
     judged_otherwise = compose(overrides(folder, "method=destein", "scorer=profanity_check"))
     states = {s.stage: s.state for s in plan(judged_otherwise).cells}
     assert states == {"base": "to do", "fit": "cached", "generate": "cached", "score": "to do"}
-    monkeypatch.setattr(stages, "_lm", lambda _: pytest.fail("the samples were there"))
+    monkeypatch.setattr(loaded, "_loaded", lambda *_: pytest.fail("the samples were there"))
     judged = stages.run(judged_otherwise)
     assert judged.run_id != done[1].run_id
     assert Run(judged.folder).samples() == Run(done[1].folder).samples()
@@ -158,7 +160,7 @@ def test_what_cannot_change_a_number_does_not(tmp_path: Path, change: str) -> No
 
 def test_the_base_of_every_method_is_one_run(tmp_path: Path) -> None:
     ids = {
-        Cell(companions(spec)[0], checkpoint_folder(spec, download=False)).folder.name
+        prepare(companions(spec)[0], checkpoint_folder(spec, download=False)).folder.name
         for spec in (
             compose(overrides(tmp_path, f"method={m}")) for m in ("destein", "self_reminder", "ext_sub", "dinm")
         )
@@ -169,13 +171,13 @@ def test_the_base_of_every_method_is_one_run(tmp_path: Path) -> None:
 def test_a_failing_stage_leaves_no_run_and_the_next_try_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = stages._score
-    monkeypatch.setattr(stages, "_score", lambda *_: (_ for _ in ()).throw(DetoxbenchError("no power")))
+    score = scoring.score
+    monkeypatch.setattr(stages, "score", lambda *_: (_ for _ in ()).throw(DetoxbenchError("no power")))
     with pytest.raises(DetoxbenchError, match="no power"):
         db.run(overrides(tmp_path))
     assert list(runs(tmp_path)) == []
-    monkeypatch.setattr(stages, "_score", score)
-    monkeypatch.setattr(stages, "_lm", lambda _: pytest.fail("the samples were there"))
+    monkeypatch.setattr(stages, "score", score)
+    monkeypatch.setattr(loaded, "_loaded", lambda *_: pytest.fail("the samples were there"))
     assert not db.run(overrides(tmp_path)).cached
 
 
@@ -217,7 +219,7 @@ def kill_when(process: Process, partial: Path, lines: int) -> None:
 
 def test_killed_twice_the_third_try_finishes_with_the_same_bytes(tmp_path: Path) -> None:
     spec = compose([*LONG, f"runs_dir={tmp_path / 'killed'}"])
-    planned = Cell(spec, checkpoint_folder(spec, download=False))
+    planned = prepare(spec, checkpoint_folder(spec, download=False))
     partial = planned.generation_folder / "partial.jsonl"
     kill_when(start(tmp_path / "killed", *SMALL_BATCHES), partial, 8)
     first = partial.read_bytes()
@@ -270,7 +272,7 @@ def test_in_bf16_a_cut_changes_neither_batches_nor_bytes(
         return b"".join((result.folder / name).read_bytes() for name in ("samples.jsonl", "scores.jsonl"))
 
     monkeypatch.setattr(generation, "_run", watched)
-    monkeypatch.setattr(stages, "_relative_speed", lambda *_: 1.0)
+    monkeypatch.setattr(generations, "relative_costs", lambda *_: Relative(1.0, 1.0))
     expected, whole = bytes_of("whole"), list(ran)
     assert len(whole) >= 4
     for cut in (3,) if what == "one for all" else (2,):

@@ -20,9 +20,10 @@ from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request, Sample
 from detoxbench.results.store import Run
-from detoxbench.runner import stages
+from detoxbench.runner import scoring, stages
+from detoxbench.runner.cell import checkpoint_folder, prepare
 from detoxbench.runner.composition import compose
-from detoxbench.runner.plan import Cell, checkpoint_folder, plan
+from detoxbench.runner.plan import plan
 from detoxbench.suites import halueval, likelihood_utility, safenlp, truthfulqa
 from detoxbench.suites.halueval import HaluEval
 from detoxbench.suites.likelihood_utility import LikelihoodUtility
@@ -141,7 +142,7 @@ TRUTH = ["suite=truthfulqa", "suite.limit=40", "model=fable", "method=self_remin
 def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = db.run([*TRUTH, f"runs_dir={tmp_path / 'whole'}"])
     spec = compose([*TRUTH, "with_base=false", f"runs_dir={tmp_path / 'killed'}"])
-    partial = Cell(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
+    partial = prepare(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
     reading, chunks = likelihood.read_rows, 0
 
     def killed(*given: Any) -> Any:
@@ -163,7 +164,7 @@ def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatc
 
 
 def test_no_scorer_is_asked_and_no_score_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "remembering", lambda *_: pytest.fail("nothing is to be judged"))
+    monkeypatch.setattr(scoring, "remembering", lambda *_: pytest.fail("nothing is to be judged"))
     spec = compose([*TRUTH, "suite.limit=3", "gen.n=5", f"runs_dir={tmp_path}"])
     assert any("no scorer" in stage.remark for stage in plan(spec).cells)
     result = stages.run(spec)

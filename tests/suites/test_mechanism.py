@@ -16,9 +16,10 @@ from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Measure, Request, Sample
 from detoxbench.results.store import Run
-from detoxbench.runner import stages
+from detoxbench.runner import generations, stages
+from detoxbench.runner.cell import checkpoint_folder, prepare
 from detoxbench.runner.composition import compose
-from detoxbench.runner.plan import Cell, checkpoint_folder, plan
+from detoxbench.runner.plan import plan
 from detoxbench.suites import mechanism
 from detoxbench.suites.mechanism import GROUPS, Mechanism, Probe
 from tests.suites.test_suites import lines, named, value
@@ -52,7 +53,7 @@ def change(lm: LanguageModel, **channels: Any) -> Intervention:
 
 def looked(lm: LanguageModel, intervention: Intervention) -> tuple[list[Sample], dict[str, Measure]]:
     probe, asked = Probe(lm, CONFIG, requests()), requests()
-    samples = [g.sample for made, _ in stages._observed(lm, intervention, probe, asked) for g in made]
+    samples = [g.sample for made, _ in generations._observed(lm, intervention, probe, asked) for g in made]
     return samples, named(Mechanism(CONFIG).measures(samples, [], ""))
 
 
@@ -213,13 +214,13 @@ def test_a_killed_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: p
     reminder = [*SMALL, "method=self_reminder"]
     whole = db.run([*reminder, f"runs_dir={tmp_path / 'whole'}"])
     spec = compose([*reminder, "with_base=false", f"runs_dir={tmp_path / 'killed'}"])
-    partial = Cell(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
+    partial = prepare(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
     values, seen = Probe.values, 0
 
     def killed(*given: Any) -> Any:
         nonlocal seen
         seen += 1
-        if seen > stages.OBSERVED + 5:
+        if seen > generations.OBSERVED + 5:
             raise KeyboardInterrupt
         return values(*given)
 
@@ -227,7 +228,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         stages.run(spec)
     monkeypatch.undo()
-    assert len(partial.read_bytes().splitlines()) == stages.OBSERVED
+    assert len(partial.read_bytes().splitlines()) == generations.OBSERVED
     again = stages.run(spec)
     for file in ("samples.jsonl", "scores.jsonl", "clusters.json"):
         assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes()
@@ -246,9 +247,9 @@ def test_settings_of_the_probe_are_part_of_what_is_kept(tmp_path: Path) -> None:
     cells = []
     for setting in ("suite.layer=-1", "suite.layer=0", "suite.share=0.1"):
         spec = compose([*SMALL, setting, f"runs_dir={tmp_path}"])
-        cells.append(Cell(spec, checkpoint_folder(spec, download=False)))
+        cells.append(prepare(spec, checkpoint_folder(spec, download=False)))
     assert len({cell.generation_folder for cell in cells}) == len({cell.folder for cell in cells}) == 3
-    stages = {stage.stage: stage.remark for stage in cells[0].plan()}
+    stages = {stage.stage: stage.remark for stage in plan(cells[0].spec).cells}
     looks = "160 looks inside the model, without and with the method"
     assert stages["generate"] == f"{looks} of embedded fable, 160 requests"
     assert stages["score"] == "no scorer is asked"

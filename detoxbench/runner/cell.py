@@ -1,0 +1,253 @@
+"""One run before anything is loaded: its components, the identity of each stage, and where each stage lies.
+
+A stage's key is the digest of everything that can change its result. Stages lie in RUNS/.stages and are shared: one fit
+serves every suite, one generation every scorer, and the base model's run every method's comparison.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from detoxbench import methods, scorers, suites
+from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
+from detoxbench.data.examples import FitData, Role
+from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
+from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.files.sealing import Damaged, whole
+from detoxbench.methods.base import Method, Scope
+from detoxbench.model import chat, checkpoint
+from detoxbench.model.model import LowRankForm, find, low_rank_form
+from detoxbench.records import Request
+from detoxbench.results import broken_text
+from detoxbench.results.store import Run
+from detoxbench.scorers.base import Scorer
+from detoxbench.suites.base import Suite
+
+log = logging.getLogger("detoxbench")
+
+
+class StageKeys(NamedTuple):
+    """What the folders of a run and its stages are called by."""
+
+    run: str
+    fit: str
+    generation: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run with its components and keys; `prepare` makes it."""
+
+    spec: RunSpec
+    suite: Suite[Any]
+    method: Method[Any]
+    scorers: Mapping[str, Scorer[Any]]
+    """By slot: "main" is the run's, the others are the suite's."""
+    requests: Sequence[Request]
+    data: FitData
+    """What is fitted on; under PER_RECORD all of it together."""
+    records: Mapping[str, FitData]
+    """Under PER_RECORD, what is fitted on for each of the suite's records, in their order."""
+    identity: Mapping[str, Any]
+    """Everything that can change a number, as it stands in run.json."""
+    keys: StageKeys
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.spec.runs_dir) / self.keys.run
+
+    @property
+    def _stages(self) -> Path:
+        return Path(self.spec.runs_dir) / ".stages"
+
+    @property
+    def fit_folder(self) -> Path:
+        return self._stages / f"fit-{self.keys.fit}"
+
+    @property
+    def generation_folder(self) -> Path:
+        return self._stages / f"generate-{self.keys.generation}"
+
+    @property
+    def score_folder(self) -> Path:
+        return self._stages / f"score-{self.keys.run}"
+
+    @property
+    def per_record(self) -> bool:
+        """Whether each record of the suite has a fit of its own."""
+        return self.method.scope is Scope.PER_RECORD
+
+    @property
+    def low_rank(self) -> LowRankForm:
+        """How the method's low-rank changes of weights take effect."""
+        return low_rank_form(self.spec.low_rank, self.spec.model.dtype)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is there, every file as it was written; one that lacks scores because a scorer broke is not,
+        so that it is asked again."""
+        there, _ = state_of(self.folder)
+        return there and not Run(self.folder).record().counts.get("failed_scores")
+
+    def data_names(self) -> dict[str, str]:
+        """What the data are called that were fitted on and asked, by setting."""
+        names = fit_names(self.spec.fit, self.data, self.per_record)
+        found = {f"fit.{role}": name for role, name in names.items()}
+        if hasattr(self.spec.suite, "data"):
+            found["suite.data"] = f"{place_name(self.spec.suite.data)}, {len(self.requests)} requests"
+        return found
+
+    @contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """One process at a time works on a stage or a run; the lock goes with its process, however that ends."""
+        self._stages.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._stages / f"{folder.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("waiting for another process that works on %s", folder)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def state_of(folder: Path) -> tuple[bool, str]:
+    """Whether a finished stage or run is there, and that it is damaged if it is."""
+    try:
+        return whole(folder), ""
+    except Damaged as error:
+        return False, f"damaged ({error.reason}), to be done again"
+
+
+# ------------------------------------------------------------------------------------------------------------ prepared
+
+
+def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> Cell:
+    """Read and check everything of a run that needs no weights.
+
+    Without a folder everything but the model is checked, and the keys are nobody's. Raises DetoxbenchError (or
+    UsageError): data that do not fit, a scorer that cannot work.
+    """
+    spec = normalised(spec)
+    suite: Suite[Any] = suites.get(spec.suite_name)(spec.suite, name=spec.suite_name)
+    method = _method(spec)
+    requests = suite.requests()
+    if checkpoint_folder:
+        _check_template(spec.model, checkpoint_folder, requests)
+    judges = _scorers(spec, suite)
+    data, records, data_digest = _data(spec, suite, method, requests)
+    model_fingerprint = checkpoint.fingerprint(checkpoint_folder) if checkpoint_folder else None
+    judged_by = {slot: scorer.identity() for slot, scorer in judges.items()}
+    whole_identity: dict[str, Any] = {
+        "schema": SCHEMA_VERSION,
+        "model": {"fingerprint": model_fingerprint, **identity(spec.model)},
+        "method": _method_identity(spec, method, data_digest),
+        "suite": {
+            **suite.identity(),
+            "requests": _requests_digest(requests),
+            "scorers": {slot: judge for slot, judge in judged_by.items() if slot != "main"},
+            "broken_text": broken_text.VERSION,
+        },
+        "scorer": judged_by["main"],
+        "gen": identity(spec.gen),
+        "seed": spec.seed,
+    }
+    keys = stage_keys(whole_identity, observed=suite.observer is not None)
+    return Cell(spec, suite, method, judges, requests, data, records, whole_identity, keys)
+
+
+def stage_keys(identity: Mapping[str, Any], *, observed: bool) -> StageKeys:
+    """The keys of a run and its stages. Answers depend on what is asked alone, what is `observed` on who looks too."""
+    fit = digest([identity[key] for key in ("schema", "model", "method", "seed")])
+    suite = identity["suite"]
+    made_of = [fit, suite["requests"], identity["gen"], suite["broken_text"], *([suite] if observed else [])]
+    return StageKeys(run=digest(identity), fit=fit, generation=digest(made_of))
+
+
+def _method(spec: RunSpec) -> Method[Any]:
+    return methods.get(spec.method_name)(spec.method, name=spec.method_name, seed=spec.seed)
+
+
+def _scorers(spec: RunSpec, suite: Suite[Any]) -> dict[str, Scorer[Any]]:
+    """The run's scorer and the suite's, by slot. Raises UsageError where one does not mean what the suite reads."""
+    found: dict[str, Scorer[Any]] = {"main": scorers.get(spec.scorer_name)(spec.scorer, name=spec.scorer_name)}
+    for slot, given in suite.auxiliary().items():
+        cls = scorers.get(given["name"])
+        config = {key: value for key, value in given.items() if key != "name"}
+        found[slot] = cls(build(cls.Config, config, f"the suite's scorer '{slot}'"), name=given["name"])
+    suite.check_scorers(found)
+    return found
+
+
+def _data(
+    spec: RunSpec, suite: Suite[Any], method: Method[Any], requests: Sequence[Request]
+) -> tuple[FitData, dict[str, FitData], str]:
+    """(what is fitted on, what is fitted on for each record, digest of both); the second is empty under one fit."""
+    per_record = method.scope is Scope.PER_RECORD
+    needs = method.needs - ({Role.EDIT_RECORDS} if per_record else set())  # those are the suite's
+    require_chosen(spec.fit, needs, spec.model.path, method.name)
+    data, data_digest = fit_data(spec.fit, needs)
+    if not per_record:
+        return data, {}, data_digest
+    if suite.observer is not None:
+        raise UsageError(
+            f"suite '{suite.name}' looks inside one model, so nothing can be fitted for each of its "
+            "records: set method.protocol=once"
+        )
+    edits = suite.edit_records()
+    if missing := {r.record for r in requests} - edits.keys():
+        raise DetoxbenchError(f"suite '{suite.name}' has no edit record for record '{min(missing)}'")
+    data = dataclasses.replace(data, edit_records=tuple(edits.values()))
+    records = {key: dataclasses.replace(data, edit_records=(edit,)) for key, edit in edits.items()}
+    return data, records, digest([data_digest, edits])
+
+
+def _method_identity(spec: RunSpec, method: Method[Any], data_digest: str) -> dict[str, Any]:
+    own = method.identity()
+    first = {key: own[key] for key in ("name", "version", "config")}
+    low_rank = low_rank_form(spec.low_rank, spec.model.dtype)
+    return {**first, "fit_data": data_digest, **({} if method.name == BASE else {"low_rank": low_rank}), **own}
+
+
+def _requests_digest(requests: Sequence[Request]) -> str:
+    # without what is not set, so that a field that comes later changes no other suite's runs
+    return digest([{k: v for k, v in msgspec.to_builtins(r).items() if v is not None} for r in requests])
+
+
+def _check_template(model: ModelSpec, folder: Path, requests: Sequence[Request]) -> None:
+    """Raises DetoxbenchError where the chat template refuses a question or leaves it out, before weights are loaded."""
+    templates, tokens = chat.in_folder(folder)
+    template = chat.in_use(
+        templates, model.chat_template, model=model.name or model.path, special_tokens=tokens,
+        date=model.template_date, args=model.template_args,
+    )  # fmt: skip
+    if template is not None:
+        for prompt in dict.fromkeys(r.prompt for r in requests if r.chat):
+            template.prompt(prompt)
+
+
+def checkpoint_folder(spec: RunSpec, *, download: bool) -> Path:
+    """Where the model's files lie. Raises DetoxbenchError when they are not there and may not or cannot be fetched."""
+    return find(spec.model.path, revision=spec.model.revision, seed=spec.model.seed, download=download)
+
+
+def companions(spec: RunSpec) -> list[RunSpec]:
+    """The runs that belong beside this one: the base model's first, then the method's controls."""
+    if not spec.with_base or spec.method_name == BASE:
+        return []
+    controls = _method(spec).controls()
+    return [
+        dataclasses.replace(spec, method=methods.get(BASE).Config(), method_name=BASE),
+        *(dataclasses.replace(spec, method=control, with_base=False) for control in controls),
+    ]

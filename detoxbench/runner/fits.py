@@ -1,0 +1,196 @@
+"""The first stage: what the method learns, once for the suite or once for each of its records."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from detoxbench.config import digest
+from detoxbench.files.lines import appending, chained_lines, encode
+from detoxbench.files.sealing import seal, whole_or_aside
+from detoxbench.files.writing import write_atomic, write_folder
+from detoxbench.interventions.channels import weights
+from detoxbench.records import Request
+from detoxbench.runner.cell import Cell
+from detoxbench.runner.cost import Meter
+from detoxbench.runner.loaded import language_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from detoxbench.interventions.intervention import Intervention
+    from detoxbench.lm import LanguageModel
+
+FITS = "fits.jsonl"
+"""What each fit recorded, where every record has its own."""
+
+log = logging.getLogger("detoxbench")
+
+
+class Fit(msgspec.Struct):
+    """fit.json: what a fit cost and recorded."""
+
+    seconds: float
+    peak_mb: float | None
+    examples: int
+    changed_parameters: int
+    added_parameters: int
+    artifact_bytes: int
+    info: dict[str, Any]
+    digest: str | None = None
+    """Of what was fitted (`Intervention.digest`); of all records' interventions where each has its own."""
+
+
+class RecordFit(msgspec.Struct):
+    """A line of fits.jsonl: the fit for one record, whose intervention is not kept."""
+
+    record: str
+    seconds: float
+    peak_mb: float | None
+    info: dict[str, Any]
+    digest: str | None = None
+    group: str = ""
+    """The first of the records that share its batches: a run that was killed goes on with a whole group."""
+
+
+def fit_once(cell: Cell) -> Fit:
+    """Have the intervention on disk; return what it cost."""
+    with cell.locked(cell.fit_folder):
+        if whole_or_aside(cell.fit_folder):
+            return msgspec.json.decode((cell.fit_folder / "fit.json").read_bytes(), type=Fit)
+        from detoxbench.runner.cost import Meter
+
+        lm = language_model(cell)
+        with Meter(lm.device) as meter:
+            intervention = cell.method.fit(lm, cell.data)
+        changes = weights.record(lm, intervention.weights)
+        info = {**intervention.info, **weights.as_info(changes)}
+        fit = _fit_of(cell, intervention, changes, meter.seconds, meter.peak_mb, info)
+        fit.digest = intervention.digest()
+
+        def fill(folder: Path) -> None:
+            intervention.save(folder / "intervention")
+            write_atomic(folder / "fit.json", encode(fit))
+            seal(folder)
+
+        write_folder(cell.fit_folder, fill)
+        log.info("fitted %s in %.1f s", cell.method.name, fit.seconds)
+        return fit
+
+
+def _fit_of(
+    cell: Cell,
+    intervention: Intervention,
+    changes: weights.Record | None,
+    seconds: float,
+    peak_mb: float | None,
+    info: dict[str, Any],
+) -> Fit:
+    return Fit(
+        seconds=seconds,
+        peak_mb=peak_mb,
+        examples=cell.method.examples(cell.data),
+        changed_parameters=changes.merged_parameters if changes else 0,
+        added_parameters=intervention.added_parameters() + (changes.side_path_parameters if changes else 0),
+        artifact_bytes=intervention.artifact_bytes(),
+        info=info,
+    )
+
+
+def fitted_groups(
+    cell: Cell, lm: LanguageModel, requests: Mapping[str, Sequence[Request]], made: Container[tuple[str, int]]
+) -> Iterator[dict[str, Intervention]]:
+    """Record -> intervention, as many records at a time as one batch may have rows for and `gen.edits_mb` holds; one
+    that cannot differ by row comes alone. The first group is the one of the first record that lacks samples.
+
+    What a fit recorded is on disk before its samples are, so that every record that has samples has it.
+    """
+    from detoxbench.interventions.routing import routable
+
+    gen, names = cell.spec.gen, list(cell.records)
+    group: dict[str, Intervention] = {}
+    size, rows = 0.0, 0
+    with appending(cell.generation_folder / FITS, RecordFit) as (earlier, append):
+        wanted = range(_first_to_fit(names, requests, gen.n, made, earlier), len(names))
+        fits = cell.method.fit_many(lm, list(cell.records.values()), wanted)
+        for i in wanted:
+            with Meter(lm.device) as meter:
+                intervention = next(fits)
+            more = intervention.artifact_bytes() if routable(lm, intervention) else math.inf
+            asked = len(requests[names[i]]) * gen.n
+            full = size + more > gen.edits_mb * 2**20 or (rows + asked) * gen.max_new_tokens > gen.batch_tokens
+            first = names[i] if full or not group else next(iter(group))
+            changes, digest = weights.record(lm, intervention.weights), intervention.digest()
+            info = {**intervention.info, **weights.as_info(changes)}
+            append([RecordFit(names[i], meter.seconds, meter.peak_mb, info, digest, first)])
+            if group and full:
+                yield group
+                group.clear()  # here, so that nobody holds it while the next is fitted
+                size, rows = 0.0, 0
+            group[names[i]] = intervention
+            size, rows = size + more, rows + asked
+            del intervention
+    if group:
+        yield group
+
+
+def _first_to_fit(
+    names: Sequence[str],
+    requests: Mapping[str, Sequence[Request]],
+    n: int,
+    made: Container[tuple[str, int]],
+    earlier: Sequence[RecordFit],
+) -> int:
+    """Where to go on among the records: at the first of the group of the first one that lacks a sample."""
+
+    def lacks(record: str) -> bool:
+        return any((r.id, k) not in made for r in requests[record] for k in range(n if r.text is None else 1))
+
+    groups = {fit.record: fit.group for fit in earlier}
+    record = next((name for name in names if lacks(name)), None)
+    return len(names) if record is None else names.index(groups.get(record) or record)
+
+
+def all_fits(cell: Cell, lm: LanguageModel) -> tuple[Intervention, Fit]:
+    """The first record's intervention, fitted again to measure costs on, and all records' fits as one."""
+    found = fitted_already(cell) or {}
+    fits = [found[record] for record in cell.records]
+    path = cell.generation_folder / FITS
+    write_atomic(path, chained_lines(path, fits))  # a kill before the stage is whole finds them as they were
+    first = next(cell.method.fit_many(lm, list(cell.records.values()), [0]))
+    seconds = [fit.seconds for fit in fits]
+    info = {"records": len(fits), "seconds_per_record": statistics.mean(seconds), **merged([fit.info for fit in fits])}
+    peak = max((fit.peak_mb for fit in fits if fit.peak_mb is not None), default=None)
+    log.info("fitted %s for each of %d records in %.1f s", cell.method.name, len(fits), sum(seconds))
+    whole = _fit_of(cell, first, weights.record(lm, first.weights), sum(seconds), peak, info)
+    whole.digest = digest([fit.digest for fit in fits])
+    return first, whole
+
+
+def fitted_already(cell: Cell) -> dict[str, RecordFit] | None:
+    """What earlier tries recorded of each record's fit (the last, of one that was fitted twice); None under one fit."""
+    if not cell.per_record:
+        return None
+    with appending(cell.generation_folder / FITS, RecordFit) as (rows, _):
+        return {fit.record: fit for fit in rows}
+
+
+def merged(values: Sequence[Any]) -> Any:
+    """The diagnostics of many fits as one: maps and lists part by part (where lists differ in length, over those that
+    reach so far), measured numbers as their mean, whole numbers and texts as how often each came; None is left out."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return None
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: merged([value.get(key) for value in values]) for key in first}
+    if isinstance(first, list):
+        return [merged([v[i] for v in values if i < len(v)]) for i in range(max(map(len, values)))]
+    if isinstance(first, float):
+        return statistics.mean(values)
+    return {str(value): values.count(value) for value in sorted(set(values))}
