@@ -9,6 +9,8 @@ with lm.applied(intervention):
 
 db.run(["model=fable", "method=destein", "suite=safeedit"])
 db.leaderboard("runs")
+
+What the author of a method, a suite or a scorer needs is here too: `from detoxbench import Method, knob, ...`.
 """
 
 from __future__ import annotations
@@ -25,37 +27,99 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from detoxbench import methods as methods
-    from detoxbench.data.examples import FitData, Instruction, Pair
-    from detoxbench.interventions.intervention import Intervention
-    from detoxbench.lm import LanguageModel
-    from detoxbench.results.leaderboard import Leaderboard, leaderboard
-    from detoxbench.runner.stages import run_overrides as run
+    from detoxbench import scorers as scorers
+    from detoxbench import suites as suites
+    from detoxbench.config import knob as knob
+    from detoxbench.config import runtime as runtime
+    from detoxbench.data.examples import EditRecord as EditRecord
+    from detoxbench.data.examples import FitData as FitData
+    from detoxbench.data.examples import Instruction as Instruction
+    from detoxbench.data.examples import Pair as Pair
+    from detoxbench.data.examples import ParaphraseSet as ParaphraseSet
+    from detoxbench.data.examples import Role as Role
+    from detoxbench.errors import DetoxbenchError as DetoxbenchError
+    from detoxbench.errors import NonFiniteError as NonFiniteError
+    from detoxbench.errors import UsageError as UsageError
+    from detoxbench.fitting.activations import last_token_means as last_token_means
+    from detoxbench.fitting.training import LoraConfig as LoraConfig
+    from detoxbench.fitting.training import optimise_lora as optimise_lora
+    from detoxbench.fitting.training import token_nlls as token_nlls
+    from detoxbench.fitting.training import train_lora as train_lora
+    from detoxbench.interventions.channels import Channel as Channel
+    from detoxbench.interventions.channels import Dense as Dense
+    from detoxbench.interventions.channels import Hook as Hook
+    from detoxbench.interventions.channels import LogitOp as LogitOp
+    from detoxbench.interventions.channels import LowRank as LowRank
+    from detoxbench.interventions.channels import Prefix as Prefix
+    from detoxbench.interventions.channels import Prompt as Prompt
+    from detoxbench.interventions.channels import Weight as Weight
+    from detoxbench.interventions.intervention import Intervention as Intervention
+    from detoxbench.interventions.intervention import compose as compose
+    from detoxbench.lm import LanguageModel as LanguageModel
+    from detoxbench.methods.base import Method as Method
+    from detoxbench.methods.base import Scope as Scope
+    from detoxbench.records import Measure as Measure
+    from detoxbench.records import Request as Request
+    from detoxbench.records import Sample as Sample
+    from detoxbench.records import Scored as Scored
+    from detoxbench.records import by_cluster as by_cluster
+    from detoxbench.results.leaderboard import Leaderboard as Leaderboard
+    from detoxbench.results.leaderboard import leaderboard as leaderboard
+    from detoxbench.runner.stages import run_overrides as run  # noqa: F401
+    from detoxbench.scorers.base import Scorer as Scorer
+    from detoxbench.suites._common import main_score as main_score
+    from detoxbench.suites._common import measure as measure
+    from detoxbench.suites.base import Suite as Suite
 
 # Imported when first used: `import detoxbench` takes no torch.
 _PUBLIC = {
+    "by_cluster": "detoxbench.records:by_cluster",
+    "Channel": "detoxbench.interventions.channels:Channel",
+    "compose": "detoxbench.interventions.intervention:compose",
+    "Dense": "detoxbench.interventions.channels:Dense",
+    "DetoxbenchError": "detoxbench.errors:DetoxbenchError",
+    "EditRecord": "detoxbench.data.examples:EditRecord",
     "FitData": "detoxbench.data.examples:FitData",
+    "Hook": "detoxbench.interventions.channels:Hook",
     "Instruction": "detoxbench.data.examples:Instruction",
     "Intervention": "detoxbench.interventions.intervention:Intervention",
+    "knob": "detoxbench.config:knob",
     "LanguageModel": "detoxbench.lm:LanguageModel",
+    "last_token_means": "detoxbench.fitting.activations:last_token_means",
     "Leaderboard": "detoxbench.results.leaderboard:Leaderboard",
-    "Pair": "detoxbench.data.examples:Pair",
     "leaderboard": "detoxbench.results.leaderboard:leaderboard",
+    "LogitOp": "detoxbench.interventions.channels:LogitOp",
+    "LoraConfig": "detoxbench.fitting.training:LoraConfig",
+    "LowRank": "detoxbench.interventions.channels:LowRank",
+    "main_score": "detoxbench.suites._common:main_score",
+    "Measure": "detoxbench.records:Measure",
+    "measure": "detoxbench.suites._common:measure",
+    "Method": "detoxbench.methods.base:Method",
     "methods": "detoxbench.methods",
+    "NonFiniteError": "detoxbench.errors:NonFiniteError",
+    "optimise_lora": "detoxbench.fitting.training:optimise_lora",
+    "Pair": "detoxbench.data.examples:Pair",
+    "ParaphraseSet": "detoxbench.data.examples:ParaphraseSet",
+    "Prefix": "detoxbench.interventions.channels:Prefix",
+    "Prompt": "detoxbench.interventions.channels:Prompt",
+    "Request": "detoxbench.records:Request",
+    "Role": "detoxbench.data.examples:Role",
     "run": "detoxbench.runner.stages:run_overrides",
+    "runtime": "detoxbench.config:runtime",
+    "Sample": "detoxbench.records:Sample",
+    "Scope": "detoxbench.methods.base:Scope",
+    "Scored": "detoxbench.records:Scored",
+    "Scorer": "detoxbench.scorers.base:Scorer",
+    "scorers": "detoxbench.scorers",
+    "Suite": "detoxbench.suites.base:Suite",
+    "suites": "detoxbench.suites",
+    "token_nlls": "detoxbench.fitting.training:token_nlls",
+    "train_lora": "detoxbench.fitting.training:train_lora",
+    "UsageError": "detoxbench.errors:UsageError",
+    "Weight": "detoxbench.interventions.channels:Weight",
 }
 
-__all__ = [
-    "FitData",
-    "Instruction",
-    "Intervention",
-    "LanguageModel",
-    "Leaderboard",
-    "Pair",
-    "__version__",
-    "leaderboard",
-    "methods",
-    "run",
-]
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

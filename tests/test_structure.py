@@ -33,7 +33,7 @@ FLOORS = [
     "results",
     "tracking",
     "runner",
-    "detoxbench",
+    "detoxbench intervention method",
     "report sharing",
     "cli",
     "__main__",
@@ -178,6 +178,28 @@ def test_importing_the_package_brings_no_torch_and_waits_passively_unless_told(b
     environment |= {"OMP_WAIT_POLICY": before} if before else {}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == after, done.stderr
+
+
+def test_what_type_checkers_see_of_the_public_surface_is_what_is_there() -> None:
+    tree = ast.parse(Path(detoxbench.__file__).read_text(encoding="utf-8"))
+    checked = next(node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    seen = {
+        alias.asname: f"{node.module}:{alias.name}" if node.module != "detoxbench" else f"detoxbench.{alias.name}"
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == detoxbench._PUBLIC
+
+
+def test_paths_that_the_readme_has_shown_still_import() -> None:
+    from detoxbench.config import knob
+    from detoxbench.intervention import Intervention, LogitOp
+    from detoxbench.method import Method, Role
+
+    assert [knob, Intervention, LogitOp, Method, Role] == [
+        getattr(detoxbench, name) for name in ("knob", "Intervention", "LogitOp", "Method", "Role")
+    ]
 
 
 def test_the_public_surface_is_there() -> None:
