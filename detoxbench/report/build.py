@@ -19,7 +19,7 @@ from detoxbench.files.writing import write_atomic
 from detoxbench.report import samples as texts
 from detoxbench.report.content import Content, axes, content, default_axes, names
 from detoxbench.results.costs import COSTS
-from detoxbench.results.rendering import rest_of, setting
+from detoxbench.results.rendering.grids import extra_columns, setting
 from detoxbench.results.selection import EVERYTHING, Selection
 from detoxbench.results.table_notes import made_by
 from detoxbench.results.tables import EMBEDDED, LEVEL, Cell, Column, Verdict
@@ -162,7 +162,7 @@ def _page(found: Content, data: dict[str, Any]) -> str:
         marks=MARKS,
         words=WORDS,
         shown=_shown,
-        rest=rest_of,
+        rest=extra_columns,
         setting=setting,
         toxic=TOXIC,
         version=__version__,

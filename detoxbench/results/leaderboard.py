@@ -13,9 +13,10 @@ import msgspec
 from detoxbench.config import BASE, digest
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.results import paper as papers
-from detoxbench.results import ranking, rendering, table_notes
+from detoxbench.results import ranking, table_notes
 from detoxbench.results.grouping import grouped
 from detoxbench.results.panels import ColumnPanel, best_row, clusters_of, compared, fits_of, mostly_broken, pairs
+from detoxbench.results.rendering import csv_text, json_text, latex, markdown, terminal
 from detoxbench.results.selection import Entry, Selection, finished
 from detoxbench.results.settings import differing, embedded, flat, named_data, row_labels
 from detoxbench.results.store import Clusters, MetricRecord, RunRecord
@@ -35,12 +36,12 @@ class Leaderboard(Board):
         Raises UsageError for another format.
         """
         if format == "table":
-            return rendering.plain(self, width or shutil.get_terminal_size((120, 24)).columns)
+            return terminal.render(self, width or shutil.get_terminal_size((120, 24)).columns)
         writers: dict[str, Callable[[Board], str]] = {
-            "md": rendering.markdown,
-            "latex": rendering.latex,
-            "csv": rendering.comma_separated,
-            "json": rendering.as_json,
+            "md": markdown.render,
+            "latex": latex.render,
+            "csv": csv_text.render,
+            "json": json_text.render,
         }
         if format not in writers:
             raise UsageError(f"unknown leaderboard format '{format}'; known: table, {', '.join(writers)}")
@@ -50,7 +51,7 @@ class Leaderboard(Board):
         return self.render()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        return rendering.rich_blocks(self, options.max_width)
+        return terminal.rich_blocks(self, options.max_width)
 
 
 @dataclass(frozen=True)
