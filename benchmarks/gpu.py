@@ -297,13 +297,12 @@ def methods(device: str, dtype: str) -> Iterator[Check]:
     import torch
 
     from detoxbench import methods
-    from detoxbench.config import FitSpec
-    from detoxbench.data.examples import Role
     from detoxbench.data.fit import fit_data
+    from detoxbench.data.roles import ROLES, fit_spec
     from detoxbench.lm import LanguageModel
 
     lm = LanguageModel.load("fable", dtype=dtype, device=device)
-    data, _ = fit_data(FitSpec(limit=12), frozenset(Role))
+    data, _ = fit_data(fit_spec()(limit=12), frozenset(ROLES))
     prompts = ["the cat", "why are you", "please tell me", "at the park", "who"]
 
     def texts() -> list[str]:

@@ -60,6 +60,24 @@ def runtime(default: Any, help: str, *, ge: float | None = None, text: bool = Fa
     )
 
 
+def switch(help: str, *, source: str = "", **values: Any) -> Any:
+    """A knob that chooses between what we do and what others did: `values` are what it is at fidelity=default,
+    reference (the released code) and paper, where that is told apart.
+
+    null stands for the value at the configuration's `fidelity`, a `runtime` field; `resolve_switches` puts it there.
+    """
+    field = knob(None, help, source=source)
+    return dataclasses.field(default=None, metadata={**field.metadata, "switch": values})
+
+
+def resolve_switches(config: DataclassInstance) -> None:
+    """For `__post_init__` of a configuration: every switch that is null takes its value at `config.fidelity`."""
+    for field in dataclasses.fields(config):
+        values = field.metadata.get("switch")
+        if values and getattr(config, field.name) is None:
+            object.__setattr__(config, field.name, values[getattr(config, "fidelity")])  # noqa: B009
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Which model, and how it is loaded. Its weights enter the identity by their fingerprint, not by their path."""
@@ -119,19 +137,6 @@ class GenSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSpec:
-    """Where the methods' data comes from, by role: a file, hub:OWNER/NAME, or 'embedded'. What is read is hashed into
-    the identity. null is the embedded data, and only with the embedded model."""
-
-    parallel_pairs: str | None = runtime(None, "rude and civil versions of one content")
-    civil_instructions: str | None = runtime(None, "prompts with civil responses")
-    toxic_instructions: str | None = runtime(None, "prompts with toxic responses")
-    paraphrase_sets: str | None = runtime(None, "contents said in civil and in toxic ways")
-    edit_records: str | None = runtime(None, "attacked prompts with safe and unsafe responses (SafeEdit's files)")
-    limit: int | None = runtime(None, "use the first so many examples of each role", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrackerSpec:
     """Where runs are reported to, beside the runs folder."""
 
@@ -158,7 +163,8 @@ class RunSpec:
     scorer: Any
     scorer_name: str
     gen: GenSpec
-    fit: FitSpec
+    fit: Any
+    """The settings of fit data by role (`data.roles.fit_spec`)."""
     tracker: TrackerSpec
     seed: int = knob(0, "seed of fitting and sampling", ge=0)
     low_rank: Literal["auto", "merged", "side_path"] = runtime(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.config import knob, runtime
+from detoxbench.config import knob, resolve_switches, runtime, switch
 from detoxbench.data.examples import FitData, Pair, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting import self_induced
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 _EPS = 1e-12  # of F.normalize, as in the released code
 _PUBLISHED_ROWS = 8  # validation rows of a probe at the published 20 pairs
-_FIDELITY: dict[str, dict[str, Any]] = {  # switch -> its value where it is null
-    "fusion": {"default": "sphere", "reference": "sphere", "paper": "additive"},
-    "head_weight": {"default": "one_plus_acc", "reference": "one_plus_acc", "paper": "acc"},
-}
 
 log = logging.getLogger("detoxbench")
 
@@ -41,17 +37,21 @@ class Config(self_induced.PairConfig):
     pairs: int = knob(20, "steering pairs drawn from the source", source="run_toxicity_experiment.py: --count 20", ge=1)
     token_window: int = knob(8, "last tokens whose activations are averaged", source="act_utils.py:168-174", ge=1)
     fidelity: Literal["default", "reference", "paper"] = runtime("default", "what switches that are null stand for")
-    fusion: Literal["sphere", "head_sphere", "additive"] | None = knob(
-        None,
+    fusion: Literal["sphere", "head_sphere", "additive"] | None = switch(
         "switch: sphere: subtract on the unit sphere and restore the norm (released code); head_sphere: on the sphere "
         "of each head (its unreachable branch); additive: h - alpha z (paper)",
         source="lss_utils.py:79-84, 37-78; paper, section 3.3",
+        default="sphere",
+        reference="sphere",
+        paper="additive",
     )
-    head_weight: Literal["none", "acc", "one_plus_acc", "topk"] | None = knob(
-        None,
+    head_weight: Literal["none", "acc", "one_plus_acc", "topk"] | None = switch(
         "switch: weight of a head's slice by its probe's accuracy: 1 + acc (released code), acc (paper), or 1 for the "
         "best heads of all layers and 0 for the others",
         source="gpt2_act_generation.py:231; paper, section 3.3; probs.py:82-100",
+        default="one_plus_acc",
+        reference="one_plus_acc",
+        paper="acc",
     )
     top_heads: int = knob(360, "heads that topk keeps", source="head_matrix_360.pkl (saved, not used)", ge=1)
     site: Literal["post_proj", "pre_proj", "mlp", "residual"] = knob(
@@ -90,9 +90,7 @@ class Config(self_induced.PairConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for switch, values in _FIDELITY.items():
-            if getattr(self, switch) is None:
-                object.__setattr__(self, switch, values[self.fidelity])
+        resolve_switches(self)
         constant = self.fusion == "additive" and self.gate == "none" and self.positions == "all"
         if self.export == "bias" and not (constant and self.site != "residual"):
             raise ValueError("export=bias: needs fusion=additive, gate=none, positions=all, and a site of a linear map")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.config import knob, runtime
+from detoxbench.config import knob, resolve_switches, runtime, switch
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import Rereading, recorded
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 _Weights = dict[str, "Tensor"]
 _Tokens = tuple[list[int], list[int], int]
 _STOP = 1e-4  # no update once the total loss is below this (dinm_main.py:151)
-_FIDELITY: dict[str, dict[str, Any]] = {  # switch -> its value where it is null
-    "relocate": {"default": "per_record", "reference": "first_record", "paper": "per_record"},
-    "kl_grad": {"default": False, "reference": False, "paper": True},
-    "kl_direction": {"default": "base_to_edited", "reference": "base_to_edited", "paper": "edited_to_base"},
-    "kl_positions": {"default": "answer", "reference": "answer", "paper": "next_token"},
-    "label_bos": {"default": True, "reference": True, "paper": False},
-    "double_space": {"default": True, "reference": True, "paper": False},
-    "tune_bias": {"default": True, "reference": True, "paper": False},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +58,58 @@ class Config:
         "post_norm", "the last layer's state: behind or before the final norm", source="safety_editor.py:99-126"
     )
     fidelity: Literal["default", "reference", "paper"] = runtime("default", "what switches that are null stand for")
-    relocate: Literal["per_record", "first_record"] | None = knob(
-        None, "switch: locate for every record, or keep the first one's layer", source="safety_editor.py:189-190"
+    relocate: Literal["per_record", "first_record"] | None = switch(
+        "switch: locate for every record, or keep the first one's layer",
+        source="safety_editor.py:189-190",
+        default="per_record",
+        reference="first_record",
+        paper="per_record",
     )
-    kl_grad: bool | None = knob(None, "switch: the KL has a gradient", source="dinm_main.py:141-142; eq. 10")
-    kl_direction: Literal["base_to_edited", "edited_to_base"] | None = knob(
-        None, "switch: KL(base || edited) or KL(edited || base)", source="losses.py:20-26; eq. 9"
+    kl_grad: bool | None = switch(
+        "switch: the KL has a gradient",
+        source="dinm_main.py:141-142; eq. 10",
+        default=False,
+        reference=False,
+        paper=True,
     )
-    kl_positions: Literal["answer", "next_token"] | None = knob(
-        None, "switch: KL along the harmless answer, or where it begins", source="dinm_main.py:108-123; eq. 9"
+    kl_direction: Literal["base_to_edited", "edited_to_base"] | None = switch(
+        "switch: KL(base || edited) or KL(edited || base)",
+        source="losses.py:20-26; eq. 9",
+        default="base_to_edited",
+        reference="base_to_edited",
+        paper="edited_to_base",
     )
-    label_bos: bool | None = knob(
-        None, "switch: labels are the target tokenised alone, start token and all", source="dinm_main.py:129"
+    kl_positions: Literal["answer", "next_token"] | None = switch(
+        "switch: KL along the harmless answer, or where it begins",
+        source="dinm_main.py:108-123; eq. 9",
+        default="answer",
+        reference="answer",
+        paper="next_token",
     )
-    double_space: bool | None = knob(None, "switch: two spaces before the target", source="dinm_main.py:75-78,128")
-    tune_bias: bool | None = knob(None, "switch: tune the bias too, if there is one", source="gpt2-xl.yaml: no .weight")
+    label_bos: bool | None = switch(
+        "switch: labels are the target tokenised alone, start token and all",
+        source="dinm_main.py:129",
+        default=True,
+        reference=True,
+        paper=False,
+    )
+    double_space: bool | None = switch(
+        "switch: two spaces before the target",
+        source="dinm_main.py:75-78,128",
+        default=True,
+        reference=True,
+        paper=False,
+    )
+    tune_bias: bool | None = switch(
+        "switch: tune the bias too, if there is one",
+        source="gpt2-xl.yaml: no .weight",
+        default=True,
+        reference=True,
+        paper=False,
+    )
 
     def __post_init__(self) -> None:
-        for switch, values in _FIDELITY.items():
-            if getattr(self, switch) is None:
-                object.__setattr__(self, switch, values[self.fidelity])
+        resolve_switches(self)
         if self.protocol == "per_record" and (self.instance or self.edits > 1):
             raise ValueError("instance and edits are for protocol=once: per_record edits with each record by itself")
 

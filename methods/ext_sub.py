@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.config import knob, runtime
+from detoxbench.config import knob, resolve_switches, runtime, switch
 from detoxbench.data.examples import FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.training import LoraConfig, train_lora
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 
 Operation = Literal["ext_sub", "subtract", "add", "negate", "expert_scale", "expert_only"]
 
-_FIDELITY = {  # switch -> its value where it is null: default, reference
-    "scaling": ("own", "expert"),
-    "arithmetic": ("float32", "adapter"),
-    "ia3": ("corrected", "released"),
-}
 
 log = logging.getLogger("detoxbench")
 
@@ -57,22 +52,25 @@ class Config(LoraConfig):
     )
     alpha: float = knob(1.0, "share of the (extracted) anti-expert that is subtracted", source="ext_sub.py:280", ge=0)
     fidelity: Literal["default", "reference"] = runtime("default", "what switches that are null stand for")
-    scaling: Literal["own", "expert"] | None = knob(
-        None,
+    scaling: Literal["own", "expert"] | None = switch(
         "switch: the anti-expert's lora_alpha/rank is its own (default), or the expert's for both (reference)",
         source="ours: an adapter means what it was trained to mean; ext_sub.py:195-198",
+        default="own",
+        reference="expert",
     )
-    arithmetic: Literal["float32", "adapter"] | None = knob(
-        None,
+    arithmetic: Literal["float32", "adapter"] | None = switch(
         "switch: float32: closed form, a LoRA of rank r1 + r2 (default); adapter: whole products in its type, a dense "
         "change (reference)",
         source="ours: equal in float32, and bf16 is off by 0.4 %; ext_sub.py:36-62",
+        default="float32",
+        reference="adapter",
     )
-    ia3: Literal["corrected", "released"] | None = knob(
-        None,
+    ia3: Literal["corrected", "released"] | None = switch(
         "switch, for two IA3 adapters: the same rule on the differences from 1 (default), or the released formulas "
         "(reference), off by a constant in subtract and add, with alpha on the kept part in ext_sub",
         source="ours; ext_sub.py:100-110, 147-157, 200-221",
+        default="corrected",
+        reference="released",
     )
     projection: Literal["row", "column", "matrix"] = knob(
         "row", "what shares a direction: a row (output neuron), a column, or the whole matrix", source="ext_sub.py:179"
@@ -85,9 +83,7 @@ class Config(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for switch, (default, reference) in _FIDELITY.items():
-            if getattr(self, switch) is None:
-                object.__setattr__(self, switch, reference if self.fidelity == "reference" else default)
+        resolve_switches(self)
         if self.arithmetic == "adapter" and (self.projection != "row" or self.operation == "expert_scale"):
             raise ValueError("arithmetic=adapter is the released code: projection=row, and no operation=expert_scale")
 

@@ -12,7 +12,8 @@ import pytest
 
 import detoxbench
 from detoxbench import methods, scorers, suites
-from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec
+from detoxbench.config import GenSpec, ModelSpec, RunSpec, TrackerSpec
+from detoxbench.data.roles import fit_spec
 
 ROOT = Path(detoxbench.__file__).parent.parent
 HEAVY = {"torch", "transformers", "peft", "accelerate", "detoxify", "sklearn", "wandb", "evaluate", "datasets"}
@@ -147,7 +148,7 @@ def test_no_circles() -> None:
 
 def configs() -> list[type]:
     components = [cls.Config for registry in (methods, suites, scorers) for _, cls in registry.working()]
-    return [RunSpec, ModelSpec, GenSpec, FitSpec, TrackerSpec, *components]
+    return [RunSpec, ModelSpec, GenSpec, fit_spec(), TrackerSpec, *components]
 
 
 @pytest.mark.parametrize("config", configs(), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")

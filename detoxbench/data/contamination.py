@@ -49,7 +49,7 @@ def contamination(
 
 
 def fit_texts(data: Iterable[Iterable[Any]]) -> list[str]:
-    """Every text in fit data, however deep: `contamination(fit_texts(dataclasses.astuple(cell.data)), prompts)`."""
+    """Every text in fit data, however deep: `contamination(fit_texts(data.by_role.values()), prompts)`."""
     found: list[str] = []
 
     def visit(value: Any) -> None:

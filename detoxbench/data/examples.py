@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from detoxbench.errors import DetoxbenchError
-
-if TYPE_CHECKING:
-    pass
+from detoxbench.errors import DetoxbenchError, did_you_mean
 
 
-class Role(str, Enum):
-    """Kinds of fit data; the value is the field of `FitData` and the key under `fit.` in the configuration."""
+class Role(str):
+    """The name of a kind of fit data: the field of `FitData`, and the key under `fit.` in the configuration.
 
-    PARALLEL_PAIRS = "parallel_pairs"
-    CIVIL_INSTRUCTIONS = "civil_instructions"
-    TOXIC_INSTRUCTIONS = "toxic_instructions"
-    PARAPHRASE_SETS = "paraphrase_sets"
-    EDIT_RECORDS = "edit_records"
+    What there is to a role (what it means, its reader, its embedded form) is a row of `data.roles.ROLES`.
+    """
+
+    known: ClassVar[dict[str, Role]] = {}
+    """Every role that there is, by name."""
+    PARALLEL_PAIRS: ClassVar[Role]
+    CIVIL_INSTRUCTIONS: ClassVar[Role]
+    TOXIC_INSTRUCTIONS: ClassVar[Role]
+    PARAPHRASE_SETS: ClassVar[Role]
+    EDIT_RECORDS: ClassVar[Role]
+
+    def __new__(cls, name: str) -> Role:
+        return cls.known.setdefault(name, super().__new__(cls, name))
+
+    @property
+    def value(self) -> str:
+        """The name as a plain string."""
+        return str(self)
+
+
+Role.PARALLEL_PAIRS = Role("parallel_pairs")
+Role.CIVIL_INSTRUCTIONS = Role("civil_instructions")
+Role.TOXIC_INSTRUCTIONS = Role("toxic_instructions")
+Role.PARAPHRASE_SETS = Role("paraphrase_sets")
+Role.EDIT_RECORDS = Role("edit_records")
 
 
 class Pair(NamedTuple):
@@ -59,24 +75,50 @@ class EditRecord(NamedTuple):
     constraint_answer: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FitData:
-    """What a method may learn from, one field a role; None means that the role was not supplied."""
+    """What a method may learn from, by role: `data.parallel_pairs` is a tuple of examples, or None where the role was
+    not supplied. `FitData(parallel_pairs=(...), ...)` makes one."""
 
-    parallel_pairs: tuple[Pair, ...] | None = None
-    civil_instructions: tuple[Instruction, ...] | None = None
-    toxic_instructions: tuple[Instruction, ...] | None = None
-    paraphrase_sets: tuple[ParaphraseSet, ...] | None = None
-    edit_records: tuple[EditRecord, ...] | None = None
+    if TYPE_CHECKING:  # so that type checkers know what the built-in roles hold
+        parallel_pairs: tuple[Pair, ...] | None
+        civil_instructions: tuple[Instruction, ...] | None
+        toxic_instructions: tuple[Instruction, ...] | None
+        paraphrase_sets: tuple[ParaphraseSet, ...] | None
+        edit_records: tuple[EditRecord, ...] | None
+
+    def __init__(self, **by_role: Sequence[Any] | None) -> None:
+        """Raises TypeError for a role that is not known."""
+        if unknown := by_role.keys() - Role.known.keys():
+            raise TypeError(f"no role '{min(unknown)}'{did_you_mean(min(unknown), Role.known)}")
+        self.by_role: Mapping[str, tuple[Any, ...]] = {
+            role: tuple(examples) for role, examples in by_role.items() if examples is not None
+        }
+        """The examples of every role that was supplied."""
+
+    def __getattr__(self, role: str) -> tuple[Any, ...] | None:
+        if role not in Role.known:
+            raise AttributeError(f"no role '{role}'{did_you_mean(role, Role.known)}")
+        return self.by_role.get(role)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FitData) and self.by_role == other.by_role
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.by_role.items())))
+
+    def __repr__(self) -> str:
+        return f"FitData({', '.join(f'{role}={examples!r}' for role, examples in self.by_role.items())})"
+
+    def replace(self, **by_role: Sequence[Any] | None) -> FitData:
+        """The same with the examples of these roles instead."""
+        return FitData(**{**self.by_role, **by_role})
 
     def require(self, needs: frozenset[Role], method: str) -> None:
         """Raises DetoxbenchError when a needed role is missing or empty."""
-        for role in sorted(needs, key=lambda r: r.value):
-            if not getattr(self, role.value):
-                raise DetoxbenchError(
-                    f"method '{method}' needs fit data in the role '{role.value}': give fit.{role.value}=FILE"
-                )
+        for role in sorted(needs):
+            if not self.by_role.get(role):
+                raise DetoxbenchError(f"method '{method}' needs fit data in the role '{role}': give fit.{role}=FILE")
 
     def examples(self) -> int:
         """How many examples there are over all roles (a cost)."""
-        return sum(len(getattr(self, f.name) or ()) for f in fields(self))
+        return sum(map(len, self.by_role.values()))

@@ -208,8 +208,8 @@ def _data(
     edits = suite.edit_records()
     if missing := {r.record for r in requests} - edits.keys():
         raise DetoxbenchError(f"suite '{suite.name}' has no edit record for record '{min(missing)}'")
-    data = dataclasses.replace(data, edit_records=tuple(edits.values()))
-    records = {key: dataclasses.replace(data, edit_records=(edit,)) for key, edit in edits.items()}
+    data = data.replace(edit_records=tuple(edits.values()))
+    records = {key: data.replace(edit_records=(edit,)) for key, edit in edits.items()}
     return data, records, digest([data_digest, edits])
 
 

@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build, texts, unescaped
+from detoxbench.config import GenSpec, ModelSpec, RunSpec, TrackerSpec, build, texts, unescaped
+from detoxbench.data.roles import fit_spec
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.registry import REGISTRIES
 
@@ -180,7 +181,7 @@ def run_spec(cfg: DictConfig) -> RunSpec:
     sections: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "model": partial(build, ModelSpec, where="model"),
         "gen": partial(build, GenSpec, where="gen"),
-        "fit": partial(build, FitSpec, where="fit"),
+        "fit": partial(build, fit_spec(), where="fit"),
         "tracker": partial(build, TrackerSpec, where="tracker"),
         **{kind: partial(_component, kind) for kind in REGISTRIES},
     }

@@ -182,9 +182,9 @@ def _measured(stages: Mapping[str, Any], place: str) -> float | None:
 def _counts(cell: Cell, samples: Sequence[Sample], told: Counts, generation: Generation) -> Counts:
     """`told` is what samples and scores alone tell."""
     read = contamination(
-        fit_texts(dataclasses.astuple(cell.data)),
+        fit_texts(cell.data.by_role.values()),
         (r.prompt if r.text is None else r.text for r in cell.requests),
-        fit_files=_files(getattr(cell.spec.fit, role.value) for role in cell.method.needs),
+        fit_files=_files(getattr(cell.spec.fit, role) for role in cell.method.needs),
         suite_files=_files(dataclasses.astuple(cell.spec.suite)),
     )
     # What an adapter or a model that the method was given has read is not known here.

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from detoxbench.config import FitSpec
 from detoxbench.data import hub, readers
 from detoxbench.data.examples import Pair, Role
 from detoxbench.data.fit import fit_data
+from detoxbench.data.roles import fit_spec
 from detoxbench.errors import DetoxbenchError, UsageError
 
 
@@ -38,7 +38,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def test_fit_data_comes_from_a_hub_data_set(asked: list[tuple[Any, ...]]) -> None:
-    spec = FitSpec(parallel_pairs="hub:s-nlp/paradetox/main@v1:train", limit=2)
+    spec = fit_spec()(parallel_pairs="hub:s-nlp/paradetox/main@v1:train", limit=2)
     data, _ = fit_data(spec, frozenset({Role.PARALLEL_PAIRS}))
     assert data.parallel_pairs == (Pair("you fool 0", "my friend 0"), Pair("you fool 1", "my friend 1"))
     assert asked == [("s-nlp/paradetox", "main", "v1", "train")]

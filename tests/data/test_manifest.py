@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -23,7 +22,7 @@ from detoxbench.runner.cell import checkpoint_folder, prepare
 
 
 def test_every_manifest_is_whole_and_serves_what_there_is() -> None:
-    known = {*suites.names(), *scorers.names(), "scorer check", *(f"fit.{role.value}" for role in Role)}
+    known = {*suites.names(), *scorers.names(), "scorer check", *(f"fit.{role}" for role in Role.known)}
     for name, m in manifest.manifests().items():
         assert set(m.serves) <= known, name
         assert m.serves, name
@@ -156,7 +155,7 @@ def test_every_text_of_every_role_counts_as_read() -> None:
         paraphrase_sets=(ParaphraseSet("id", ("c",), ("d", "e")),),
         edit_records=(EditRecord("f", "g", "h"),),
     )
-    assert {*"abcdefgh"} <= set(fit_texts(dataclasses.astuple(data)))
+    assert {*"abcdefgh"} <= set(fit_texts(data.by_role.values()))
 
 
 def test_a_run_counts_the_prompts_that_its_method_has_read(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from detoxbench.config import FitSpec
 from detoxbench.data import readers
 from detoxbench.data.examples import Instruction, Pair, Role
 from detoxbench.data.fit import fit_data
+from detoxbench.data.roles import ROLES, fit_spec
 from detoxbench.errors import DetoxbenchError
 
 Write = Callable[[str, "str | bytes"], Path]
@@ -295,27 +295,27 @@ def test_instructions_in_every_form(write: Write) -> None:
 def test_fit_data_loads_what_is_needed_and_hashes_what_it_loaded(write: Write) -> None:
     path = write("a.jsonl", '["a", "b"]\n["c", "d"]\n')
     needs = frozenset({Role.PARALLEL_PAIRS})
-    data, digest = fit_data(FitSpec(parallel_pairs=str(path)), needs)
+    data, digest = fit_data(fit_spec()(parallel_pairs=str(path)), needs)
     assert data.parallel_pairs == (Pair("a", "b"), Pair("c", "d"))
     assert data.toxic_instructions is None
     moved = write("elsewhere.tsv", "toxic\tcivil\na\tb\nc\td\n")
-    assert fit_data(FitSpec(parallel_pairs=str(moved)), needs)[1] == digest
-    first, other = fit_data(FitSpec(parallel_pairs=str(path), limit=1), needs)
+    assert fit_data(fit_spec()(parallel_pairs=str(moved)), needs)[1] == digest
+    first, other = fit_data(fit_spec()(parallel_pairs=str(path), limit=1), needs)
     assert first.parallel_pairs == (Pair("a", "b"),)
     assert other != digest
-    same_rows = fit_data(FitSpec(parallel_pairs=str(write("b.jsonl", '["c", "d"]\n["a", "b"]\n'))), needs)
+    same_rows = fit_data(fit_spec()(parallel_pairs=str(write("b.jsonl", '["c", "d"]\n["a", "b"]\n'))), needs)
     assert same_rows[1] != digest, "the order of the examples is part of what a method sees"
 
 
 def test_embedded_fit_data_has_every_role_and_never_changes() -> None:
-    data, digest = fit_data(FitSpec(), frozenset(Role))
-    assert [len(getattr(data, role.value)) for role in Role] == [200, 600, 600, 240, 60]
+    data, digest = fit_data(fit_spec()(), frozenset(ROLES))
+    assert [len(getattr(data, role.value)) for role in ROLES] == [200, 600, 600, 240, 60]
     assert data.civil_instructions is not None
     assert {example.chat for example in data.civil_instructions} == {True, False}
-    assert fit_data(FitSpec(), frozenset(Role))[1] == digest
+    assert fit_data(fit_spec()(), frozenset(ROLES))[1] == digest
 
 
 def test_an_unknown_place_of_fit_data_is_named() -> None:
     message = r"^fit.parallel_pairs=embeded: neither .* \(did you mean 'embedded'\?\)$"
     with pytest.raises(DetoxbenchError, match=message):
-        fit_data(FitSpec(parallel_pairs="embeded"), frozenset({Role.PARALLEL_PAIRS}))
+        fit_data(fit_spec()(parallel_pairs="embeded"), frozenset({Role.PARALLEL_PAIRS}))

@@ -15,10 +15,10 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 import detoxbench as db
-from detoxbench.config import FitSpec
 from detoxbench.data import readers
 from detoxbench.data.examples import FitData, ParaphraseSet, Role
 from detoxbench.data.fit import fit_data
+from detoxbench.data.roles import fit_spec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import world
 from detoxbench.fitting import training
@@ -481,7 +481,7 @@ def test_the_sign_trap_is_measured_and_warned_of_and_the_hinge_is_out_of_it() ->
 
 
 def test_on_the_fable_civil_texts_win_probability_over_rude_ones() -> None:
-    data, _ = fit_data(FitSpec(limit=60), frozenset({Role.PARAPHRASE_SETS}))
+    data, _ = fit_data(fit_spec()(limit=60), frozenset({Role.PARAPHRASE_SETS}))
     recipe = {"learning_rate": 2e-3, "positives": 3, "negatives": 3, "micro_batch_size": 6, "distance": "hinge"}
     method = db.methods.create("contrastive_perplexity", **recipe)
     with warnings.catch_warnings():
@@ -515,7 +515,7 @@ def test_a_collapse_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_embedded_sets_share_an_opening_and_hold_seen_insults_only() -> None:
-    data, _ = fit_data(FitSpec(), frozenset({Role.PARAPHRASE_SETS}))
+    data, _ = fit_data(fit_spec()(), frozenset({Role.PARAPHRASE_SETS}))
     sets = data.paraphrase_sets or ()
     assert len(sets) == 240
     for found in sets:

@@ -13,16 +13,17 @@ import torch
 
 import detoxbench as db
 from benchmarks.gpu import CHEAP
-from detoxbench.config import FitSpec, digest, identity
-from detoxbench.data.examples import FitData, Role
+from detoxbench.config import digest, identity
+from detoxbench.data.examples import FitData
 from detoxbench.data.fit import fit_data
+from detoxbench.data.roles import ROLES, fit_spec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.methods.base import Method
 from tests.support.tiny import same, state, tiny
 
 NAMES = db.methods.names()
 FAMILIES = ("llama", "gpt2", "mistral")
-DATA, _ = fit_data(FitSpec(limit=12), frozenset(Role))
+DATA, _ = fit_data(fit_spec()(limit=12), frozenset(ROLES))
 PROMPTS = ["the cat", "why are you", "please tell me", "at the park", "who"]
 
 

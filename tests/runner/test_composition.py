@@ -15,7 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from detoxbench import methods, scorers, suites
-from detoxbench.config import FitSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build
+from detoxbench.config import GenSpec, ModelSpec, RunSpec, TrackerSpec, build
+from detoxbench.data.roles import fit_spec
 from detoxbench.errors import UsageError
 from detoxbench.fitting.paraphrase_generation import GenerationConfig
 from detoxbench.runner import composition
@@ -79,7 +80,7 @@ def test_root_files_hold_the_defaults() -> None:
     root = read(CONF / "config.yaml")
     scalars = {key: root[key] for key in ("seed", "runs_dir", "with_base")}
     assert scalars == {key: defaults(RunSpec)[key] for key in scalars}
-    assert root["fit"] == defaults(FitSpec)
+    assert root["fit"] == defaults(fit_spec())
     assert read(CONF / "tracker" / "none.yaml") == defaults(TrackerSpec)
     assert set(read(CONF / "model" / "hf.yaml")) == set(defaults(ModelSpec))
     protocol = read(CONF / "gen" / "protocol.yaml")
