@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from detoxbench import scorers as scorers
     from detoxbench import suites as suites
     from detoxbench.config import knob as knob
+    from detoxbench.config import resolve_switches as resolve_switches
     from detoxbench.config import runtime as runtime
+    from detoxbench.config import switch as switch
     from detoxbench.data.examples import EditRecord as EditRecord
     from detoxbench.data.examples import FitData as FitData
     from detoxbench.data.examples import Instruction as Instruction
@@ -103,6 +105,7 @@ _PUBLIC = {
     "Prefix": "detoxbench.interventions.channels:Prefix",
     "Prompt": "detoxbench.interventions.channels:Prompt",
     "Request": "detoxbench.records:Request",
+    "resolve_switches": "detoxbench.config:resolve_switches",
     "Role": "detoxbench.data.examples:Role",
     "run": "detoxbench.runner.stages:run_overrides",
     "runtime": "detoxbench.config:runtime",
@@ -113,6 +116,7 @@ _PUBLIC = {
     "scorers": "detoxbench.scorers",
     "Suite": "detoxbench.suites.base:Suite",
     "suites": "detoxbench.suites",
+    "switch": "detoxbench.config:switch",
     "token_nlls": "detoxbench.fitting.training:token_nlls",
     "train_lora": "detoxbench.fitting.training:train_lora",
     "UsageError": "detoxbench.errors:UsageError",

@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
         number = "" if field["identity"] else " (not part of the run's identity)"
         show(f"\n{args.kind}.{field['name']}={_yaml(field['default'])}  {field['type']}{limits}")
         show(f"    {field['meaning']}{number}")
+        if field["switch"]:
+            show(f"    null is {', '.join(f'{value} at fidelity={at}' for at, value in field['switch'].items())}")
         if field["source"]:
             show(f"    source: {field['source']}")
     return OK
@@ -112,6 +114,7 @@ def described_fields(config: Any, given: Mapping[str, Any] | None = None) -> lis
             "range": ", ".join(f"{signs[sign]} {bound}" for sign, bound in field.metadata["bounds"].items()),
             "meaning": field.metadata["help"],
             "source": field.metadata["source"],
+            "switch": {at: _yaml(value) for at, value in field.metadata.get("switch", {}).items()},
             "identity": field.metadata["identity"],
         }
         for field in fields(config)
