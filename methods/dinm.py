@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from detoxbench.config import knob, resolve_switches, runtime, switch
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
-from detoxbench.fitting.activations import Rereading, recorded
+from detoxbench.fitting.activations import CachedPrefixForward, recorded
 from detoxbench.fitting.row_optimiser import tune
 from detoxbench.interventions.channels import Dense, Prompt, Weight
 from detoxbench.interventions.intervention import Intervention
-from detoxbench.interventions.routing import varied
+from detoxbench.interventions.routing import per_row_weights
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method, Scope
 
@@ -206,8 +206,8 @@ class DINM(Method[Config]):
         sites = list(lm.architecture.layers)
         if self.config.last_hidden == "post_norm":  # as in `hidden_states` of transformers
             sites[-1] = lm.architecture.final_norm
-        with torch.no_grad(), varied(lm, edited) as assign, recorded(lm, sites) as seen:
-            assign([i // 2 for i in range(len(rows))])
+        with torch.no_grad(), per_row_weights(lm, edited) as set_rows, recorded(lm, sites) as seen:
+            set_rows([i // 2 for i in range(len(rows))])
             lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
         states = [seen[site].float() for site in sites]
         found = [[float((s[2 * i] - s[2 * i + 1])[c].norm()) for s in states] for i, c in enumerate(compared)]
@@ -234,8 +234,10 @@ class DINM(Method[Config]):
         names = [[n for path in own for leaf in leaves if (n := f"{path}.{leaf}") in there] for own in downs]
         tuning = {path for own in downs for path in own}
         # The logits of a position tell the next token, so the last ones tell none.
-        towards = Rereading(lm, [(i, range(len(i) - 1 - len(own), len(i) - 1)) for i, own, _ in asked], tuning)
-        kept = Rereading(lm, [(i, range(len(i) - (len(own) or 1), len(i))) for i, own, _ in harmless], tuning)
+        towards = CachedPrefixForward(
+            lm, [(i, range(len(i) - 1 - len(own), len(i) - 1)) for i, own, _ in asked], tuning
+        )
+        kept = CachedPrefixForward(lm, [(i, range(len(i) - (len(own) or 1), len(i))) for i, own, _ in harmless], tuning)
         base: list[Tensor] = []
 
         def losses() -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,5 +1,5 @@
-"""What goes on inside a model: activations recorded at named modules, what lower layers give kept while upper ones are
-computed again and again, and linear probes on heads."""
+"""What goes on inside a model: activations recorded at named modules, forward passes that keep what the lower layers
+give while upper ones change, and linear probes on heads."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ def recorded(lm: LanguageModel, sites: Sequence[str], *, inputs: bool = False) -
             handle.remove()
 
 
-class Rereading:
-    """A batch of texts that is read again and again while only the parameters of some modules change.
+class CachedPrefixForward:
+    """The forward pass of one batch of texts, again and again, while only the parameters of some modules change.
 
-    What modules give that are done before the first of those begins is kept from the first pass and not computed again.
-    The head sees the wanted positions alone. Texts are filled up on the right, where causal attention never looks.
+    The output of every module that is done before the first of those begins is kept from the first pass, and not
+    computed again. The head is given the wanted positions alone. Texts are padded on the right, where causal attention
+    never looks.
     """
 
     def __init__(
@@ -60,17 +61,19 @@ class Rereading:
         from torch.nn.utils.rnn import pad_sequence
 
         self._lm = lm
-        fill = texts[0][0][-1]  # any token serves; transformers warns of its pad token
-        self._ids = pad_sequence([torch.tensor(ids) for ids, _ in texts], True, fill).to(lm.device)
+        # 1. The batch, [texts, longest].
+        pad = texts[0][0][-1]  # any token serves; transformers warns of its pad token
+        self._ids = pad_sequence([torch.tensor(ids) for ids, _ in texts], True, pad).to(lm.device)
+        # 2. Text and position of each wanted logit, [wanted positions of all texts].
         self._counts = [len(wanted) for _, wanted in texts]
         self._rows = torch.arange(len(texts)).repeat_interleave(torch.tensor(self._counts)).to(lm.device)
         self._positions = torch.tensor([p for _, wanted in texts for p in wanted], device=lm.device)
+        # 3. The largest modules that hold no changing one: the layers below, and parts of the same layer.
         self._changing = [lm.architecture.module(path) for path in changing]
-        parts = [path.split(".") for path in changing]
-        around = {".".join(names[:n]) for names in parts for n in range(len(names) + 1)}
-        # The largest modules that hold none of them: the layers below, and the parts of their own layer.
+        paths = [path.split(".") for path in changing]
+        around = {".".join(names[:n]) for names in paths for n in range(len(names) + 1)}
         self._others = [m for n, m in lm.model.named_modules() if n not in around and n.rpartition(".")[0] in around]
-        self._kept: dict[nn.Module, Any] | None = None
+        self._cached: dict[nn.Module, Any] | None = None
 
     def logits(self) -> list[Tensor]:
         """For each text fp32 logits [wanted positions, vocabulary].
@@ -79,30 +82,30 @@ class Rereading:
         """
         import torch
 
-        model, found = self._lm.model, dict[Any, list[Any]]()
+        model, outputs = self._lm.model, dict[Any, list[Any]]()
         with ExitStack() as undo:
             head = model.get_output_embeddings()
             pick = head.register_forward_pre_hook(lambda _, args: (args[0][self._rows, self._positions][None],))
             undo.callback(pick.remove)
-            if self._kept is None:
-                self._watch(found, undo)
-            for module, output in (self._kept or {}).items():
+            if self._cached is None:
+                self._watch(outputs, undo)
+            for module, output in (self._cached or {}).items():
                 replace_forward(module, lambda *_, output=output, **__: output, undo)
-            logits = model(input_ids=self._ids, use_cache=False).logits
+            logits = model(input_ids=self._ids, use_cache=False).logits  # [1, wanted positions of all, vocabulary]
         if logits.shape[:2] != (1, len(self._rows)):
             raise DetoxbenchError(f"{type(model).__name__} does not make its logits by its head, position by position")
-        if self._kept is None:  # a module that is called more than once (a shared one) is left alone
-            self._kept = {m: made[0] for m, made in found.items() if len(made) == 1 and made[0] is not None}
+        if self._cached is None:  # a module that is called more than once (a shared one) is left alone
+            self._cached = {m: made[0] for m, made in outputs.items() if len(made) == 1 and made[0] is not None}
         return list(torch.split(logits[0].float(), self._counts))
 
-    def _watch(self, found: dict[Any, list[Any]], undo: ExitStack) -> None:
-        """Have `found` hold what each module gives, None where a changing one has begun before."""
+    def _watch(self, outputs: dict[Any, list[Any]], undo: ExitStack) -> None:
+        """Have `outputs` hold what each module gives at each call, None where a changing one has begun before."""
         begun: list[bool] = []
 
         def watched(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **given: Any) -> Any:
                 output = forward(*args, **given)
-                found.setdefault(module, []).append(None if begun else output)
+                outputs.setdefault(module, []).append(None if begun else output)
                 return output
 
             return call

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from detoxbench.errors import NonFiniteError
-from detoxbench.interventions.routing import varied
+from detoxbench.interventions.routing import per_row_weights
 from detoxbench.model.finite import require_finite
 from detoxbench.progress import track
 
@@ -59,7 +59,7 @@ def tune(
         for p in lm.model.parameters():  # so that nothing is kept for the layers below the tuned ones
             undo.callback(p.requires_grad_, p.requires_grad)
             p.requires_grad_(False)
-        undo.enter_context(varied(lm, [{**now, **own} for now, own in zip(below, leaves, strict=True)]))(going)
+        undo.enter_context(per_row_weights(lm, [{**now, **own} for now, own in zip(below, leaves, strict=True)]))(going)
         flat = [w for own in leaves for w in own.values()]
         optimizer = torch.optim.Adam(flat, lr=learning_rate, weight_decay=weight_decay)
         for step in track(range(1, steps + 1), description):

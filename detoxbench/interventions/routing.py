@@ -4,7 +4,7 @@ A module whose parameters differ from row to row is called once for each variant
 variant's tensors in place of its own: the same operation on the same numbers as with that variant on the model alone.
 Everything else is computed once for all rows, which is what a batch is for.
 
-varied(lm, [tensors, ...])           rows are told by the index of their variant; gradients flow
+per_row_weights(lm, [tensors, ...])  rows are told by the index of their variant; gradients flow
 routed(lm, {record: intervention})   rows are those of requests, told by their record (the engine)
 """
 
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
     from detoxbench.model.model import Model
 
-Parts = tuple[list[tuple[int | None, int]], "Tensor | None", "Tensor | None"]
-"""(variant, its number of rows) for every call of a module, the rows in that order, and the way back (None: as is)."""
+Split = tuple[list[tuple[int | None, int]], "Tensor | None", "Tensor | None"]
+"""How a module divides the rows of a batch: (variant or None, its number of rows) for every call of the module; the
+indices that bring the rows into this order, [rows]; those that bring them back, [rows] (both None: they are in it)."""
 
 
 class _Rows:
@@ -45,12 +46,12 @@ class _Rows:
     def __init__(self) -> None:
         self.variants: list[int] = []
         self.tokens = 0
-        self._parts: dict[frozenset[int], Parts] = {}
+        self._splits: dict[frozenset[int], Split] = {}
 
-    def assign(self, variants: Sequence[int]) -> None:
+    def set_rows(self, variants: Sequence[int]) -> None:
         """Say what the rows of the forward passes from here on are."""
         if self.variants != list(variants):
-            self.variants, self._parts = list(variants), {}
+            self.variants, self._splits = list(variants), {}
 
     def check(self, _: Any, args: Any, given: dict[str, Any]) -> None:
         """A pre-hook of the whole model: the batch must be the one that was announced."""
@@ -62,21 +63,21 @@ class _Rows:
             )
         self.tokens = ids.shape[1]
 
-    def parts(self, known: frozenset[int], device: Any) -> Parts:
+    def split(self, known: frozenset[int], device: Any) -> Split:
         """How a module with the `known` variants divides the rows; those of other variants have its own parameters."""
         import torch
 
-        if known not in self._parts:
+        if known not in self._splits:
             kinds = [v if v in known else None for v in self.variants]
             groups = list(dict.fromkeys(kinds))
             order = [row for group in groups for row, kind in enumerate(kinds) if kind == group]
             counted = [(group, kinds.count(group)) for group in groups]
             if order == sorted(order):
-                self._parts[known] = counted, None, None
+                self._splits[known] = counted, None, None
             else:
-                there = torch.tensor(order)
-                self._parts[known] = counted, there.to(device), there.argsort().to(device)
-        return self._parts[known]
+                sorting = torch.tensor(order)  # [rows]
+                self._splits[known] = counted, sorting.to(device), sorting.argsort().to(device)
+        return self._splits[known]
 
     def by_row(self, x: Tensor, path: str) -> Tensor:
         """`x` with the rows of the batch as its first dimension; some modules (OPT's MLP) are given them as one."""
@@ -89,13 +90,13 @@ class _Rows:
 
 
 @contextmanager
-def varied(
+def per_row_weights(
     lm: Model, variants: Sequence[Mapping[str, Tensor]], side_paths: Sequence[Mapping[str, LowRank]] = ()
 ) -> Iterator[Callable[[Sequence[int]], None]]:
     """While open, each row is computed with the tensors of its variant (parameter -> value) in place of the model's,
     and with its variant's side paths (parameter -> low-rank change).
 
-    Yields `assign(variants)`, which is told the variant of every row before a forward pass. Tensors are cast to the
+    Yields `set_rows(variants)`, which is told the variant of every row before a forward pass. Tensors are cast to the
     parameter's type as they are used, so that fp32 leaves get a gradient; the model's own are not written to. A missing
     bias may be given. Raises DetoxbenchError for a module that is no linear map (Linear, Conv1D) or is compiled, for a
     quantised parameter, and where a batch is not the announced one.
@@ -109,7 +110,7 @@ def varied(
                 raise DetoxbenchError(f"'{path}' is no linear map: its weights cannot differ by row")
             low = {i: of["weight"] for i, of in beside.get(path, {}).items()}
             _vary(lm, path, values.get(path, {}), low, rows, undo)
-        yield rows.assign
+        yield rows.set_rows
 
 
 T = TypeVar("T")
@@ -152,7 +153,7 @@ def _vary(
         return with_side_path(output, x, beside[variant]) if variant in beside else output
 
     def forward(x: Tensor) -> Tensor:
-        groups, order, back = rows.parts(known, x.device)
+        groups, order, back = rows.split(known, x.device)
         if len(groups) == 1:
             return call(groups[0][0], x)
         batch = rows.by_row(x, path)
@@ -196,7 +197,7 @@ class Route:
 
     interventions: Mapping[str, Intervention]
     variants: Mapping[str, int]
-    _assign: Callable[[Sequence[int]], None]
+    _set_rows: Callable[[Sequence[int]], None]
 
     def variant(self, record: str | None) -> int:
         """What is equal for two records exactly if the same change is in force for both."""
@@ -211,8 +212,8 @@ class Route:
         self.variant(record)
         return self.interventions[str(record)].prompts
 
-    def assign(self, records: Sequence[str]) -> None:
-        self._assign([self.variant(record) for record in records])
+    def set_rows(self, records: Sequence[str]) -> None:
+        self._set_rows([self.variant(record) for record in records])
 
 
 def routed(lm: Model, interventions: Mapping[str, Intervention]) -> Applied:
@@ -243,6 +244,6 @@ def _route(lm: Model, interventions: Mapping[str, Intervention], undo: ExitStack
     made = [list(edits(lm, i.weights)) for i in distinct.values()]
     values = [{e.parameter: e.value for e in of if e.value is not None} for of in made]
     side_paths = [{e.parameter: e.side_path for e in of if e.side_path is not None} for of in made]
-    assign = undo.enter_context(varied(lm, values, side_paths))
+    set_rows = undo.enter_context(per_row_weights(lm, values, side_paths))
     undo.callback(setattr, lm.in_force, "route", None)
-    lm.in_force.route = Route(interventions, {record: place[id(i)] for record, i in interventions.items()}, assign)
+    lm.in_force.route = Route(interventions, {record: place[id(i)] for record, i in interventions.items()}, set_rows)

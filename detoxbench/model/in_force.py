@@ -38,7 +38,7 @@ class Route(Protocol):
     def prompts(self, record: str | None) -> Sequence[Rewriting]:
         """The record's rewritings of prompts, innermost first."""
 
-    def assign(self, records: Sequence[str]) -> None:
+    def set_rows(self, records: Sequence[str]) -> None:
         """Say what the rows of the forward passes from here on are."""
 
 

@@ -222,7 +222,7 @@ class Model:
         """For the engine: a forward pass with the record of every row, whose first positions belong to its prompt."""
         on = self.in_force
         if on.route is not None:
-            on.route.assign(records)
+            on.route.set_rows(records)
         on.prompt_positions = (len(records), prompt_positions)
         try:
             yield

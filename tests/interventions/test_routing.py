@@ -16,7 +16,7 @@ from detoxbench.data.examples import FitData
 from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.channels import Dense, Hook, LowRank, Prompt, Weight
 from detoxbench.interventions.intervention import Intervention
-from detoxbench.interventions.routing import routable, varied
+from detoxbench.interventions.routing import per_row_weights, routable
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
 from detoxbench.runner.fits import fitted_groups
@@ -194,7 +194,8 @@ def test_what_cannot_differ_by_row_is_told_beforehand_and_refused() -> None:
     on = {"a": edit(lm, 1, 1), "b": missing}
     with untouched(lm), pytest.raises(DetoxbenchError, match=r"no parameter .*down_proj\.x"), lm.routed(on):
         pass
-    with pytest.raises(DetoxbenchError, match="is no linear map"), varied(lm, [{"model.norm.weight": torch.ones(32)}]):
+    norm = {"model.norm.weight": torch.ones(32)}
+    with pytest.raises(DetoxbenchError, match="is no linear map"), per_row_weights(lm, [norm]):
         pass
 
 
@@ -258,8 +259,8 @@ def test_gradients_reach_each_rows_own_leaf_only() -> None:
     name = f"{lm.architecture.mlp_down(1)}.weight"
     leaves = [lm.model.get_parameter(name).detach().float().clone().requires_grad_() for _ in range(2)]
     ids = torch.randint(3, 30, (3, 9))
-    with varied(lm, [{name: leaf} for leaf in leaves]) as assign:
-        assign([1, 0, 1])
+    with per_row_weights(lm, [{name: leaf} for leaf in leaves]) as set_rows:
+        set_rows([1, 0, 1])
         lm.model(input_ids=ids).logits[[0, 2]].float().square().sum().backward()
     assert leaves[1].grad is not None
     assert leaves[1].grad.dtype == torch.float32

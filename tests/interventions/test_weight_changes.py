@@ -205,14 +205,14 @@ def test_where_a_side_path_would_do_nothing_the_change_is_merged(kind: str) -> N
 
 def test_a_parameter_keeps_its_own_type_where_types_are_mixed() -> None:
     """A float32 layer in a bf16 model: routed and merged changes are rounded to float32 and no further."""
-    from detoxbench.interventions.routing import varied
+    from detoxbench.interventions.routing import per_row_weights
 
     lm = tiny(dtype=BF16)
     path = down(lm, 1)
     module = lm.architecture.module(path).float()
     x, value = torch.randn(2, 3, 48), torch.randn(32, 48)
-    with varied(lm, [{f"{path}.weight": value, f"{path}.bias": torch.ones(32)}]) as assign, torch.no_grad():
-        assign([0, 0])
+    with per_row_weights(lm, [{f"{path}.weight": value, f"{path}.bias": torch.ones(32)}]) as set_rows, torch.no_grad():
+        set_rows([0, 0])
         assert module._parameters["bias"] is None
         torch.testing.assert_close(module(x), linear(x, value) + 1, atol=1e-6, rtol=0)
     change = Weight(f"{path}.bias", Dense(torch.full((32,), 1 + 2**-12)))

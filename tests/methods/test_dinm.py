@@ -18,7 +18,7 @@ from detoxbench.data import readers
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.lines import read_lines
-from detoxbench.fitting.activations import Rereading
+from detoxbench.fitting.activations import CachedPrefixForward
 from detoxbench.methods.base import Scope
 from detoxbench.methods.dinm import DINM, Config
 from detoxbench.records import Request
@@ -315,7 +315,7 @@ def test_what_the_edit_does_not_touch_is_computed_once_and_changes_nothing(famil
             calls[i] += 1
 
         handles.append(projection.register_forward_hook(count))
-    reading = Rereading(lm, texts, paths)
+    reading = CachedPrefixForward(lm, texts, paths)
     weight = lm.architecture.module(paths[0]).weight
     with torch.no_grad():
         for k in range(3):
