@@ -6,15 +6,16 @@ Checked against zjunlp/EasyEdit @ 14cea82, whose files the sources below name. d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from detoxbench.config import knob, resolve_switches, runtime, switch
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import CachedPrefixForward, recorded
-from detoxbench.fitting.row_optimiser import tune
+from detoxbench.fitting.row_optimiser import Losses, tune
+from detoxbench.fitting.training import IGNORED
 from detoxbench.interventions.channels import Dense, Prompt, Weight
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.interventions.routing import per_row_weights
@@ -24,9 +25,10 @@ from detoxbench.methods.base import Method, Scope
 if TYPE_CHECKING:
     from torch import Tensor
 
-_Weights = dict[str, "Tensor"]
-_Tokens = tuple[list[int], list[int], int]
-_STOP = 1e-4  # no update once the total loss is below this (dinm_main.py:151)
+_Parameters = dict[str, "Tensor"]
+"""Name -> value in fp32."""
+EARLY_STOP_LOSS = 1e-4
+"""There is no update once the total loss is below this (dinm_main.py:151)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +132,8 @@ class DINM(Method[Config]):
         return frozenset({Role.EDIT_RECORDS}) if self.config.num_steps else frozenset()
 
     def controls(self) -> Sequence[Any]:  # much of DINM's gain is its suffix
-        alone = Config(num_steps=0, suffix=self.config.suffix)
-        return (alone,) if self.config.num_steps and self.config.suffix else ()
+        suffix_only = Config(num_steps=0, suffix=self.config.suffix)
+        return (suffix_only,) if self.config.num_steps and self.config.suffix else ()
 
     def examples(self, data: FitData) -> int:
         edits = self.config.edits if self.scope is Scope.ONCE else len(data.edit_records or ())
@@ -146,7 +148,7 @@ class DINM(Method[Config]):
             (distances,) = self.distances(lm, (records[0].edit_records or ())[:1], [{}])
             layers = (distances.index(max(distances)),)
         made: dict[int, list[Intervention]] = {}
-        for i in wanted:  # batches are cut from all records: who is in one does not depend on who is wanted
+        for i in wanted:  # batches are cut from all records, so that the batch of one does not depend on `wanted`
             if i // size not in made:
                 made = {i // size: self._fitted(lm, records[i // size * size :][:size], layers)}
             yield made[i // size][i % size]
@@ -156,125 +158,219 @@ class DINM(Method[Config]):
         config = self.config
         for each in data:
             each.require(self.needs, self.name)
-            if config.num_steps and config.instance + config.edits > (there := len(each.edit_records or ())):
-                raise DetoxbenchError(f"method.instance and .edits exceed the {there} records of fit.edit_records")
-        edited: list[_Weights] = [{} for _ in data]
+            if config.num_steps and config.instance + config.edits > (given := len(each.edit_records or ())):
+                raise DetoxbenchError(f"method.instance and .edits exceed the {given} records of fit.edit_records")
+        edited: list[_Parameters] = [{} for _ in data]
         logs: list[list[dict[str, Any]]] = [[] for _ in data]
         for k in range(config.edits if config.num_steps else 0):
             records = [(each.edit_records or ())[config.instance + k] for each in data]
-            found: list[dict[str, Any]] = [{} for _ in data]
+            located: list[dict[str, Any]] = [{} for _ in data]
             if not layers:
                 first = [log[0]["distances"] for log in logs] if k and config.relocate == "first_record" else None
-                distances = first or self.distances(lm, records, edited)
-                cut = [float(_cut_responses(lm, record)) for record in records]
-                found = [
-                    {"located_layer": d.index(max(d)), "distances": d, "cut_responses": n}
-                    for d, n in zip(distances, cut, strict=True)
-                ]
-            here = [layers or (each["located_layer"],) for each in found]
-            for log, located, edit in zip(logs, found, self._edit(lm, records, here, edited), strict=True):
-                log.append(located | edit)
-        return [
-            Intervention(
-                method=self.name,
-                base=lm.fingerprint,
-                weights=tuple(Weight(n, Dense(w - lm.model.get_parameter(n).detach().float())) for n, w in new.items()),
-                prompts=(Prompt(suffix=f" {config.suffix}"),) if config.suffix else (),
-                info=log[0] if len(log) == 1 else {f"edit {i}": edit for i, edit in enumerate(log)},
-            )
-            for new, log in zip(edited, logs, strict=True)
-        ]
+                located = _located(lm, records, first or self.distances(lm, records, edited))
+            tuned_layers = [layers or (where["located_layer"],) for where in located]
+            for log, where, edit in zip(logs, located, self._edit(lm, records, tuned_layers, edited), strict=True):
+                log.append(where | edit)
+        return [self._intervention(lm, parameters, log) for parameters, log in zip(edited, logs, strict=True)]
+
+    def _intervention(self, lm: LanguageModel, edited: _Parameters, log: list[dict[str, Any]]) -> Intervention:
+        """The change that makes the model's parameters the `edited` ones, and the suffix."""
+        suffix, parameters = self.config.suffix, lm.model.get_parameter
+        return Intervention(
+            method=self.name,
+            base=lm.fingerprint,
+            weights=tuple(Weight(n, Dense(w - parameters(n).detach().float())) for n, w in edited.items()),
+            prompts=(Prompt(suffix=f" {suffix}"),) if suffix else (),
+            info=log[0] if len(log) == 1 else {f"edit {i}": edit for i, edit in enumerate(log)},
+        )
 
     def distances(
-        self, lm: LanguageModel, records: Sequence[EditRecord], edited: Sequence[_Weights]
+        self, lm: LanguageModel, records: Sequence[EditRecord], edited: Sequence[_Parameters]
     ) -> list[list[float]]:
         """For each record and layer the Frobenius norm of the difference between its states for both responses, which
         are read alone, without prompt and suffix, position by position (safety_editor.py:99-126). `edited` replaces
         parameters. Raises DetoxbenchError where a state is not finite."""
         import torch
 
-        rows = [lm.tokens(t)[: lm.context] for r in records for t in (r.safe, r.unsafe)]
-        widths = [max(len(rows[i]), len(rows[i ^ 1])) for i in range(len(rows))]  # a pair's; the rest does not count
-        ids = torch.full((len(rows), max(widths)), _end(lm), device=lm.device)
+        # 1. One batch: row 2i is record i's safe response, row 2i + 1 its unsafe one.
+        responses = [lm.tokens(text)[: lm.context] for r in records for text in (r.safe, r.unsafe)]
+        widths = [max(len(responses[i]), len(responses[i ^ 1])) for i in range(len(responses))]  # of the pair
+        ids = torch.full((len(responses), max(widths)), _end(lm), device=lm.device)  # [2 records, tokens]
         mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            begin = widths[i] - len(row) if self.config.location_padding == "left" else 0
-            here = slice(begin, begin + len(row))
-            ids[i, here], mask[i, here] = torch.tensor(row), 1
+        for i, response in enumerate(responses):
+            begin = widths[i] - len(response) if self.config.location_padding == "left" else 0
+            filled = slice(begin, begin + len(response))
+            ids[i, filled], mask[i, filled] = torch.tensor(response), 1
+        # 2. The positions that are compared.
         pairs = mask.view(len(records), 2, -1)
-        compared = pairs.all(1) if self.config.location_mask == "intersection" else pairs.any(1)
+        compared = pairs.all(1) if self.config.location_mask == "intersection" else pairs.any(1)  # [records, tokens]
+        # 3. The states behind every layer, [2 records, tokens, hidden].
         sites = list(lm.architecture.layers)
         if self.config.last_hidden == "post_norm":  # as in `hidden_states` of transformers
             sites[-1] = lm.architecture.final_norm
         with torch.no_grad(), per_row_weights(lm, edited) as set_rows, recorded(lm, sites) as seen:
-            set_rows([i // 2 for i in range(len(rows))])
+            set_rows([i // 2 for i in range(len(responses))])
             lm.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
         states = [seen[site].float() for site in sites]
-        found = [[float((s[2 * i] - s[2 * i + 1])[c].norm()) for s in states] for i, c in enumerate(compared)]
-        if not all(math.isfinite(distance) for distances in found for distance in distances):
+        # 4. Their distance.
+        norms = [[float((s[2 * i] - s[2 * i + 1])[c].norm()) for s in states] for i, c in enumerate(compared)]
+        if not all(math.isfinite(norm) for of_record in norms for norm in of_record):
             raise DetoxbenchError(f"the hidden states of '{lm.name}' are not finite in {lm.dtype}: change model.dtype")
-        return found
+        return norms
 
     def _edit(
-        self, lm: LanguageModel, records: Sequence[EditRecord], layers: Sequence[Sequence[int]], edited: list[_Weights]
+        self,
+        lm: LanguageModel,
+        records: Sequence[EditRecord],
+        layers: Sequence[Sequence[int]],
+        edited: list[_Parameters],
     ) -> list[dict[str, Any]]:
-        """Tune each record's layers towards its safe response (dinm_main.py:60-175), in fp32 copies that `edited` then
-        holds. The losses are those before each update."""
-        import torch
-        from torch.nn.functional import cross_entropy
+        """Tune each record's layers towards its safe response (dinm_main.py:60-175), and put the parameters, in fp32,
+        into its place in `edited`. Gives what was measured of each record: losses are those before each update."""
+        config = self.config
+        # 1. What is tuned: the down-projections of each record's layers.
+        down_projections = [[lm.architecture.mlp_down(layer) for layer in own] for own in layers]
+        modules = {path for paths in down_projections for path in paths}
+        parameters = dict(lm.model.named_parameters())
+        leaf_names = ("weight", "bias") if config.tune_bias else ("weight",)
+        names = [
+            [n for p in paths for leaf in leaf_names if (n := f"{p}.{leaf}") in parameters]
+            for paths in down_projections
+        ]
+        # 2. What is read before every update.
+        edit_batch = self._edit_batch(lm, records, modules)
+        constraint_batch = self._constraint_batch(lm, records, modules)
+        # 3. The updates.
+        tuned = tune(
+            lm, names, edited, self._losses(edit_batch, constraint_batch), steps=config.num_steps,
+            learning_rate=config.learning_rate, weight_decay=config.weight_decay, stop=EARLY_STOP_LOSS,
+            norm_constraint=config.norm_constraint, description="DINM: updates",
+        )  # fmt: skip
+        for values, row in zip(edited, tuned, strict=True):
+            values.update(row.values)
+        cut = [float(a + b) for a, b in zip(edit_batch.cut, constraint_batch.cut, strict=True)]
+        return [t.curves | {"delta_norm": t.moved, "cut_tokens": n} for t, n in zip(tuned, cut, strict=True)]
 
-        config, space = self.config, "  " if self.config.double_space else " "
-        asked = [self._tokens(lm, r.prompt, space, r.safe, " ") for r in records]
-        labels = [torch.tensor([-100 if i == _end(lm) else i for i in own], device=lm.device) for _, own, _ in asked]
-        pairs = [(r.constraint_prompt or r.prompt, r.constraint_answer) for r in records]
-        harmless = [self._tokens(lm, q, " ", a if config.kl_positions == "answer" else "", "") for q, a in pairs]
-        with_kl = torch.tensor([float(r.constraint_prompt != "") for r in records], device=lm.device)
-        there, leaves = dict(lm.model.named_parameters()), ("weight", "bias") if config.tune_bias else ("weight",)
-        downs = [[lm.architecture.mlp_down(layer) for layer in own] for own in layers]
-        names = [[n for path in own for leaf in leaves if (n := f"{path}.{leaf}") in there] for own in downs]
-        tuning = {path for own in downs for path in own}
-        # The logits of a position tell the next token, so the last ones tell none.
-        towards = CachedPrefixForward(
-            lm, [(i, range(len(i) - 1 - len(own), len(i) - 1)) for i, own, _ in asked], tuning
-        )
-        kept = CachedPrefixForward(lm, [(i, range(len(i) - (len(own) or 1), len(i))) for i, own, _ in harmless], tuning)
-        base: list[Tensor] = []
+    def _edit_batch(self, lm: LanguageModel, records: Sequence[EditRecord], modules: Collection[str]) -> _EditBatch:
+        """The attacked prompts with their safe responses (dinm_main.py:128-136)."""
+        import torch
+
+        space = "  " if self.config.double_space else " "
+        texts = [self._tokens(lm, record.prompt, space, record.safe, " ") for record in records]
+        labels = [[IGNORED if token == _end(lm) else token for token in text.answer] for text in texts]
+        # The logits of a position tell the next token, so a response's begin one position before it.
+        wanted = [range(len(t.ids) - 1 - len(t.answer), len(t.ids) - 1) for t in texts]
+        forward = CachedPrefixForward(lm, [(t.ids, w) for t, w in zip(texts, wanted, strict=True)], modules)
+        return _EditBatch(forward, [torch.tensor(own, device=lm.device) for own in labels], [t.cut for t in texts])
+
+    def _constraint_batch(
+        self, lm: LanguageModel, records: Sequence[EditRecord], modules: Collection[str]
+    ) -> _ConstraintBatch:
+        """The harmless prompts with their answers, or alone where the KL is taken of the next token (lines 108-123)."""
+        import torch
+
+        with_answer = self.config.kl_positions == "answer"
+        pairs = [(r.constraint_prompt or r.prompt, r.constraint_answer if with_answer else "") for r in records]
+        texts = [self._tokens(lm, prompt, " ", answer, "") for prompt, answer in pairs]
+        wanted = [range(len(t.ids) - (len(t.answer) or 1), len(t.ids)) for t in texts]  # as many last positions
+        forward = CachedPrefixForward(lm, [(t.ids, w) for t, w in zip(texts, wanted, strict=True)], modules)
+        present = torch.tensor([float(r.constraint_prompt != "") for r in records], device=lm.device)
+        return _ConstraintBatch(forward, present, [t.cut for t in texts])
+
+    def _losses(self, edit_batch: _EditBatch, constraint_batch: _ConstraintBatch) -> Losses:
+        """c_edit L_e + L_c [records] (paper, eq. 10), with both, of the parameters as they are when it is called."""
+        import torch
+
+        config = self.config
+        base: list[Tensor] = []  # log-probabilities before the first update, for each record [T, vocabulary]
 
         def losses() -> tuple[Tensor, dict[str, Tensor]]:
-            parts = zip(towards.logits(), labels, strict=True)
-            edit_loss = torch.stack([cross_entropy(logits, own) for logits, own in parts])
+            edit_loss = _edit_loss(edit_batch.forward.logits(), edit_batch.labels)
             with torch.set_grad_enabled(bool(config.kl_grad)):
-                now = [logits.log_softmax(-1) for logits in kept.logits()]
-                base.extend(p.detach() for p in now[len(base) :])  # before the first update
-                of, to = (base, now) if config.kl_direction == "base_to_edited" else (now, base)
-                kl = with_kl * torch.stack([(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(of, to, strict=True)])
+                edited = [logits.log_softmax(-1) for logits in constraint_batch.forward.logits()]
+                base.extend(p.detach() for p in edited[len(base) :])
+                sides = (base, edited) if config.kl_direction == "base_to_edited" else (edited, base)
+                kl = constraint_batch.present * _constraint_loss(*sides)
             return config.kl_factor * edit_loss + kl, {"edit_loss": edit_loss, "kl": kl}
 
-        tuned = tune(
-            lm, names, edited, losses, steps=config.num_steps, learning_rate=config.learning_rate, stop=_STOP,
-            weight_decay=config.weight_decay, reach=config.norm_constraint, description="DINM: updates",
-        )  # fmt: skip
-        for now, own in zip(edited, tuned, strict=True):
-            now.update(own.values)
-        cuts = [float(cut + other) for (*_, cut), (*_, other) in zip(asked, harmless, strict=True)]
-        return [t.curves | {"delta_norm": t.moved, "cut_tokens": cut} for t, cut in zip(tuned, cuts, strict=True)]
+        return losses
 
-    def _tokens(self, lm: LanguageModel, prompt: str, space: str, answer: str, lead: str) -> _Tokens:
-        """Ids of prompt, suffix and answer; the answer's; how many were cut in front to fit the context.
-        In raw text `space` stands before the answer, whose ids are with `label_bos` those of `lead` + answer alone, and
-        otherwise those behind the prompt's. Behind a chat template stands what the template puts there.
+    def _tokens(self, lm: LanguageModel, prompt: str, space: str, answer: str, before_label: str) -> _Text:
+        """Prompt, suffix and answer as token ids, cut in front to fit the context.
+
+        In raw text `space` stands before the answer, whose ids are with `label_bos` those of `before_label` + answer
+        alone, and otherwise those behind the prompt's. Behind a chat template stands what the template puts there.
         """
         text, raw = lm.rendered(f"{prompt} {self.config.suffix}" if self.config.suffix else prompt, chat=True)
         gap = space if lm.template is None else lm.template.turn[0]
         before, ids = lm.joined(text, gap + answer if answer else "", special=raw)
         if raw and self.config.label_bos:
-            own = lm.tokens(lead + answer)
+            label = lm.tokens(before_label + answer)
         else:
-            own = ids[next((i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), len(before)) :]
+            label = ids[next((i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), len(before)) :]
         cut = max(0, len(ids) - (lm.context or len(ids)))
-        if len(own) >= len(ids) - cut:
-            raise DetoxbenchError(f"a response of {len(own)} tokens leaves no room for its prompt in '{lm.name}'")
-        return ids[cut:], own, cut
+        if len(label) >= len(ids) - cut:
+            raise DetoxbenchError(f"a response of {len(label)} tokens leaves no room for its prompt in '{lm.name}'")
+        return _Text(ids[cut:], label, cut)
+
+
+class _Text(NamedTuple):
+    """A prompt with its answer."""
+
+    ids: list[int]
+    answer: list[int]
+    """Token ids of the answer: in raw text they may be others than the last of `ids`."""
+    cut: int
+    """Tokens that it lost in front to fit the context."""
+
+
+class _EditBatch(NamedTuple):
+    """For each record its attacked prompt and safe response."""
+
+    forward: CachedPrefixForward
+    labels: list[Tensor]
+    """Token ids of each response, [tokens], `IGNORED` where one carries no loss."""
+    cut: list[int]
+
+
+class _ConstraintBatch(NamedTuple):
+    """For each record a harmless prompt, on whose answer the model shall stay as it is."""
+
+    forward: CachedPrefixForward
+    present: Tensor
+    """[records]: 1; 0 for a record that has none, whose attacked prompt stands in its place."""
+    cut: list[int]
+
+
+def _edit_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    """L_e = -1/T sum_t log P_edited(y_t | X, S, y_<t), the mean NLL of the safe response y (losses.py:60-65, 112-116).
+
+    For each record logits [T, vocabulary] and labels [T]; tokens that are `IGNORED` do not count in T. Gives [records].
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    return torch.stack([cross_entropy(given, y, ignore_index=IGNORED) for given, y in zip(logits, labels, strict=True)])
+
+
+def _constraint_loss(log_p: Sequence[Tensor], log_q: Sequence[Tensor]) -> Tensor:
+    """L_c = 1/T sum_t KL(P_t || Q_t), KL(P || Q) = sum_v P(v) (log P(v) - log Q(v)) (losses.py:20-26; paper, eq. 9).
+
+    For each record both are log-probabilities [T, vocabulary]. Gives [records].
+    """
+    import torch
+
+    return torch.stack([(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(log_p, log_q, strict=True)])
+
+
+def _located(
+    lm: LanguageModel, records: Sequence[EditRecord], distances: Sequence[list[float]]
+) -> list[dict[str, Any]]:
+    """For each record the layer where its responses differ most (of equal ones the first), with what is recorded."""
+    return [
+        {"located_layer": d.index(max(d)), "distances": d, "cut_responses": float(_cut_responses(lm, record))}
+        for record, d in zip(records, distances, strict=True)
+    ]
 
 
 def _cut_responses(lm: LanguageModel, record: EditRecord) -> int:
