@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint bench
+.PHONY: demo test test-slow lint bench printed
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## the main job: every method on the embedded model, and a leaderboard
@@ -23,6 +23,9 @@ test-slow: $(READY)  ## tests that train models or run for minutes
 bench: export HF_HUB_OFFLINE = 1
 bench: $(READY)  ## speed and memory beside plain loops; BENCH_DEVICE=cuda does the GPU sizes
 	$(BIN)/python -m benchmarks --device $(BENCH_DEVICE) --json build/bench-$(BENCH_DEVICE).json
+
+printed: $(READY)  ## the settings in conf/ and the suites in docs/, from the classes
+	$(BIN)/python -m detoxbench.runner.printed
 
 lint: $(READY)
 	$(BIN)/ruff check .

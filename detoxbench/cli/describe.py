@@ -70,35 +70,10 @@ def _described_component(kind: str, name: str) -> dict[str, Any]:
         facts["fitted"] = "once for the suite" if cls().scope.value == "once" else "for each record"
         facts["fit_data"] = ", ".join(f"fit.{role.value}" for role in sorted(cls().needs)) or "none"
     if kind == "suite":
-        facts |= {"protocol": _protocol(name), "data": cls.data, "measured": cls.measured, "cost": cls.cost}
+        from detoxbench.runner.printed import protocol
+
+        facts |= {"protocol": protocol(name), "data": cls.data, "measured": cls.measured, "cost": cls.cost}
     return {"name": name, "doc": doc(cls), **facts, "config": described_fields(cls.Config)}
-
-
-def _protocol(suite: str) -> str:
-    """How a suite's own file has texts generated, in words; "" without a file."""
-    from omegaconf import OmegaConf
-
-    from detoxbench import suites
-    from detoxbench.config import GenSpec
-    from detoxbench.runner import composition
-
-    file = composition.options("suite").get(suite)
-    if file is None:
-        return ""
-    cls = suites.get(suite)
-    if cls.protocol:
-        return cls.protocol
-    if cls.observer is not None:
-        return "looks inside the model, nothing is generated; of gen nothing has a part in it"
-    if not cls.judged:
-        return "given texts are read, nothing is generated; of gen nothing has a part in it"
-    given: Any = OmegaConf.to_container(OmegaConf.load(file))
-    gen = GenSpec(**(given or {}).get("gen", {}))  # a file may leave out what is at its default
-    how = (
-        f"sampled (temperature {gen.temperature}, top-p {gen.top_p}, top-k {gen.top_k})" if gen.do_sample else "greedy"
-    )
-    samples = "one answer" if gen.n == 1 else f"{gen.n} answers"
-    return f"{samples} a prompt, {how}, at most {gen.max_new_tokens} new tokens"
 
 
 def described_fields(config: Any, given: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

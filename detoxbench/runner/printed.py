@@ -1,0 +1,130 @@
+"""What is printed from the classes, so that no default stands twice: settings in conf/, suites in docs/suites.md.
+
+`make printed` (python -m detoxbench.runner.printed) prints them in a checkout; a test says when they differ.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any
+
+from detoxbench import suites
+from detoxbench.config import GenSpec
+from detoxbench.data.roles import fit_spec
+from detoxbench.registry import REGISTRIES
+from detoxbench.runner.composition import conf_dir, options
+
+NOT_TEXTS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+"""Words that YAML takes for something else."""
+TABLE = re.compile(r"(?<=<!-- printed: suites -->\n).*?(?=<!-- end -->)", re.DOTALL)
+"""The table in docs/suites.md."""
+
+
+def printed(root: Path) -> Iterator[tuple[Path, str]]:
+    """(file, what it should hold) for every file of the checkout at `root` of which a part is printed."""
+    conf = root / "conf"
+    for kind, registry in REGISTRIES.items():
+        for name, cls in registry.working():
+            file = conf / kind / f"{name}.yaml"
+            if file.is_file():  # a third party's lies elsewhere, and some are settings of other components
+                yield file, _with_settings(file.read_text(encoding="utf-8"), name, cls.Config)
+    file = conf / "config.yaml"
+    yield file, _with_roles(file.read_text(encoding="utf-8"))
+    file = root / "docs" / "suites.md"
+    yield file, TABLE.sub(lambda _: suites_table(), file.read_text(encoding="utf-8"))
+
+
+def _with_settings(text: str, name: str, config: Any) -> str:
+    """The file of a component with the line of its name and those below it, as far as they are indented alike, made
+    anew from the class: every setting at its default."""
+    found = re.search(rf"^( *)name: {re.escape(name)}\n(?:\1[^\s#].*\n)*", text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"no line 'name: {name}'")
+    indent = found[1]
+    settings = {"name": name} | {field.name: field.default for field in fields(config)}
+    lines = [f"{indent}{_yaml(key, value)}\n" for key, value in settings.items()]
+    return text[: found.start()] + "".join(lines) + text[found.end() :]
+
+
+def _with_roles(text: str) -> str:
+    """The root file with the settings of fit data, each with its meaning behind it."""
+    lines = [(_yaml(field.name, field.default), field.metadata["help"]) for field in fields(fit_spec())]
+    width = max(len(line) for line, _ in lines)
+    block = "".join(f"  {line:{width}}   # {meaning}\n" for line, meaning in lines)
+    return re.sub(r"(?<=^fit: )( *#[^\n]*\n)(?:  .*\n)*", lambda m: m[1] + block, text, flags=re.MULTILINE)
+
+
+def _yaml(key: str, value: Any) -> str:
+    """A setting as one line of YAML: JSON is YAML, but for a number like 1e-06, which would be a text."""
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value) and value.lower() not in NOT_TEXTS:
+        text = value
+    if isinstance(value, float):
+        text = re.sub(r"^(-?\d+)e", r"\1.0e", text)
+    return f"{key}: {text}"
+
+
+# ------------------------------------------------------------------------------------------------------------- suites
+
+
+def suites_table() -> str:
+    """Every suite of this package as Markdown: what it asks, how, of which data, what is measured, what a run costs."""
+    rows = [("suite", "what it does", "protocol", "published data", "licence", "metrics", "a run")]
+    for name, cls in suites.working():
+        if cls.__module__.startswith("detoxbench."):
+            about = _first_sentence(cleandoc(cls.__doc__ or ""))
+            rows.append((f"`{name}`", about, protocol(name), cls.data, cls.licence, cls.measured, cls.cost))
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+def _first_sentence(text: str) -> str:
+    """Up to the first full stop that a blank follows."""
+    return " ".join(re.split(r"(?<=\.)\s", text.partition("\n\n")[0], maxsplit=1)[0].split())
+
+
+def protocol(suite: str) -> str:
+    """How a suite's own file has texts generated, in words; "" without a file."""
+    file = options("suite").get(suite)
+    if file is None:
+        return ""
+    cls = suites.get(suite)
+    if cls.protocol:
+        return cls.protocol
+    if cls.observer is not None:
+        return "looks inside the model, nothing is generated; of gen nothing has a part in it"
+    if not cls.judged:
+        return "given texts are read, nothing is generated; of gen nothing has a part in it"
+    return _generation(_section(file, "gen"))
+
+
+def _section(file: Path, key: str) -> Mapping[str, Any]:
+    from omegaconf import OmegaConf
+
+    given: Any = OmegaConf.to_container(OmegaConf.load(file))
+    return (given or {}).get(key, {})
+
+
+def _generation(given: Mapping[str, Any]) -> str:
+    gen = GenSpec(**given)  # a file may leave out what is at its default
+    drawn = f"sampled (temperature {gen.temperature}, top-p {gen.top_p}, top-k {gen.top_k})"
+    samples = "one answer" if gen.n == 1 else f"{gen.n} answers"
+    return f"{samples} a prompt, {drawn if gen.do_sample else 'greedy'}, at most {gen.max_new_tokens} new tokens"
+
+
+def main() -> None:
+    """Print every file of this checkout that differs."""
+    root = conf_dir().parent
+    for file, text in printed(root):
+        if file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+            print(f"printed {file.relative_to(root)}")
+
+
+if __name__ == "__main__":
+    main()
