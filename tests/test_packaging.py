@@ -58,6 +58,7 @@ def test_the_installed_wheel_works_in_another_folder(wheel: Path, tmp_path: Path
     for name in ("fable", "destein", "safeedit", "embedded"):
         assert name in listed
     assert "method=destein" in run(*command, "plan", "method=destein", "suite.limit=2", cwd=elsewhere)
+    assert "fault" not in run(*command, "check", "method", "none", cwd=elsewhere)
 
 
 def test_a_folder_called_methods_beside_the_user_is_not_ours(wheel: Path, tmp_path: Path) -> None:

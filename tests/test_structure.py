@@ -35,7 +35,7 @@ FLOORS = [
     "tracking",
     "runner",
     "detoxbench intervention method",
-    "report sharing",
+    "authoring report sharing",
     "cli",
     "__main__",
 ]

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
 
 def _candidates(line: str) -> list[str]:
     """What the last word of a command line may become."""
-    from detoxbench.cli import VERBS, data, scorer
+    from detoxbench.cli import VERBS, check, data, scorer
 
     *words, last = [*line.split()[1:], *([""] if line[-1:].isspace() else [])]
     position = len(words)
@@ -41,12 +41,13 @@ def _candidates(line: str) -> list[str]:
         known = {
             "list": KINDS,
             "describe": [kind[:-1] for kind in KINDS],
+            "check": check.KINDS,
             "scorer": scorer.ACTIONS,
             "data": data.ACTIONS,
             "fable": ["build"],
             "completion": SHELLS,
         }.get(words[0], ())
-    elif position == 2 and words[0] == "describe" and f"{words[1]}s" in KINDS:
+    elif position == 2 and words[0] in ("describe", "check") and f"{words[1]}s" in KINDS:
         known = [row["name"] for row in names(f"{words[1]}s")]
     elif position == 2 and words == ["scorer", "check"]:
         known = [row["name"] for row in names("scorers")]

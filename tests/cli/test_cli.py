@@ -44,6 +44,7 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
         ["completion", "--query", "detoxbench run method="],
         ["data", "list"],
         ["scorer", "check", "--help"],
+        ["check", "--help"],
     ],
     ids=" ".join,
 )
@@ -263,6 +264,8 @@ def test_a_stopped_run_says_so_in_one_line_and_goes_on(
         ("detoxbench plan method=destein suite=s", {"suite=safeedit", "suite=safeedit_test_all", "suite=safenlp"}),
         ("detoxbench leaderboard ", set()),
         ("detoxbench scorer check prof", {"profanity_check"}),
+        ("detoxbench check ", {"method"}),
+        ("detoxbench check method des", {"destein"}),
         ("detoxbench data verify saf", {"safeedit_test", "safeedit_test_all", "safeedit_train", "safenlp_toxigen"}),
     ],
 )

@@ -443,10 +443,10 @@ def test_peft_failing_half_way_leaves_the_model_as_it_was_and_says_why() -> None
 def test_a_lora_says_which_layers_and_experts_it_does_not_reach(caplog: pytest.LogCaptureFixture) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tests.support.tiny import _COMMON, FAMILIES, tokenizer
+    from detoxbench.authoring.tiny_models import COMMON, FAMILIES, tokenizer
 
     config = AutoConfig.for_model(
-        "mixtral", **_COMMON, **FAMILIES["llama"], num_local_experts=4, num_experts_per_tok=2
+        "mixtral", **COMMON, **FAMILIES["llama"], num_local_experts=4, num_experts_per_tok=2
     )  # fmt: skip
     lm = LanguageModel(AutoModelForCausalLM.from_config(config), tokenizer(), name="mixture")
     lm.model.vision_tower = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
