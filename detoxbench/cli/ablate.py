@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
     import msgspec
 
     from detoxbench.results.ablation import ablation
-    from detoxbench.results.ablation_text import draw, text
+    from detoxbench.results.ablation_drawing import draw
+    from detoxbench.results.ablation_text import text
 
     found = ablation(
         Path(args.runs_dir),

@@ -1,15 +1,14 @@
-"""An ablation shown: as text for a terminal, and drawn."""
+"""An ablation as text for a terminal."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from detoxbench.errors import DetoxbenchError, UsageError
-from detoxbench.results.ablation import INTERACTION, Ablation, Point, written
-from detoxbench.results.tables import LEVEL, Column, Difference
+from detoxbench.results.ablation import Ablation, Point
+from detoxbench.results.ablation_effects import INTERACTION
+from detoxbench.results.ablation_runs import written
+from detoxbench.results.tables import LEVEL, Cell, Column, Difference
 from detoxbench.results.words import MARKS, delta, heading_of, value_of
 from detoxbench.text import clean, short
 
@@ -25,22 +24,26 @@ def text(found: Ablation, width: int = 120) -> str:
             changes[INTERACTION] = found.interactions[column.name]
         lines += [f"  {_trend(name, d, column)}" for name, d in changes.items()]
         lines.append("")
-    tests = sum(
-        cell.difference is not None and cell.difference.p is not None
-        for point in found.points
-        for cell in point.cells.values()
-    )
+    return "\n".join(clean(line).rstrip() for line in [*lines, *_legend(found), *found.notes]) + "\n"
+
+
+def _legend(found: Ablation) -> list[str]:
+    """What the differences are to, what a step is, and what the marks mean."""
+    differences = [cell.difference for point in found.points for cell in point.cells.values()]
+    tests = sum(d is not None and d.p is not None for d in differences)
     tests += len(found.interactions) + sum(map(len, found.trends.values()))
+    lines = []
     if found.against is not None:
         lines.append(f"Δ: difference to {found.against} on the same prompts and seeds")
     if found.trends:
         lines.append("a step: from one value to the next, by least squares over all of them")
     if tests:
         lines.append(f"✓ better, ✗ worse, ≠ differs (p < {LEVEL} after Holm over {tests} tests); n.s.: not supported")
-    return "\n".join(clean(line).rstrip() for line in [*lines, *found.notes]) + "\n"
+    return lines
 
 
 def _curve(found: Ablation, column: Column, width: int) -> list[str]:
+    """A line for the base and each point: its value, its difference, and both on a common scale."""
     rows = [("base", found.base)] if found.base else []
     rows += [(_label(point.values), point) for point in found.points]
     cells = [point.cells[column.name] for _, point in rows]
@@ -49,23 +52,31 @@ def _curve(found: Ablation, column: Column, width: int) -> list[str]:
         for (name, _), cell in zip(rows, cells, strict=True)
     ]
     widths = [max(len(t[i]) for t in texts) for i in range(3)]
-    room = max(16, min(48, width - sum(widths) - 8))
+    bars = _bars(cells, max(16, min(48, width - sum(widths) - 8)))
+    return [
+        f"  {name:{widths[0]}}  {value:>{widths[1]}}  {difference:{widths[2]}}  {bar}"
+        for (name, value, difference), bar in zip(texts, bars, strict=True)
+    ]
+
+
+def _bars(cells: Sequence[Cell], width: int) -> list[str]:
+    """Each value as a dot on its interval, `width` characters from the least bound of all to the greatest."""
     bounds = [b for c in cells for b in (c.value, c.low, c.high) if b is not None]
     low, high = min(bounds, default=0.0), max(bounds, default=0.0)
 
     def place(value: float) -> int:
-        return round((value - low) / (high - low) * (room - 1)) if high > low else 0
+        return round((value - low) / (high - low) * (width - 1)) if high > low else 0
 
-    lines = []
-    for (name, value, difference), cell in zip(texts, cells, strict=True):
-        bar = [" "] * room
+    bars = []
+    for cell in cells:
+        bar = [" "] * width
         if cell.value is not None:
             if cell.low is not None and cell.high is not None:
                 for i in range(place(cell.low), place(cell.high) + 1):
                     bar[i] = "─"
             bar[place(cell.value)] = "●"
-        lines.append(f"  {name:{widths[0]}}  {value:>{widths[1]}}  {difference:{widths[2]}}  {''.join(bar)}")
-    return lines
+        bars.append("".join(bar))
+    return bars
 
 
 def _grid(found: Ablation, column: Column) -> list[str]:
@@ -94,79 +105,3 @@ def _trend(name: str, d: Difference, column: Column) -> str:
 
 def _label(values: tuple[Any, ...] | list[Any]) -> str:
     return " ".join(short(written(value), 24) for value in values)
-
-
-def draw(found: Ablation, out: str | Path) -> None:
-    """Write the curves to a .png, .svg or .pdf file: a panel a metric, a line for each value of a second knob.
-
-    Raises UsageError for another kind of file, DetoxbenchError without matplotlib.
-    """
-    out = Path(out)
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--draw writes .png, .svg or .pdf (given: '{out}')")
-    try:
-        import matplotlib
-    except ImportError:
-        raise DetoxbenchError("drawing needs matplotlib: pip install 'detoxbench[plots]'") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    settings: Any = {
-        "svg.hashsalt": "detoxbench",
-        "font.size": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        "text.parse_math": False,  # names are no formulas
-    }
-    with pyplot.rc_context(settings):
-        across = min(3, len(found.columns))
-        down = -(-len(found.columns) // across)
-        size = (3.4 * across, 2.6 * down + 0.3)
-        figure, grid = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
-        for axes, column in zip(grid.flat, found.columns, strict=False):
-            _panel(axes, found, column)
-        for axes in grid.flat[len(found.columns) :]:
-            axes.remove()
-        if len(found.knobs) == 2:
-            handles, labels = grid.flat[0].get_legend_handles_labels()
-            figure.legend(handles, [f"{found.knobs[1]}={text}" for text in labels], loc="outside lower center", ncols=4)
-        figure.suptitle(clean(found.title), fontsize=9)
-        undated = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-        figure.savefig(out, dpi=150, metadata=undated[out.suffix])
-        pyplot.close(figure)
-
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: told apart by all
-_MARKERS = "osD^vP"
-
-
-def _panel(axes: Any, found: Ablation, column: Column) -> None:
-    scale = 100 if column.unit == "share" else 1
-    xs = found.levels(0)
-    seconds = found.levels(1) if len(found.knobs) == 2 else [None]
-    ordered = all(isinstance(x, int | float) for x in xs)
-    for i, second in enumerate(seconds):
-        aside = 0.08 * (i - (len(seconds) - 1) / 2)  # so that intervals do not hide each other
-        line = []
-        for k, x in enumerate(xs):
-            point = found.at(x, *([second] if len(found.knobs) == 2 else []))
-            if point and (cell := point.cells[column.name]).value is not None:
-                bounds = [b if b is not None else cell.value for b in (cell.low, cell.high)]
-                line.append((k + aside, *(scale * v for v in (cell.value, *bounds))))
-        if line:
-            place, value, low, high = (np.array(part, float) for part in zip(*line, strict=True))
-            axes.errorbar(
-                place, value, [value - low, high - value], label=clean(written(second)), capsize=2, linewidth=1,
-                markersize=4, color=_COLOURS[i % 6], marker=_MARKERS[i % 6], linestyle="-" if ordered else "none",
-            )  # fmt: skip
-    if found.base and (cell := found.base.cells[column.name]).value is not None:
-        axes.axhline(scale * cell.value, color="0.4", linewidth=0.8, linestyle="--")
-        axes.annotate(
-            "base", (1, scale * cell.value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7
-        )
-    names = [clean(short(written(x), 14)) for x in xs]  # evenly apart, as a trend counts steps
-    axes.set_xticks(range(len(xs)), names, rotation=20 if sum(map(len, names)) > 30 else 0)
-    axes.set_xlabel(clean(found.knobs[0]))
-    better = {"higher": " (higher is better)", "lower": " (lower is better)", "neither": ""}[column.better]
-    axes.set_title(f"{clean(column.name)}{', %' if scale == 100 else ''}{better}", fontsize=8)

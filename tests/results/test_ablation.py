@@ -14,8 +14,10 @@ from detoxbench.cli import main
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Measure
 from detoxbench.results import stats
-from detoxbench.results.ablation import Ablation, _contrast, ablation
-from detoxbench.results.ablation_text import draw, text
+from detoxbench.results.ablation import Ablation, ablation
+from detoxbench.results.ablation_drawing import draw
+from detoxbench.results.ablation_effects import contrast
+from detoxbench.results.ablation_text import text
 from detoxbench.runner import composition
 from tests.support import stored
 
@@ -99,7 +101,7 @@ def test_a_trend_that_is_none_is_found_in_one_case_of_twenty() -> None:
         level = rng.normal(size=40)
         values = level + rng.normal(size=(3, 40))
         panel = stats.Panel(values[:, None, :], np.ones((3, 1, 40)))
-        few += (_contrast(panel, np.array([-0.5, 0, 0.5])).p or 0) < 0.05
+        few += (contrast(panel, np.array([-0.5, 0, 0.5])).p or 0) < 0.05
     assert 8 <= few <= 34
 
 

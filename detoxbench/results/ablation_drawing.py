@@ -1,0 +1,104 @@
+"""An ablation drawn by matplotlib: a panel a metric, a line for each value of a second knob."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.results.ablation import Ablation
+from detoxbench.results.ablation_runs import written
+from detoxbench.results.tables import Column
+from detoxbench.text import clean, short
+
+UNDATED: dict[str, dict[str, None]] = {
+    ".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None},
+}  # fmt: skip
+"""Kinds of files, and the metadata that would make each another one every time."""
+SETTINGS: dict[str, Any] = {
+    "svg.hashsalt": "detoxbench",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names are no formulas
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: told apart by all
+MARKERS = "osD^vP"
+BETTER = {"higher": " (higher is better)", "lower": " (lower is better)", "neither": ""}
+
+
+def draw(found: Ablation, out: str | Path) -> None:
+    """Write the curves to a .png, .svg or .pdf file.
+
+    Raises UsageError for another kind of file, DetoxbenchError without matplotlib.
+    """
+    out = Path(out)
+    if out.suffix not in UNDATED:
+        raise UsageError(f"--draw writes .png, .svg or .pdf (given: '{out}')")
+    try:
+        import matplotlib
+    except ImportError:
+        raise DetoxbenchError("drawing needs matplotlib: pip install 'detoxbench[plots]'") from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(SETTINGS):
+        figure = _figure(found)
+        figure.savefig(out, dpi=150, metadata=UNDATED[out.suffix])
+        pyplot.close(figure)
+
+
+def _figure(found: Ablation) -> Any:
+    from matplotlib import pyplot
+
+    across = min(3, len(found.columns))
+    down = -(-len(found.columns) // across)
+    size = (3.4 * across, 2.6 * down + 0.3)
+    figure, grid = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for axes, column in zip(grid.flat, found.columns, strict=False):
+        _panel(axes, found, column)
+    for axes in grid.flat[len(found.columns) :]:
+        axes.remove()
+    if len(found.knobs) == 2:
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, [f"{found.knobs[1]}={text}" for text in labels], loc="outside lower center", ncols=4)
+    figure.suptitle(clean(found.title), fontsize=9)
+    return figure
+
+
+def _panel(axes: Any, found: Ablation, column: Column) -> None:
+    """One metric: a line for each value of the second knob, the base as a dashed one."""
+    scale = 100 if column.unit == "share" else 1
+    _lines(axes, found, column, scale)
+    if found.base and (value := found.base.cells[column.name].value) is not None:
+        axes.axhline(scale * value, color="0.4", linewidth=0.8, linestyle="--")
+        place = (1, scale * value)
+        axes.annotate("base", place, xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    names = [clean(short(written(x), 14)) for x in found.levels(0)]  # evenly apart, as a trend counts steps
+    axes.set_xticks(range(len(names)), names, rotation=20 if sum(map(len, names)) > 30 else 0)
+    axes.set_xlabel(clean(found.knobs[0]))
+    axes.set_title(f"{clean(column.name)}{', %' if scale == 100 else ''}{BETTER[column.better]}", fontsize=8)
+
+
+def _lines(axes: Any, found: Ablation, column: Column, scale: int) -> None:
+    """Values with their intervals; joined where the first knob's values are numbers."""
+    ordered = all(isinstance(x, int | float) for x in found.levels(0))
+    two = len(found.knobs) == 2
+    seconds = found.levels(1) if two else [None]
+    for i, second in enumerate(seconds):
+        aside = 0.08 * (i - (len(seconds) - 1) / 2)  # so that intervals do not hide each other
+        marks = []
+        for k, x in enumerate(found.levels(0)):
+            point = found.at(x, second) if two else found.at(x)
+            if point and (cell := point.cells[column.name]).value is not None:
+                bounds = [b if b is not None else cell.value for b in (cell.low, cell.high)]
+                marks.append((k + aside, *(scale * v for v in (cell.value, *bounds))))
+        if marks:
+            place, value, low, high = (np.array(part, float) for part in zip(*marks, strict=True))
+            axes.errorbar(
+                place, value, [value - low, high - value], label=clean(written(second)), capsize=2, linewidth=1,
+                markersize=4, color=COLOURS[i % 6], marker=MARKERS[i % 6], linestyle="-" if ordered else "none",
+            )  # fmt: skip
