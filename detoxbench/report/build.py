@@ -6,9 +6,10 @@ import base64
 import glob
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,14 +18,17 @@ from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_atomic
 from detoxbench.report import samples as texts
-from detoxbench.report.content import Content, axes, content, default_axes, names
+from detoxbench.report.content import Content, Section, axes, content, default_axes, names
 from detoxbench.results.costs import COSTS
 from detoxbench.results.rendering.grids import extra_columns, setting
 from detoxbench.results.selection import EVERYTHING, Selection
 from detoxbench.results.table_notes import made_by
-from detoxbench.results.tables import EMBEDDED, LEVEL, Cell, Column, Verdict
+from detoxbench.results.tables import EMBEDDED, LEVEL, Cell, Column, Row, Verdict
 from detoxbench.results.words import MARKS, number
 from detoxbench.text import clean
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 HERE = Path(__file__).parent
 TOXIC = 0.5
@@ -88,47 +92,20 @@ def report(
 
 
 def _data(found: Content, chosen: list[texts.Chosen], side: dict[int, str]) -> dict[str, Any]:
-    sections = []
-    for i, (section, own) in enumerate(zip(found.sections, chosen, strict=True)):
-        table = section.table
-        sections.append(
-            {
-                "model": table.model,
-                "suite": table.suite,
-                "name": names(found)[i],
-                "columns": table.columns,
-                "rows": [
-                    {
-                        "label": row.shown,
-                        "method": row.method["name"],
-                        "key": key,
-                        "seeds": row.seeds,
-                        "cells": row.cells,
-                        "cost": row.cost,
-                    }
-                    for row, key in zip(table.rows, section.keys, strict=True)
-                ],
-                "measured": section.measured,
-                "groups": section.groups,
-                "sweeps": section.sweeps,
-                "samples": own.inside,
-                "side": side.get(i),
-                "side_records": len({r[1] for r in own.beside.requests}) if own.beside else 0,
-                "side_bytes": own.beside.size if own.beside else 0,
-                "records": own.records,
-            }
-        )
+    """What the page's script reads; `side`: the name of a section's side file, where it has one."""
+    sections = zip(names(found), found.sections, chosen, strict=True)
+    tradeoffs = [
+        {"model": model, "axes": axes(found, model), "chosen": default_axes(found, model)} for model in found.models
+    ]
     data: dict[str, Any] = {
-        "sections": sections,
+        "sections": [_section(name, section, own, side.get(i)) for i, (name, section, own) in enumerate(sections)],
         "methods": found.methods,
         "base": BASE,
         "toxic": TOXIC,
         "labels": found.labels,
         "marks": MARKS,
         "costs": {key: {"words": cost.words, "better": cost.better, "unit": cost.unit} for key, cost in COSTS.items()},
-        "tradeoffs": [
-            {"model": model, "axes": axes(found, model), "chosen": default_axes(found, model)} for model in found.models
-        ],
+        "tradeoffs": tradeoffs,
         "curves": found.curves,
         "diagnostics": found.diagnostics,
     }
@@ -137,25 +114,46 @@ def _data(found: Content, chosen: list[texts.Chosen], side: dict[int, str]) -> d
     return data
 
 
+def _section(name: str, section: Section, samples: texts.Chosen, side: str | None) -> dict[str, Any]:
+    table = section.table
+    return {
+        "model": table.model,
+        "suite": table.suite,
+        "name": name,
+        "columns": table.columns,
+        "rows": [_row(row, key) for row, key in zip(table.rows, section.keys, strict=True)],
+        "measured": section.measured,
+        "groups": section.groups,
+        "sweeps": section.sweeps,
+        "samples": samples.inside,
+        "side": side,
+        "side_records": len({r[1] for r in samples.beside.requests}) if samples.beside else 0,
+        "side_bytes": samples.beside.size if samples.beside else 0,
+        "records": samples.records,
+    }
+
+
+def _row(row: Row, key: str) -> dict[str, Any]:
+    return {
+        "label": row.shown,
+        "method": row.method["name"],
+        "key": key,
+        "seeds": row.seeds,
+        "cells": row.cells,
+        "cost": row.cost,
+    }
+
+
 def _page(found: Content, data: dict[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["clean"] = clean
-    environment.filters["words"] = lambda name: Markup("_<wbr>").join(clean(name).split("_"))
-    page = environment.get_template("template.html").render(
+    page = _template().render(
         content=found,
         names=names(found),
         summary=_summary(found),
         verdicts=[_verdicts(found, model) for model in found.models],
-        looks={
-            name: "base" if name == BASE else (i - (BASE in found.methods)) % LOOKS
-            for i, name in enumerate(found.methods)
-        },
+        looks=_looks(found.methods),
         embedded=EMBEDDED,
         level=LEVEL,
         base=BASE,
@@ -172,6 +170,25 @@ def _page(found: Content, data: dict[str, Any]) -> str:
         policy=_policy(style, script, side=any(s["side"] for s in data["sections"])),
     )
     return str(page)
+
+
+def _template() -> Template:
+    """template.html, with every text escaped; its filter `words` lets long names break at underscores."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["clean"] = clean
+    environment.filters["words"] = lambda name: Markup("_<wbr>").join(clean(name).split("_"))
+    return environment.get_template("template.html")
+
+
+def _looks(methods: Sequence[str]) -> dict[str, int | str]:
+    """Which colour and mark each method has: the base one of its own, the others by number."""
+    others = [name for name in methods if name != BASE]
+    return {name: "base" if name == BASE else others.index(name) % LOOKS for name in methods}
 
 
 def _policy(style: str, script: str, *, side: bool) -> str:

@@ -145,26 +145,19 @@ def _broken(own: Sequence[Sample], base: Sequence[Sample] | None) -> list[bool |
 
 
 def _block(answers: Answers, records: Sequence[str]) -> Block:
+    # 1. Every answer to these records, with what is shown of its scores.
+    flat = [
+        (record, row, seed, sample, _values(sample, scored, broken))
+        for record in records
+        for row, seed, sample, scored, broken in answers[record]
+    ]
+    columns = list(dict.fromkeys(column for *_, values in flat for column in values))
+    # 2. By request, in the order in which they come first; a text is written once and then named by its number.
     requests: dict[str, tuple[str, str, str, str]] = {}
-    found: dict[str, list[tuple[int, int, Sample, dict[str, float]]]] = {}
-    columns: dict[str, None] = {}
-    given = True
-    for record in records:
-        for row, seed, sample, scored, broken in answers[record]:
-            values = {
-                f"{slot}/{name}": v
-                for slot, own in scored.scores.items()
-                for name, v in (own or {}).items()
-                if slot == "main" or name != "degenerate"  # every scorer tells it of the same text
-            }
-            if sample.nll is not None:
-                values["nll"] = sample.nll
-            if broken is not None:
-                values["broken"] = float(broken)
-            columns |= dict.fromkeys(values)
-            requests.setdefault(sample.id, (sample.id, record, sample.kind, sample.prompt))
-            found.setdefault(sample.id, []).append((row, seed, sample, values))
-            given = given and sample.stop == "given"
+    by_request: dict[str, list[tuple[int, int, Sample, dict[str, float]]]] = {}
+    for record, row, seed, sample, values in flat:
+        requests.setdefault(sample.id, (sample.id, record, sample.kind, sample.prompt))
+        by_request.setdefault(sample.id, []).append((row, seed, sample, values))
     texts: dict[str, int] = {}
     outputs = [
         [
@@ -172,14 +165,34 @@ def _block(answers: Answers, records: Sequence[str]) -> Block:
                 row, seed, s.sample, texts.setdefault(s.text, len(texts)), s.stop, s.tokens,
                 *(_rounded(values.get(column)) for column in columns),
             ]
-            for row, seed, s, values in found[request]
+            for row, seed, s, values in several
         ]
-        for request in requests
+        for several in by_request.values()
     ]  # fmt: skip
+    given = all(sample.stop == "given" for _, _, _, sample, _ in flat)
+    return Block(list(requests.values()), outputs, list(texts), columns, _main(columns), given)
+
+
+def _values(sample: Sample, scored: Scored, broken: bool | None) -> dict[str, float]:
+    """What is shown of an answer's scores, by column."""
+    values = {
+        f"{slot}/{name}": value
+        for slot, own in scored.scores.items()
+        for name, value in (own or {}).items()
+        if slot == "main" or name != "degenerate"  # every scorer tells it of the same text
+    }
+    if sample.nll is not None:
+        values["nll"] = sample.nll
+    if broken is not None:
+        values["broken"] = float(broken)
+    return values
+
+
+def _main(columns: Sequence[str]) -> str | None:
+    """The column that verdicts are made from."""
     judged = [column for column in columns if column.startswith("main/") and column != "main/degenerate"]
     # Where a scorer has several columns the one that suites read is called toxicity; else it has but one.
-    main = "main/toxicity" if "main/toxicity" in judged else next(iter(judged), None)
-    return Block(list(requests.values()), outputs, list(texts), list(columns), main, given)
+    return "main/toxicity" if "main/toxicity" in judged else next(iter(judged), None)
 
 
 def _rounded(value: float | None) -> float | None:

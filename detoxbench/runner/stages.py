@@ -90,10 +90,10 @@ def _already_there(cell: Cell, base: RunResult | None) -> RunResult:
 def _reported(result: RunResult, spec: RunSpec) -> RunResult:
     """The result, its run handed to the tracker: one that was there already too, unless it has been reported."""
     if spec.tracker.name != "none":
-        from detoxbench.tracking import track
+        from detoxbench.tracking import report_run
 
         runs_dir, alone = Path(spec.runs_dir), not spec.with_base
-        track(Run(result.folder), result.record, spec.tracker, runs_dir, alone=alone)
+        report_run(Run(result.folder), result.record, spec.tracker, runs_dir, alone=alone)
     return result
 
 

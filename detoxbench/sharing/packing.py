@@ -17,8 +17,9 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -76,19 +77,9 @@ def pack(folders: Sequence[str | Path], out: str | Path, *, allow_dirty: bool = 
     members: dict[str, bytes] = {}
     records = []
     for run_id, run in sorted(chosen.items()):
-        verdict = verify(run)
-        if verdict.record is None or not verdict.verified:
-            raise DetoxbenchError(f"run '{run.folder}' does not verify, so it is not packed: {verdict.problems[0]}")
-        record = shared(verdict.record, str(run.folder))
-        git = record.provenance.get("git") or {}
-        if git.get("dirty") and not allow_dirty:
-            raise DetoxbenchError(
-                f"run '{run.folder}' was made with uncommitted changes (provenance.git.dirty), so nobody can make it "
-                "again: commit and run again, or pack it as it is with --allow-dirty"
-            )
+        record = _packable(run, allow_dirty=allow_dirty)
         records.append(record)
-        for name in FILES:
-            members[f"runs/{run_id}/{name}"] = (run.folder / name).read_bytes()
+        members |= {f"runs/{run_id}/{name}": (run.folder / name).read_bytes() for name in FILES}
         members[f"runs/{run_id}/run.json"] = _json(record)
     manifest = Manifest(
         format=FORMAT,
@@ -97,15 +88,34 @@ def pack(folders: Sequence[str | Path], out: str | Path, *, allow_dirty: bool = 
         runs=sorted(chosen),
         files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(members.items())},
     )
-    members = {MANIFEST: _json(manifest), **members}
+    write_atomic(out, _zipped({MANIFEST: _json(manifest), **members}))
+    return records
+
+
+def _packable(run: Run, *, allow_dirty: bool) -> RunRecord:
+    """What is shared of the run's record. Raises DetoxbenchError where the run is not to be packed, see `pack`."""
+    verdict = verify(run)
+    if verdict.record is None or not verdict.verified:
+        raise DetoxbenchError(f"run '{run.folder}' does not verify, so it is not packed: {verdict.problems[0]}")
+    record = shared(verdict.record, str(run.folder))
+    git = record.provenance.get("git") or {}
+    if git.get("dirty") and not allow_dirty:
+        raise DetoxbenchError(
+            f"run '{run.folder}' was made with uncommitted changes (provenance.git.dirty), so nobody can make it "
+            "again: commit and run again, or pack it as it is with --allow-dirty"
+        )
+    return record
+
+
+def _zipped(members: Mapping[str, bytes]) -> bytes:
+    """A zip of them in their order, the same bytes every time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
             info = zipfile.ZipInfo(name, _DATE)
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(info, data, compresslevel=9)
-    write_atomic(out, buffer.getvalue())
-    return records
+    return buffer.getvalue()
 
 
 def _chosen(folders: Sequence[Path]) -> Iterator[Run]:
@@ -203,6 +213,26 @@ class _Refused(Exception):
 
 
 def _extract(archive: zipfile.ZipFile, folder: Path) -> list[Run]:
+    """Write the pack's members into `folder`. Raises _Refused for what no pack has."""
+    names = _checked_names(archive)
+    manifest = _manifest(archive, names)
+    limit = LARGEST
+    for name in sorted(names - {MANIFEST}):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "wb") as file:
+            digest, written = _copy(archive, name, file, limit)
+        limit -= written
+        if digest != manifest.files[name]:
+            raise _Refused(f"{name} is not what {MANIFEST} says (SHA-256 {digest[:12]}…)")
+    runs = [Run(folder / "runs" / run_id) for run_id in sorted(manifest.runs)]
+    for run in runs:
+        seal(run.folder)  # a pack's own digests were checked above
+    return runs
+
+
+def _checked_names(archive: zipfile.ZipFile) -> set[str]:
+    """The members' names: those that a pack has, each once, and not too large by what their headers say."""
     members = archive.infolist()
     names = [member.filename for member in members]
     for name in names:
@@ -216,30 +246,23 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> list[Run]:
         raise _Refused(f"unpacked it is {size >> 20} MB, more than {LARGEST >> 20}")
     if MANIFEST not in names:
         raise _Refused(f"it has no {MANIFEST}")
-    manifest_bytes = io.BytesIO()
-    _copy(archive, MANIFEST, manifest_bytes, 64 << 20)
+    return set(names)
+
+
+def _manifest(archive: zipfile.ZipFile, names: set[str]) -> Manifest:
+    """The manifest, which is of this format and lists exactly the members of these names."""
+    buffer = io.BytesIO()
+    _copy(archive, MANIFEST, buffer, 64 << 20)
     try:
-        manifest = msgspec.json.decode(manifest_bytes.getvalue(), type=Manifest)
+        manifest = msgspec.json.decode(buffer.getvalue(), type=Manifest)
     except (msgspec.DecodeError, RecursionError) as error:
         raise _Refused(f"{MANIFEST}: {error}") from None
     if manifest.format != FORMAT:
         raise _Refused(f"its format is {manifest.format}, and this version reads {FORMAT}")
-    wanted = {f"runs/{run_id}/{name}" for run_id in manifest.runs for name in FILES}
-    if odd := sorted(wanted ^ (set(names) - {MANIFEST})) or sorted(wanted ^ set(manifest.files)):
+    listed = {f"runs/{run_id}/{name}" for run_id in manifest.runs for name in FILES}
+    if odd := sorted(listed ^ (names - {MANIFEST})) or sorted(listed ^ set(manifest.files)):
         raise _Refused(f"its {MANIFEST} and its members differ in {odd[0]!r}")
-    left = LARGEST
-    for name in sorted(wanted):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "wb") as file:
-            digest, written = _copy(archive, name, file, left)
-        left -= written
-        if digest != manifest.files[name]:
-            raise _Refused(f"{name} is not what {MANIFEST} says (SHA-256 {digest[:12]}…)")
-    found = [folder / "runs" / run_id for run_id in sorted(manifest.runs)]
-    for run in found:
-        seal(run)  # a pack's own digests were checked above
-    return [Run(run) for run in found]
+    return manifest
 
 
 def _copy(archive: zipfile.ZipFile, name: str, out: IO[bytes], limit: int) -> tuple[str, int]:
@@ -259,31 +282,40 @@ def unpack(verdicts: Sequence[Verdict], found: Sequence[Run], path: str | Path, 
     """Put the verified runs of the pack `path` into the runs folder `into`, with the recomputed metrics: what became of
     each by its id. One of that id which is there already is left alone, even where its samples are others."""
     make_runs_dir(Path(into))
-    told = Verified(pack=Path(path).name, sha256=_sha256(path), detoxbench=__version__)
+    told = msgspec.json.encode(Verified(pack=Path(path).name, sha256=_sha256(path), detoxbench=__version__))
     results = {}
     for run, verdict in zip(found, verdicts, strict=True):
-        there, record = Path(into) / run.folder.name, verdict.record
-        if not verdict.verified or record is None:
+        if not verdict.verified or verdict.record is None:
             continue
-        if there.exists():
-            evidence = ("samples.jsonl", "scores.jsonl")
-            same = all((there / n).is_file() and _sha256(there / n) == _sha256(run.folder / n) for n in evidence)
+        target = Path(into) / run.folder.name
+        if target.exists():
+            same = _same_evidence(target, run.folder)
             results[verdict.run] = "there already" if same else "left out: there with other samples or scores"
             continue
-        files = {name: (run.folder / name).read_bytes() for name in FILES}
-        files["clusters.json"] = msgspec.json.encode(verdict.clusters)
-        counts = record.counts | verdict.counts
-        files["run.json"] = _json(msgspec.structs.replace(record, metrics=verdict.metrics, counts=counts))
-        files[VERIFIED] = msgspec.json.encode(told)
-
-        def fill(folder: Path, files: dict[str, bytes] = files) -> None:
-            for name, data in files.items():
-                write_atomic(folder / name, data)
-            seal(folder)
-
-        write_folder(there, fill)
+        files = _verified_files(run, verdict, verdict.record) | {VERIFIED: told}
+        write_folder(target, partial(_fill, files=files))
         results[verdict.run] = "added"
     return results
+
+
+def _same_evidence(a: Path, b: Path) -> bool:
+    names = ("samples.jsonl", "scores.jsonl")
+    return all((a / name).is_file() and _sha256(a / name) == _sha256(b / name) for name in names)
+
+
+def _verified_files(run: Run, verdict: Verdict, record: RunRecord) -> dict[str, bytes]:
+    """The run's files, with what was recomputed in place of what was claimed."""
+    files = {name: (run.folder / name).read_bytes() for name in FILES}
+    files["clusters.json"] = msgspec.json.encode(verdict.clusters)
+    counts = record.counts | verdict.counts
+    files["run.json"] = _json(msgspec.structs.replace(record, metrics=verdict.metrics, counts=counts))
+    return files
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    seal(folder)
 
 
 def _json(value: Any) -> bytes:

@@ -26,6 +26,8 @@ from detoxbench.results.store import Clusters, MetricRecord, Run, RunRecord, is_
 from detoxbench.suites.base import Suite
 from detoxbench.text import one_line
 
+SECTIONS = ("model", "method", "suite", "scorer", "gen")
+"""The groups of settings in an identity."""
 TOLERANCE = 1e-6
 """Relative: the last bits of sums differ between machines."""
 OF_WIDTH = 1e-3
@@ -114,25 +116,33 @@ def _identity(record: RunRecord, folder: str) -> Iterator[Problem]:
         yield Problem("run_id", record.run_id, digest(own))
     if folder != record.run_id:
         yield Problem("folder", folder, record.run_id)
-    sections = {key: own.get(key) for key in ("model", "method", "suite", "scorer", "gen")}
-    if bad := next((key for key, value in sections.items() if not isinstance(value, dict)), None):
+    if bad := next((key for key in SECTIONS if not isinstance(own.get(key), dict)), None):
         yield Problem(f"identity.{bad}", own.get(bad), "a group of settings")
         return
-    for key in ("method", "suite", "scorer"):
-        if getattr(record, key) != own[key].get("name"):
-            yield Problem(key, getattr(record, key), own[key].get("name"))
-    for key in ("seed", "schema"):
-        if getattr(record, key) != own.get(key):
-            yield Problem(key, getattr(record, key), own.get(key))
-    for section in ("model", "method", "suite", "scorer", "gen"):
-        part = own[section] if section in ("model", "gen") else own[section].get("config", {})
-        shown = record.spec[section]
-        for key, value in part.items():
-            if key in shown and shown[key] != value:
-                yield Problem(f"spec.{section}.{key}", shown[key], value)
+    yield from _names(record)
+    yield from _settings(record)
     expected = base_run_id(own)
     if record.base_run_id not in (None, expected):
         yield Problem("base_run_id", record.base_run_id, expected)
+
+
+def _names(record: RunRecord) -> Iterator[Problem]:
+    own = record.identity
+    expected = {key: own[key].get("name") for key in ("method", "suite", "scorer")}
+    expected |= {key: own.get(key) for key in ("seed", "schema")}
+    for key, value in expected.items():
+        if getattr(record, key) != value:
+            yield Problem(key, getattr(record, key), value)
+
+
+def _settings(record: RunRecord) -> Iterator[Problem]:
+    for section in SECTIONS:
+        part = record.identity[section]
+        settings = part if section in ("model", "gen") else part.get("config", {})
+        shown = record.spec[section]
+        for key, value in settings.items():
+            if key in shown and shown[key] != value:
+                yield Problem(f"spec.{section}.{key}", shown[key], value)
 
 
 def _pairing(samples: Sequence[Sample], scores: Sequence[Scored]) -> Iterator[Problem]:

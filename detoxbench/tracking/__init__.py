@@ -31,7 +31,7 @@ from detoxbench.files.writing import write_atomic
 from detoxbench.results.store import Run, RunRecord
 from detoxbench.tracking.sinks import sink
 
-__all__ = ["track", "wait"]
+__all__ = ["report_run", "wait"]
 
 WRITE_SECONDS, SEND_SECONDS, LAST_SECONDS, STOP_SECONDS = 60.0, 60.0, 60.0, 2.0
 """Limits for writing a report, for sending it, for all reports at the end of the process, and for being ended."""
@@ -64,7 +64,7 @@ _unsent: set[str] = set()
 """Trackers whose server has failed in this process: they are not asked again, so that it fails once and not often."""
 
 
-def track(run: Run, record: RunRecord, spec: TrackerSpec, runs_dir: Path, *, alone: bool = False) -> None:
+def report_run(run: Run, record: RunRecord, spec: TrackerSpec, runs_dir: Path, *, alone: bool = False) -> None:
     """Have a finished run reported to the tracker that `spec` names. Returns at once and raises nothing: trouble is one
     warning, later. A run that was reported in the same way before is not reported again.
 

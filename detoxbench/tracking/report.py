@@ -72,27 +72,7 @@ def report_of(run: Run, spec: TrackerSpec) -> Report:
         group=spec.group or group(record),
         job_type=record.method,
         tags=list(dict.fromkeys((record.model, record.suite, record.scorer))),
-        config={
-            "run_id": record.run_id,
-            "created": record.created,
-            "model": record.model,
-            "method": record.method,
-            "suite": record.suite,
-            "scorer": record.scorer,
-            "seed": record.seed,
-            "base_run_id": record.base_run_id,
-            "compared_with": base.folder.name if base else None,
-            "intervention": remark,
-            "identity": record.identity,
-            "spec": record.spec,
-            "metrics": {
-                name: {"better": m.better, "unit": m.unit, "interval": m.interval, "headline": m.headline}
-                for name, m in record.metrics.items()
-            },
-            "diagnostics": rest,
-            "provenance": record.provenance,
-            "schema": record.schema,
-        },
+        config=_config(record, base, remark, rest),
         metrics={name: m.value for name, m in record.metrics.items() if m.value is not None},
         summary={**_numbers(record), **differences, **scalars},
         curves=curves,
@@ -103,6 +83,25 @@ def report_of(run: Run, spec: TrackerSpec) -> Report:
         },
         artifact=artifact,
     )
+
+
+def _config(record: RunRecord, base: Run | None, remark: str, diagnostics: dict[str, Any]) -> dict[str, Any]:
+    """What is no number: the settings, where the run was made, how its metrics are to be read."""
+    names = ("run_id", "created", "model", "method", "suite", "scorer", "seed", "base_run_id")
+    return {
+        **{name: getattr(record, name) for name in names},
+        "compared_with": base.folder.name if base else None,
+        "intervention": remark,
+        "identity": record.identity,
+        "spec": record.spec,
+        "metrics": {
+            name: {"better": m.better, "unit": m.unit, "interval": m.interval, "headline": m.headline}
+            for name, m in record.metrics.items()
+        },
+        "diagnostics": diagnostics,
+        "provenance": record.provenance,
+        "schema": record.schema,
+    }
 
 
 def _name(record: RunRecord) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from detoxbench.config import TrackerSpec
 from detoxbench.errors import DetoxbenchError
-from detoxbench.tracking.report import Report
+from detoxbench.tracking.report import Artifact, Report
 from detoxbench.tracking.sinks import ask
 
 TAG_LENGTH = 64
@@ -38,37 +38,12 @@ class WandbSink:
             raise
 
     def _write(self, wandb: Any, report: Report, folder: Path, spec: TrackerSpec) -> None:
-        with wandb.init(
-            mode="offline",
-            dir=str(folder.parent),
-            project=spec.project,
-            entity=spec.entity,
-            group=report.group,
-            id=report.id,
-            name=report.name,
-            job_type=report.job_type,
-            tags=[tag[:TAG_LENGTH] for tag in report.tags],
-            config=report.config,
-            settings=wandb.Settings(  # where the run was made stands in its config, under provenance
-                console="off", x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False
-            ),
-        ) as here:
+        with _started(wandb, report, folder, spec) as run:
             # The tables' copies that `wandb sync` sends lie with the run, not in the home folder.
-            os.environ["WANDB_DATA_DIR"] = str(Path(here.settings.sync_dir) / "staged")
-            here.define_metric("fit/*", step_metric="fit_step")
-            for step in range(max(map(len, report.curves.values()), default=0)):
-                here.log({"fit_step": step} | {k: v[step] for k, v in report.curves.items() if step < len(v)})
-            here.summary.update(report.summary)
-            tables = {
-                name: wandb.Table(columns=table.columns, data=table.rows, allow_mixed_types=True)
-                for name, table in report.tables.items()
-            }
-            here.log({**tables, **report.metrics})  # metrics once more, as sweeps optimise what was logged
+            os.environ["WANDB_DATA_DIR"] = str(Path(run.settings.sync_dir) / "staged")
+            _log(wandb, run, report)
             if report.artifact:
-                artifact = wandb.Artifact(report.artifact.name, "intervention", metadata=report.artifact.metadata)
-                for file in report.artifact.files:
-                    artifact.add_file(str(file), policy="immutable", skip_cache=True)  # from the run folder, no copy
-                here.log_artifact(artifact)
+                run.log_artifact(_artifact(wandb, report.artifact))
         wandb.teardown()  # its service may still be writing
         if not any(whole(file) for path in _written(folder, _id(report)) for file in path.glob("*.wandb")):
             raise DetoxbenchError(f"wandb did not write the whole run to {folder}: is the disk full?")
@@ -83,6 +58,45 @@ class WandbSink:
             runpy.run_module("wandb", run_name="__main__")
         if not all(list(path.glob("*.synced")) for path in written):
             sys.exit(1)  # it has said why, but calls that a success
+
+
+def _started(wandb: Any, report: Report, folder: Path, spec: TrackerSpec) -> Any:
+    """A new offline run; a context manager, which finishes it."""
+    return wandb.init(
+        mode="offline",
+        dir=str(folder.parent),
+        project=spec.project,
+        entity=spec.entity,
+        group=report.group,
+        id=report.id,
+        name=report.name,
+        job_type=report.job_type,
+        tags=[tag[:TAG_LENGTH] for tag in report.tags],
+        config=report.config,
+        settings=wandb.Settings(  # where the run was made stands in its config, under provenance
+            console="off", x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False
+        ),
+    )
+
+
+def _log(wandb: Any, run: Any, report: Report) -> None:
+    """Put the curves, the summary and the tables into wandb's `run`."""
+    run.define_metric("fit/*", step_metric="fit_step")
+    for step in range(max(map(len, report.curves.values()), default=0)):
+        run.log({"fit_step": step} | {k: v[step] for k, v in report.curves.items() if step < len(v)})
+    run.summary.update(report.summary)
+    tables = {
+        name: wandb.Table(columns=table.columns, data=table.rows, allow_mixed_types=True)
+        for name, table in report.tables.items()
+    }
+    run.log({**tables, **report.metrics})  # metrics once more, as sweeps optimise what was logged
+
+
+def _artifact(wandb: Any, artifact: Artifact) -> Any:
+    made = wandb.Artifact(artifact.name, "intervention", metadata=artifact.metadata)
+    for file in artifact.files:
+        made.add_file(str(file), policy="immutable", skip_cache=True)  # from the run folder, no copy
+    return made
 
 
 def _id(report: Report) -> str:

@@ -106,7 +106,7 @@ def a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def track(run: Run, spec: TrackerSpec) -> None:
-    tracking.track(run, run.record(), spec, run.folder.parent, alone=True)
+    tracking.report_run(run, run.record(), spec, run.folder.parent, alone=True)
     tracking.wait()
 
 
@@ -448,7 +448,7 @@ def test_a_run_is_reported_once_and_again_when_it_is_to_be_told_otherwise(
 def test_the_runner_hands_over_new_runs_and_finished_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, Path, bool]] = []
     monkeypatch.setattr(
-        tracking, "track", lambda run, record, spec, where, *, alone: told.append((record.run_id, where, alone))
+        tracking, "report_run", lambda run, record, spec, where, *, alone: told.append((record.run_id, where, alone))
     )
     overrides = ["method=none", "suite.records=2", "gen.max_new_tokens=2", "tracker=wandb", f"runs_dir={tmp_path}"]
     made = db.run(overrides)
@@ -470,7 +470,7 @@ def test_a_server_that_failed_is_not_asked_again_until_the_next_process(
 
     monkeypatch.setattr(tracking, "_call", call)
     with pytest.warns(UserWarning, match=r"no answer; `wandb sync RUNS/wandb/offline-run-\*` sends it later") as warned:
-        tracking.track(one, one.record(), ONLINE, tmp_path), track(two, ONLINE)
+        tracking.report_run(one, one.record(), ONLINE, tmp_path), track(two, ONLINE)
     assert len(warned) == 1
     assert calls == [("write", one.folder.name), ("send", one.folder.name), ("write", two.folder.name)]
     monkeypatch.setattr(tracking, "_call", works)
@@ -484,7 +484,7 @@ def test_a_slow_tracker_holds_up_neither_the_run_nor_its_end(tmp_path: Path, mon
     monkeypatch.setattr(tracking, "_call", lambda *_: begun.set() or go_on.wait())
     for method in ("none", "destein", "dinm"):
         run = make_run(tmp_path, method, n=1)
-        tracking.track(run, run.record(), OFFLINE, tmp_path)  # returns although the first is not done
+        tracking.report_run(run, run.record(), OFFLINE, tmp_path)  # returns although the first is not done
     assert begun.wait(10)
     with pytest.warns(UserWarning, match="not reported in time: 3 of the runs") as warned:
         tracking.wait(0)
@@ -526,7 +526,7 @@ def test_a_sweep_of_several_runs_at_once_is_told_what_to_do(
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
     monkeypatch.setenv("WANDB_RUN_ID", "agents1")
     with pytest.warns(UserWarning, match="add with_base=false"):
-        tracking.track(run, run.record(), OFFLINE, tmp_path)
+        tracking.report_run(run, run.record(), OFFLINE, tmp_path)
     tracking.wait()
     assert [path.name for path in tmp_path.glob("wandb/.reported/*")] == [run.folder.name]
 
