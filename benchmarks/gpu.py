@@ -209,7 +209,7 @@ def contested(lm: LanguageModel, prompts: int) -> Check:
     for rows in (1, 7, 64):
         made = _made(lm, prompts, gen, rows=rows)
         tokens = sum(g.sample.tokens for g in made)
-        shares.append(100 * sum(g.contested for g in made) / tokens)
+        shares.append(100 * sum(g.near_ties for g in made) / tokens)
     share = sum(shares) / 3 / 100
     allowed = max(0.2, 400 * (2 * share * (1 - share) / tokens) ** 0.5)
     told = f"{', '.join(f'{share:.2f}' for share in shares)} % of {tokens:,} tokens in batches of 1, 7, 64"

@@ -8,7 +8,7 @@ Why a sample does not depend on its neighbours:
 - What is left is rounding: in another batch shape the same row's logits differ in the last bits. A token whose lead
   over the runner-up (or whose place inside the nucleus) is smaller than `tie_tolerance` is therefore decided again on
   its row computed alone, which depends on nothing but the row. So results are exact where all arithmetic is float32.
-- In lower precision near-ties are only counted (`Generated.contested`), since there they are no longer rare. There the
+- In lower precision near-ties are only counted (`Generated.near_ties`), since there they are no longer rare. There the
   batches are what must not change: they are planned over all requests, whatever is made already.
 """
 
@@ -48,13 +48,13 @@ FLOAT32_LOSS = 64
 """Units in the last place by which rounding may move a float32 logit: more than `tie_tolerance` from 130 on."""
 
 
-class Generated(msgspec.Struct, frozen=True):
-    """A sample and how it came about."""
+class Generated(msgspec.Struct, frozen=True, rename={"near_ties": "contested", "truncated_prompt": "cut"}):
+    """A sample and how it came about. In files, the last two fields have the names that they are renamed to."""
 
     sample: Sample
-    contested: int
+    near_ties: int
     """How many of its tokens were near-ties."""
-    cut: int
+    truncated_prompt: int
     """How many tokens its prompt lost to fit the model's context."""
 
 
@@ -65,10 +65,10 @@ class _Row:
     request: Request
     sample: int
     prompt: list[int]
-    cut: int
+    truncated_prompt: int
     key: int
     new: list[int] = field(default_factory=list)
-    contested: int = 0
+    near_ties: int = 0
     done: bool = False
 
 
@@ -120,8 +120,11 @@ def _finished(
             raise
         fits = False
     if fits:
-        said = answers(lm.tokenizer, [(row.prompt, row.new) for row in new], lm.thinking)
-        yield [Generated(_sample(lm, row, *own), row.contested, row.cut) for row, own in zip(new, said, strict=True)]
+        texts = answers(lm.tokenizer, [(row.prompt, row.new) for row in new], lm.thinking)
+        yield [
+            Generated(_sample(lm, row, *text), row.near_ties, row.truncated_prompt)
+            for row, text in zip(new, texts, strict=True)
+        ]
         return
     _forget(batch)  # here, since the exception kept the batch's tensors alive
     _tell_of_halving(gen.batch_tokens)
@@ -149,8 +152,8 @@ def _rows(lm: Model, requests: Sequence[Request], gen: GenSpec, seed: int) -> li
     rows = []
     for request in requests:
         ids = lm.encode(request.prompt, request.chat, request.record)
-        cut = 0 if room is None else max(0, len(ids) - room)
-        rows += [_Row(request, k, ids[cut:], cut, noise_key(seed, request.id, k)) for k in range(gen.n)]
+        truncated = 0 if room is None else max(0, len(ids) - room)
+        rows += [_Row(request, k, ids[truncated:], truncated, noise_key(seed, request.id, k)) for k in range(gen.n)]
     # Samples of one prompt stay together, so that it is prefilled once.
     rows.sort(key=lambda row: (-len(row.prompt), row.prompt, row.request.id, row.sample))
     return rows
@@ -161,11 +164,13 @@ def _run(lm: Model, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -> None:
     import torch
 
     with torch.inference_mode():
+        # 1. The prompts: logits [rows, vocabulary], mask [rows, prompt columns and new ones].
         logits, cache, mask = _prefill(lm, rows, gen.max_new_tokens)
-        read = mask.shape[1] - gen.max_new_tokens
-        keys = torch.tensor([row.key for row in rows])
+        prompt_columns = mask.shape[1] - gen.max_new_tokens
+        keys = torch.tensor([row.key for row in rows])  # [rows], on the CPU
         spacing = precision.spacing(lm.model)
         for step in range(gen.max_new_tokens):
+            # 2. The next token of every row, [rows], on the CPU.
             tokens = _choose(lm, logits, rows, keys, gen, step, spacing)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 if not row.done:
@@ -174,51 +179,81 @@ def _run(lm: Model, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -> None:
             going = [i for i, row in enumerate(rows) if not row.done]
             if step + 1 == gen.max_new_tokens or not going:
                 return
+            # 3. Finished rows leave, several at a time.
             if (len(rows) - len(going)) * LEAVE >= len(rows):
-                stay = torch.tensor(going)
+                stay = torch.tensor(going)  # [rows that stay]
                 rows, tokens, keys = [rows[i] for i in going], tokens[stay], keys[stay]
-                here = stay.to(lm.device)
-                cache.select(here)
-                mask = mask[here]
+                on_device = stay.to(lm.device)
+                cache.select(on_device)
+                mask = mask[on_device]
+            # 4. The logits behind the new tokens, [rows, vocabulary].
             with lm.reading([row.request.record for row in rows], 0):
-                new = next_logits(lm.model, tokens[:, None].to(lm.device), mask[:, : read + step + 1], cache)
+                new = next_logits(lm.model, tokens[:, None].to(lm.device), mask[:, : prompt_columns + step + 1], cache)
             logits = processed(lm, new[:, -1])
+
+
+_Prompt = tuple[int, tuple[int, ...]]
+"""(which change is in force for it, its token ids): what two rows must have in common to share a cache."""
 
 
 def _prefill(lm: Model, rows: list[_Row], more: int) -> tuple[Tensor, Cache, Tensor]:
     """Read every distinct prompt (under every distinct change) once and spread the cache over its rows: logits
-    [rows, vocabulary], the cache, and the mask with `more` positions to come, [rows, read and more].
+    [rows, vocabulary], the cache, and the mask [rows, columns of prompts and `more` to come].
 
     A beginning that several prompts share is read before, once for all of them. What is left of every prompt is equally
     long, so that no padding comes to stand inside a prompt, where a sliding window would count it.
     """
     import torch
 
-    found: dict[tuple[int, tuple[int, ...]], int] = {}
-    of_row = [found.setdefault((lm.variant(row.request.record), tuple(row.prompt)), len(found)) for row in rows]
-    records = [rows[of_row.index(i)].request.record for i in range(len(found))]
-    prompts = [prompt for _, prompt in found]
+    # 1. The distinct prompts; of_row [rows] says which one is whose.
+    distinct: dict[_Prompt, int] = {}
+    of_row = [distinct.setdefault((lm.variant(r.request.record), tuple(r.prompt)), len(distinct)) for r in rows]
+    records = [rows[of_row.index(i)].request.record for i in range(len(distinct))]
+    prompts = [prompt for _, prompt in distinct]
     cache = Cache(lm.model.config.get_text_config(), lm.in_force.reserved + max(map(len, prompts)) + more)
-    # Behind a prefix in force nothing may be moved.
-    first, begun = _beginnings(list(found)) if cache.movable and not lm.in_force.reserved else ([], [0] * len(found))
-    mask = torch.zeros(len(prompts), 0, dtype=torch.long, device=lm.device)
-    if width := max(begun):
-        groups = {i: max(b for f, b in zip(first, begun, strict=True) if f == i) for i in dict.fromkeys(first)}
-        ids, there = _padded([prompts[i][:length] for i, length in groups.items()])
-        _forward(lm, [records[i] for i in groups], ids, there, cache)
-        of_prompt, columns = [list(groups).index(i) for i in first], torch.arange(width)
-        shift = torch.tensor([b - groups[i] for i, b in zip(first, begun, strict=True)])[:, None]
-        cache.move(torch.tensor(of_prompt).to(lm.device), (columns + shift).clamp(min=0).to(lm.device))
-        mask = (columns >= width - torch.tensor(begun)[:, None]).long().to(lm.device)
-    ids, there = _padded([prompt[b:] for prompt, b in zip(prompts, begun, strict=True)])
-    mask = torch.cat([mask, there.to(lm.device)], dim=1)
+    # 2. The beginnings that are shared: begun [prompts] says how many tokens, mask is [prompts, most of them].
+    begun, mask = _read_beginnings(lm, list(distinct), records, cache)
+    # 3. What is left: ids [prompts, left], mask [prompts, prompt columns], logits [prompts, vocabulary].
+    ids, left_mask = _padded([prompt[n:] for prompt, n in zip(prompts, begun, strict=True)])
+    mask = torch.cat([mask, left_mask.to(lm.device)], dim=1)
     logits = _forward(lm, records, ids, mask, cache)
+    # 4. Columns for the tokens to come, [prompts, prompt columns and more].
     mask = torch.cat([mask, mask.new_ones(len(mask), more)], dim=1)
+    # 5. From prompts to rows.
     if len(prompts) < len(rows):
-        spread = torch.tensor(of_row, device=lm.device)
+        spread = torch.tensor(of_row, device=lm.device)  # [rows]
         cache.select(spread)
         logits, mask = logits[spread], mask[spread]
     return logits, cache, mask
+
+
+def _read_beginnings(
+    lm: Model, prompts: Sequence[_Prompt], records: Sequence[str], cache: Cache
+) -> tuple[list[int], Tensor]:
+    """Read into the `cache` the beginnings that prompts share, one row a prompt, each ending at the last column: how
+    many tokens of each prompt that is [prompts], and the mask [prompts, most of them]. No column where none are."""
+    import torch
+
+    nothing = [0] * len(prompts), torch.zeros(len(prompts), 0, dtype=torch.long, device=lm.device)
+    if not cache.movable or lm.in_force.reserved:  # behind a prefix in force nothing may be moved
+        return nothing
+    first, begun = _beginnings(prompts)
+    width = max(begun)
+    if not width:
+        return nothing
+    # 1. Of the prompts that share a beginning, the longest one that any of them takes: ids [groups, width].
+    longest = {i: max(n for f, n in zip(first, begun, strict=True) if f == i) for i in dict.fromkeys(first)}
+    ids, group_mask = _padded([prompts[i][1][:length] for i, length in longest.items()])
+    _forward(lm, [records[i] for i in longest], ids, group_mask, cache)
+    # 2. Every prompt takes the row of its group, moved to the right by what its own beginning is shorter: its column c
+    #    is column c - shorter of the group. What would come from before the row's begin is masked below.
+    columns = torch.arange(width)  # [width]
+    shorter = torch.tensor([longest[f] - n for f, n in zip(first, begun, strict=True)])[:, None]  # [prompts, 1]
+    group = torch.tensor([list(longest).index(f) for f in first])  # [prompts]
+    cache.move(group.to(lm.device), (columns - shorter).clamp(min=0).to(lm.device))
+    # 3. Its beginning ends at the last column.
+    mask = columns >= width - torch.tensor(begun)[:, None]  # [prompts, width]
+    return begun, mask.long().to(lm.device)
 
 
 def _forward(lm: Model, records: Sequence[str], ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
@@ -242,23 +277,33 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _beginnings(prompts: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[list[int], list[int]]:
-    """For each (variant, prompt): the first prompt of those it shares its beginning with, by index, and how many tokens
-    of that beginning are to be read once for all of them. None are where too little would be saved."""
-    first, common = list(range(len(prompts))), [len(prompt) for _, prompt in prompts]
+def _beginnings(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
+    """For each prompt the first one, by index, of those that it shares its beginning with, and how many tokens of that
+    beginning are read once for all of them, both [prompts]. None are where too little would be saved."""
+    first, shared = _sharing(prompts)
+    lengths = [len(prompt) for _, prompt in prompts]
+    # 1. What is left is equally long for all, and at least one token, which the logits come from.
+    left = max(n - min(shared[f], n - 1) for n, f in zip(lengths, first, strict=True))
+    begun = [max(0, n - left) for n in lengths]
+    # 2. The tokens that are then read, padding too, against those of the prompts read whole.
+    tokens = len(set(first)) * max(begun) + len(prompts) * left
+    saves = tokens <= WORTH_SHARING * len(prompts) * max(lengths)
+    return first, begun if saves else [0] * len(prompts)
+
+
+def _sharing(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
+    """Groups of prompts that begin alike, each for at least half of the longer one of two neighbours in sorted order:
+    for each prompt the first of its group, by index, and at this index how many tokens all of the group share."""
+    first, shared = list(range(len(prompts))), [len(prompt) for _, prompt in prompts]
     order = sorted(first, key=lambda i: prompts[i])
     for before, i in itertools.pairwise(order):
-        (variant, one), (same, two) = prompts[before], prompts[i]
-        pairs = zip(one, two, strict=False)
-        equal = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(one), len(two)))
-        if variant == same and 2 * equal >= max(len(one), len(two)):
+        (variant, one), (other_variant, other) = prompts[before], prompts[i]
+        pairs = zip(one, other, strict=False)
+        equal = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+        if variant == other_variant and 2 * equal >= max(len(one), len(other)):
             first[i] = first[before]
-            common[first[i]] = min(common[first[i]], equal)
-    lengths = [len(prompt) for _, prompt in prompts]
-    rest = max(n - min(common[f], n - 1) for n, f in zip(lengths, first, strict=True))
-    begun = [max(0, n - rest) for n in lengths]
-    tokens = len(set(first)) * max(begun) + len(prompts) * rest
-    return first, begun if tokens <= WORTH_SHARING * len(prompts) * max(lengths) else [0] * len(prompts)
+            shared[first[i]] = min(shared[first[i]], equal)
+    return first, shared
 
 
 def _choose(
@@ -273,15 +318,15 @@ def _choose(
     _check(lm, logits, rows, gen, step)
     exact = spacing <= precision.FLOAT32
     if exact:
-        tokens, contested = pick(logits, keys, gen, step, gen.tie_tolerance, FLOAT32_LOSS * spacing)
+        tokens, near_ties = pick(logits, keys, gen, step, gen.tie_tolerance, FLOAT32_LOSS * spacing)
         if not gen.tie_tolerance:
             return tokens
     else:
-        tokens, contested = pick(logits, keys, gen, step, 0.0, spacing)
-    for i in torch.nonzero(contested)[:, 0].tolist():
+        tokens, near_ties = pick(logits, keys, gen, step, 0.0, spacing)
+    for i in torch.nonzero(near_ties)[:, 0].tolist():
         if rows[i].done:
             continue
-        rows[i].contested += 1
+        rows[i].near_ties += 1
         if exact:
             alone = _alone(lm, rows[i])
             _check(lm, alone, rows[i : i + 1], gen, step)
@@ -334,6 +379,6 @@ def _forget(batch: list[_Row]) -> None:
     import torch
 
     for row in batch:
-        row.new, row.contested, row.done = [], 0, False
+        row.new, row.near_ties, row.done = [], 0, False
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -37,8 +37,12 @@ class Cache:
             layer.reorder_cache(rows)
 
     def move(self, rows: Tensor, positions: Tensor) -> None:
-        """Row i becomes the `positions[i]` of the row `rows[i]`; all layers must be `movable`."""
+        """Row i becomes the `positions[i]` of the row `rows[i]`: `rows` [new rows], `positions` [new rows, positions].
+
+        All layers must be `movable`.
+        """
         for layer in self.past.layers:
+            # Indices on both sides of the heads come first: [new rows, positions, heads, width].
             layer.hold(*(x[rows[:, None], :, positions].transpose(1, 2) for x in (layer.keys, layer.values)))
 
 
@@ -55,6 +59,7 @@ def _layer() -> type:
             self.buffers: list[Tensor] = []
 
         def hold(self, keys: Tensor, values: Tensor) -> None:
+            """Have these in place of all held before; buffers are made anew when more is to come."""
             self.keys, self.values, self.buffers = keys, values, []
 
         def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -62,17 +67,22 @@ def _layer() -> type:
                 self.hold(self.keys[beam_idx], self.values[beam_idx])
 
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            """Add what is new, [rows, heads, new positions, width], and give all keys and values."""
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
-            held, new = (self.keys, self.values), (key_states, value_states)
+            new = key_states, value_states
             start = self.get_seq_length()
             end = start + key_states.shape[2]
+            # 1. Buffers [rows, heads, room, width] for what is held and what is to come.
             if not self.buffers or end > self.buffers[0].shape[2]:
                 self.buffers = [x.new_empty(*x.shape[:2], max(self.room, end), x.shape[3]) for x in new]
-                for buffer, x in zip(self.buffers, held if start else (), strict=False):
-                    buffer[:, :, :start] = x
+                if start:
+                    for buffer, held in zip(self.buffers, (self.keys, self.values), strict=True):
+                        buffer[:, :, :start] = held
+            # 2. The new positions behind those held.
             for buffer, x in zip(self.buffers, new, strict=True):
                 buffer[:, :, start:end] = x
+            # 3. The filled part, [rows, heads, end, width].
             self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
             return self.keys, self.values
 

@@ -63,13 +63,13 @@ class Candidates(NamedTuple):
 def pick(
     logits: Tensor, keys: Tensor, gen: GenSpec, step: int, tolerance: float, relative: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """(tokens [rows], contested [rows]), both on the CPU, of logits [rows, vocabulary] and the rows' noise keys.
+    """(tokens [rows], near_ties [rows]), both on the CPU, of logits [rows, vocabulary] and the rows' noise keys.
 
     A row's token depends on its own logits and key alone. Ties go to the lower token id: at the edge of top-k and
-    top-p, among the most probable, among equal noisy scores. `contested` marks rows whose token could be another one
+    top-p, among the most probable, among equal noisy scores. `near_ties` marks rows whose token could be another one
     if near logits changed places: the best two are near, or the best one is near to the edge of what top-k and top-p
     leave. Near is equal, or closer than `tolerance` and a unit in the last place of numbers whose spacing at 1 is
-    `relative`. Tokens that are not contested do not hang on the tolerance.
+    `relative`. Tokens that are no near-tie do not hang on the tolerance.
     """
     import torch
 
@@ -82,8 +82,8 @@ def pick(
             found.append(_drawn(some, keys[i : i + part], gen, step, near))
         else:
             found.append(_most_probable(some, near))
-    tokens, contested = zip(*found, strict=True)
-    return torch.cat(tokens).cpu(), torch.cat(contested).cpu()
+    tokens, near_ties = zip(*found, strict=True)
+    return torch.cat(tokens).cpu(), torch.cat(near_ties).cpu()
 
 
 def _most_probable(logits: Tensor, near: Near) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ def _drawn(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, near: Near) ->
         logits, near = logits / gen.temperature, near._replace(temperature=gen.temperature)
     keys, vocabulary = keys.to(logits.device), logits.shape[1]
     tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    contested = torch.empty(len(logits), dtype=torch.bool, device=logits.device)
+    near_ties = torch.empty(len(logits), dtype=torch.bool, device=logits.device)
     rows = torch.arange(len(logits), device=logits.device)
     whole_mass: Tensor | None = None
     for size in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
@@ -111,16 +111,16 @@ def _drawn(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, near: Near) ->
         if bool(done.any()):
             every = bool(done.all())
             of_done = found if every else Candidates(*(part[done] for part in found[:6]))
-            tokens[rows[done]], contested[rows[done]] = _noisiest(of_done, keys[rows[done]], step, near)
+            tokens[rows[done]], near_ties[rows[done]] = _noisiest(of_done, keys[rows[done]], step, near)
             if every:
                 break
         logits, rows = logits[~done], rows[~done]
         whole_mass = None if whole_mass is None else whole_mass[~done]
-    return tokens, contested
+    return tokens, near_ties
 
 
 def _noisiest(found: Candidates, keys: Tensor, step: int, near: Near) -> tuple[Tensor, Tensor]:
-    """The tokens drawn, and whether they are contested."""
+    """The tokens drawn, and whether they are near-ties."""
     import torch
 
     last = max(2, int(found.may.sum(-1).max()))  # noise is the dearest, so only for these
@@ -175,7 +175,7 @@ def candidates(logits: Tensor, gen: GenSpec, near: Near, size: int, whole_mass: 
     if gen.top_p < 1:
         weights = (values - values[:, :1]).exp().double()
         if top_k == vocabulary and whole_mass is None:
-            # With a tolerance, tokens that hang on its last digits are contested and drawn again without one.
+            # With a tolerance, tokens that hang on its last digits are near-ties and drawn again without one.
             whole_mass = mass(logits, ids[:, :1], fast=near.absolute > 0)
         held = weights[:, :top_k].sum(-1, keepdim=True) if whole_mass is None else whole_mass
         before = (weights.cumsum(-1) - weights) / held

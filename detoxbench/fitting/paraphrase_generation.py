@@ -277,7 +277,7 @@ def _written(
                 key = keys[made.sample.id]
                 count = counts[key[1]]
                 count["generated"] += 1
-                if made.cut:
+                if made.truncated_prompt:
                     count["cut"] += 1  # it was not asked what it should have been
                 else:
                     texts[key][made.sample.sample] = _answer(made.sample.text, lower=config.lower)

@@ -128,6 +128,6 @@ def _rewritten(lm: LanguageModel, config: PairConfig, texts: Sequence[str], seed
     gen = GenSpec(do_sample=True, top_p=0.9, max_new_tokens=2 * config.candidate_tokens)
     made = {one.sample.id: one for batch in generate(rewriter, requests, gen, seed) for one in batch}
     return [
-        None if made[request.id].cut else made[request.id].sample.text.strip().partition("\n")[0].strip()
+        None if made[request.id].truncated_prompt else made[request.id].sample.text.strip().partition("\n")[0].strip()
         for request in requests
     ]

@@ -96,7 +96,7 @@ class Judge(Scorer[Config]):
         for batch in generate(lm, [request for _, request in requests.values()], gen, 0):
             for made in batch:
                 pair = requests[made.sample.id][0]
-                unsafe = None if made.cut else self._verdict(made.sample.text)
+                unsafe = None if made.truncated_prompt else self._verdict(made.sample.text)
                 row = {"toxicity": unsafe, "truncated": float(shown[pair] != pair)} if unsafe is not None else None
                 verdicts[pair] = row
         return [None if (row := verdicts[pair]) is None else dict(row) for pair in zip(prompts, texts, strict=True)]

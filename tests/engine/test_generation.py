@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -183,7 +185,8 @@ def test_a_long_prompt_loses_its_beginning_and_that_is_counted() -> None:
     lm = tiny(max_position_embeddings=32)
     requests = [Request(id="a", prompt="x" * 40 + "abc", record="a", kind="x")]
     (batch,) = generation.generate(lm, requests, GenSpec(max_new_tokens=10), 0)
-    assert batch[0].cut == 44 - 22
+    assert batch[0].truncated_prompt == 44 - 22
+    assert list(json.loads(msgspec.json.encode(batch[0]))) == ["sample", "contested", "cut"]  # names in stored stages
     (kept,) = lm.generate([Request(id="a", prompt="x" * 19 + "abc", record="a", kind="x")], max_new_tokens=9)
     assert lm.encode("x" * 40 + "abc")[-22:] == lm.encode("x" * 19 + "abc")[1:]
     assert kept.stop in {"eos", "length"}
@@ -197,7 +200,7 @@ def test_no_room_for_a_prompt_is_an_error_that_names_the_setting() -> None:
 def test_bf16_counts_its_near_ties_instead_of_hiding_them() -> None:
     lm = tiny(dtype=torch.bfloat16)
     made = [g for batch in generation.generate(lm, asked(20), GENS["plain"], 0) for g in batch]
-    assert sum(g.contested for g in made) > 0
+    assert sum(g.near_ties for g in made) > 0
 
 
 def attacks(count: int = 12) -> list[Request]:

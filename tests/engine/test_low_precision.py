@@ -238,7 +238,7 @@ def test_the_share_of_contested_tokens_does_not_hang_on_the_batch(gen: GenSpec) 
     for rows in (1, 7, 64):
         tokens = rows * 60 if rows > 1 else 1
         found = made(lm, requests, dataclasses.replace(gen, max_new_tokens=20, batch_tokens=tokens))
-        rates.append(100 * sum(g.contested for g in found) / sum(g.sample.tokens for g in found))
+        rates.append(100 * sum(g.near_ties for g in found) / sum(g.sample.tokens for g in found))
     assert min(rates) > 0.5
     assert max(rates) - min(rates) < 0.2
 
@@ -313,7 +313,7 @@ CLOSE = GenSpec(max_new_tokens=12, do_sample=True, tie_tolerance=0.1)
 
 def test_in_float32_near_ties_are_decided_alone(alone: list[int]) -> None:
     assert precision.spacing(tiny().model) == precision.FLOAT32
-    assert sum(g.contested for g in made(tiny(), asked(20), CLOSE)) == len(alone) > 0
+    assert sum(g.near_ties for g in made(tiny(), asked(20), CLOSE)) == len(alone) > 0
 
 
 def test_products_in_less_than_float32_are_found_and_only_counted(alone: list[int]) -> None:
@@ -334,7 +334,7 @@ def test_one_parameter_in_less_than_float32_is_enough(alone: list[int]) -> None:
     assert precision.spacing(lm.model) == 2.0**-10
     logits, rows = torch.tensor([[1.0, 1.0]]), generation._rows(lm, asked(1), GenSpec(), 0)
     generation._choose(lm, logits, rows, torch.zeros(1, dtype=torch.long), GenSpec(), 0, 2.0**-10)
-    assert rows[0].contested == 1
+    assert rows[0].near_ties == 1
     assert not alone
 
 

@@ -106,7 +106,7 @@ def test_a_long_text_is_read_in_windows_and_a_long_prompt_loses_its_beginning() 
     assert whole.tokens == len(text)
     assert whole.nll == pytest.approx(sum(by_hand(lm, "", p)[0] for p in parts), rel=1e-4)
     ((made,),) = likelihood.read(lm, [asked("a" * 30, "bcd")], {"0"})
-    assert (made.cut, made.sample.tokens) == (18, 3)
+    assert (made.truncated_prompt, made.sample.tokens) == (18, 3)
 
 
 def test_a_token_that_spans_prompt_and_text_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
