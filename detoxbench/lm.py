@@ -68,22 +68,23 @@ class LanguageModel(Model):
         over the difference of their lengths (DeStein, evaluate_generations.py:77-109); of inputs longer than the
         context the beginning is cut, and tokens of the text that go with it are not counted.
         """
-        from detoxbench.engine.likelihood import Row, read_rows
+        from detoxbench.engine.likelihood import Window, window_nlls
 
         limit = self.context
-        rows: list[Row] = []
-        plans: list[tuple[int, int]] = []  # tokens of the text, and how many rows of `rows` are its own
+        windows: list[Window] = []
+        parts: list[tuple[int, int]] = []  # tokens of the text, and how many of `windows` are its own
         for prompt, text in zip(prompts, texts, strict=True):
             start = self.tokens(prompt) if prompt else []
             whole = self.tokens(prompt + text)
             count = len(whole) - max(len(start), 1)
             read = whole if limit is None else whole[-limit:]
-            lead = max(len(start) - (len(whole) - len(read)), 1)
-            own = [Row(read, lead)] if whole[: len(start)] == start else [Row(read, 1), Row(start, 1)]
+            context_length = max(len(start) - (len(whole) - len(read)), 1)
+            # Where the joint tokens do not begin with the prompt's own, the prompt is read by itself and taken off.
+            begins = whole[: len(start)] == start
+            own = [Window(read, context_length)] if begins else [Window(read, 1), Window(start, 1)]
             own = own if count > 0 else []
-            rows += own
-            plans.append((min(count, len(read) - 1), len(own)))
-        found = iter([nll for nll, _ in read_rows(self, rows)])
-        # Where the joint tokens do not begin with the prompt's own, the prompt's part is read by itself and taken off.
-        nlls = [[next(found) for _ in range(own)] for _, own in plans]
-        return [(of[0] - sum(of[1:]), count) if of else None for (count, _), of in zip(plans, nlls, strict=True)]
+            windows += own
+            parts.append((min(count, len(read) - 1), len(own)))
+        found = iter([nll for nll, _ in window_nlls(self, windows)])
+        nlls = [[next(found) for _ in range(own)] for _, own in parts]
+        return [(of[0] - sum(of[1:]), count) if of else None for (count, _), of in zip(parts, nlls, strict=True)]

@@ -1,4 +1,5 @@
-"""Reading: how likely the model finds texts that it is given (`Request.text`), under the interventions in force.
+"""Log-likelihoods of given continuations: how likely the model finds a `Request.text` after its prompt, under the
+interventions in force.
 
 A text is read as it would be generated: its prompt goes through the same rewriting and chat template, ends at one
 column in every row (so that hooks on generated positions leave it alone), and logit functions apply. The last bits
@@ -20,6 +21,8 @@ from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.records import Request, Sample
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from detoxbench.model.model import Model
 
 CHUNK = 64
@@ -30,68 +33,84 @@ PASS_LOGITS_CPU = 2**23
 """Logits of one forward pass on a CPU: of more, fetching the memory takes longer than a larger pass saves."""
 
 
-class Row(NamedTuple):
-    """One sequence: `ids`, of which the first `lead` (at least one) are given and the others are read."""
+class Window(NamedTuple):
+    """One sequence that is read: `ids`, of which the first `context_length` (at least one) are the context, and the
+    others the continuation whose likelihood is asked for."""
 
     ids: list[int]
-    lead: int
+    context_length: int
     record: str = ""
 
+    @property
+    def continuation(self) -> list[int]:
+        """The ids behind the context."""
+        return self.ids[self.context_length :]
 
-class Plan(NamedTuple):
-    """What is read for one request: the sum over `rows` less that over `off`, of `tokens` tokens in all."""
 
-    rows: list[Row]
-    off: list[Row]
+class Continuation(NamedTuple):
+    """What is read for one request, whose NLL is the sum over `windows` less that over `prompt_correction`."""
+
+    windows: list[Window]
+    prompt_correction: list[Window]
+    """Where a token spans prompt and text: what of the prompt is read with the text, to be taken off."""
     tokens: int
-    cut: int
+    """Tokens of the text that are read."""
+    truncated_prompt: int
+    """Tokens that the prompt lost to fit the model's context."""
 
     @property
-    def all(self) -> list[Row]:
-        return [*self.rows, *self.off]
+    def all(self) -> list[Window]:
+        return [*self.windows, *self.prompt_correction]
 
 
-NOTHING = Plan([], [], 0, 0)
+NOTHING = Continuation([], [], 0, 0)
 
 
-def read(lm: Model, requests: Sequence[Request], left: Container[str]) -> Iterator[list[Generated]]:
-    """Chunk by chunk, the samples of those `requests` (all have a text) whose id is `left`.
+def loglikelihoods(lm: Model, requests: Sequence[Request], wanted: Container[str]) -> Iterator[list[Generated]]:
+    """Chunk by chunk, the samples of those `requests` (all have a text) whose id is `wanted`.
 
     `nll` is -log p(text | prompt) in nats, over all of the text's tokens: prompt and text are tokenised together, and
     where a token spans both, NLL(prompt + text) - NLL(prompt) is taken. A text without a prompt follows the start
     token; one longer than the context is read in windows of it, each begun anew. Else inputs that are too long lose
-    their beginning, which is counted (`Generated.cut`). `greedy` says that every token was the most probable one.
+    their beginning, which is counted (`Generated.truncated_prompt`). `greedy` says that every token was the most
+    probable one. Raises DetoxbenchError for a text that has no token of its own, and NonFiniteError like `window_nlls`.
     """
     for start in range(0, len(requests), CHUNK):
         chunk = requests[start : start + CHUNK]
-        if not any(r.id in left for r in chunk):
+        if not any(r.id in wanted for r in chunk):
             continue
-        plans = [planned(lm, request) for request in chunk]
-        for request, plan in zip(chunk, plans, strict=True):
-            if plan.tokens < 1:
+        parts = [continuation(lm, request) for request in chunk]
+        for request, part in zip(chunk, parts, strict=True):
+            if part.tokens < 1:
                 raise DetoxbenchError(f"the text of request '{request.id}' has no token of its own after its prompt")
-        found = iter(read_rows(lm, [row for plan in plans for row in plan.all]))
+        read = iter(window_nlls(lm, [window for part in parts for window in part.all]))
         made = []
-        for request, plan in zip(chunk, plans, strict=True):
-            rows, off = [next(found) for _ in plan.rows], [next(found) for _ in plan.off]
-            sample = Sample(
-                id=request.id,
-                record=request.record,
-                kind=request.kind,
-                sample=0,
-                prompt=request.prompt,
-                text=request.text or "",
-                stop="given",
-                tokens=plan.tokens,
-                nll=sum(nll for nll, _ in rows) - sum(nll for nll, _ in off),
-                greedy=all(greedy for _, greedy in rows),
-            )
-            made.append(Generated(sample, 0, plan.cut))
-        yield [g for g in made if g.sample.id in left]
+        for request, part in zip(chunk, parts, strict=True):
+            windows, correction = [next(read) for _ in part.windows], [next(read) for _ in part.prompt_correction]
+            nll = sum(nll for nll, _ in windows) - sum(nll for nll, _ in correction)
+            sample = _sample(request, part.tokens, nll, all(greedy for _, greedy in windows))
+            made.append(Generated(sample, 0, part.truncated_prompt))
+        yield [g for g in made if g.sample.id in wanted]
 
 
-def planned(lm: Model, request: Request) -> Plan:
+def _sample(request: Request, tokens: int, nll: float, greedy: bool) -> Sample:
+    return Sample(
+        id=request.id,
+        record=request.record,
+        kind=request.kind,
+        sample=0,
+        prompt=request.prompt,
+        text=request.text or "",
+        stop="given",
+        tokens=tokens,
+        nll=nll,
+        greedy=greedy,
+    )
+
+
+def continuation(lm: Model, request: Request) -> Continuation:
     """What is read for a request: nothing, of no tokens, where its text has none of its own after the prompt."""
+    # 1. The prompt's ids, those of prompt and text together, and how many are the same at their beginning.
     rendered, special = lm.rendered(request.prompt, request.chat, request.record)
     prompt, whole = lm.joined(rendered, request.text or "", special=special)
     common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
@@ -100,74 +119,107 @@ def planned(lm: Model, request: Request) -> Plan:
         return NOTHING
     if common == 0:  # the first token spans prompt and text: both follow the start token
         prompt, whole, common = [lm.start_id, *prompt], [lm.start_id, *whole], 1
+    # 2. What fits is read at once; what is left of the prompt behind the common ids is taken off.
     limit = lm.context
     if limit is None or len(whole) <= limit:
-        off = [Row(prompt, common, request.record)] if common < len(prompt) else []
-        return Plan([Row(whole, common, request.record)], off, tokens, 0)
+        correction = [Window(prompt, common, request.record)] if common < len(prompt) else []
+        return Continuation([Window(whole, common, request.record)], correction, tokens, 0)
+    # 3. A long text without a prompt is read in windows, each behind the same start.
     if not rendered:
-        first, rest = whole[:common], whole[common:]
-        step = limit - common
-        windows = [Row([*first, *rest[i : i + step]], common, request.record) for i in range(0, len(rest), step)]
-        return Plan(windows, [], tokens, 0)
-    cut = len(whole) - limit
-    lead = max(len(prompt) - cut, 1)
-    return Plan([Row(whole[cut:], lead, request.record)], [], limit - lead, cut)
+        begin, text, step = whole[:common], whole[common:], limit - common
+        parts = [[*begin, *text[i : i + step]] for i in range(0, len(text), step)]
+        return Continuation([Window(ids, common, request.record) for ids in parts], [], tokens, 0)
+    # 4. A long prompt loses its beginning.
+    truncated = len(whole) - limit
+    context_length = max(len(prompt) - truncated, 1)
+    window = Window(whole[truncated:], context_length, request.record)
+    return Continuation([window], [], limit - context_length, truncated)
 
 
-def read_rows(lm: Model, rows: Sequence[Row]) -> list[tuple[float, bool]]:
-    """For each row the NLL of what follows its lead, and whether each of those tokens was the most probable one.
+def window_nlls(lm: Model, windows: Sequence[Window]) -> list[tuple[float, bool]]:
+    """For each window the NLL of its continuation in nats, and whether each of those tokens was the most probable one.
 
     Raises NonFiniteError, naming method, text and token, for logits or a likelihood that are NaN or infinite.
     """
-    import torch
-
-    vocabulary = lm.architecture.vocabulary if lm.device.type == "cpu" else 0
-    results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), -rows[i].lead, i))
-    while order:
-        size, lead, rest = 0, 0, 0
-        for i in order:
-            wider, longer = max(lead, rows[i].lead), max(rest, len(rows[i].ids) - rows[i].lead)
-            if size and (size + 1) * (wider + longer) > PASS_TOKENS:
-                break
-            if size and (size + 1) * (longer + 1) * vocabulary > PASS_LOGITS_CPU:
-                break
-            if size and lm.in_force.reserved and rows[i].lead != lead:
-                break  # as in generation: a sliding window would count padding between a prefix and the prompt
-            size, lead, rest = size + 1, wider, longer
-        batch, order = order[:size], order[size:]
-        ids = torch.zeros(size, lead + rest, dtype=torch.long)
-        mask = torch.zeros(size, lead + rest, dtype=torch.long)
-        for k, i in enumerate(batch):
-            begin = lead - rows[i].lead
-            ids[k, begin : begin + len(rows[i].ids)] = torch.tensor(rows[i].ids)
-            mask[k, begin : begin + len(rows[i].ids)] = 1
-        ids, mask = ids.to(lm.device), mask.to(lm.device)
-        with torch.inference_mode(), lm.reading([rows[i].record for i in batch], lead):
-            # The last position predicts nothing that is given; to cut it off would copy all the others.
-            logits = processed(lm, next_logits(lm.model, ids, mask, last=rest + 1).flatten(0, 1))
-            targets = torch.nn.functional.pad(ids[:, lead:], (0, 1)).flatten()
-            nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").view(size, rest + 1)
-            largest, likeliest = logits.max(-1)
-            best = (likeliest == targets).view(size, rest + 1)  # of equal ones the first, as in generation
-        read = [rows[i] for i in batch]
-        where = partial(_place, lm, read, rest + 1)
-        require_finite_logits(lm, largest, [row.record for row in read for _ in range(rest + 1)], where)
-        for k, i in enumerate(batch):
-            n = len(rows[i].ids) - rows[i].lead
-            results[i] = float(nll[k, :n].double().sum()), bool(best[k, :n].all())
-            if not math.isfinite(results[i][0]):
-                first = int(nll[k, :n].isfinite().logical_not().nonzero()[0])
-                raise NonFiniteError(
-                    f"'{lm.name}' under method '{'+'.join(lm.in_force.methods) or 'none'}' gives no probability to "
-                    f"{where(k * (rest + 1) + first)}: it has no likelihood"
-                )
+    results: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
+    for indices in _passes(lm, windows):
+        for i, result in zip(indices, _one_pass(lm, [windows[i] for i in indices]), strict=True):
+            results[i] = result
     return results
 
 
-def _place(lm: Model, rows: Sequence[Row], width: int, index: int) -> str | None:
-    """What the logits at `index` of [rows, width] tell, in words; None for positions that are filled up."""
-    row, position = rows[index // width], index % width
-    if position >= len(row.ids) - row.lead:
+def _passes(lm: Model, windows: Sequence[Window]) -> Iterator[list[int]]:
+    """Which windows, by index, are read in one forward pass, the longest first."""
+    vocabulary = lm.architecture.vocabulary if lm.device.type == "cpu" else 0
+    batch: list[int] = []
+    context = rest = 0  # the longest context of the batch, and the longest continuation
+    for i in sorted(range(len(windows)), key=lambda i: (-len(windows[i].ids), -windows[i].context_length, i)):
+        own_context, own_rest = windows[i].context_length, len(windows[i].ids) - windows[i].context_length
+        context, rest, other_context = max(context, own_context), max(rest, own_rest), context != own_context
+        full = (
+            (len(batch) + 1) * (context + rest) > PASS_TOKENS
+            or (len(batch) + 1) * (rest + 1) * vocabulary > PASS_LOGITS_CPU
+            # As in generation: a sliding window would count padding between a prefix and the prompt.
+            or (lm.in_force.reserved and other_context)
+        )
+        if batch and full:
+            yield batch
+            batch, context, rest = [], own_context, own_rest
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _one_pass(lm: Model, windows: Sequence[Window]) -> list[tuple[float, bool]]:
+    """`window_nlls` of windows that are read together."""
+    import torch
+
+    # 1. Ids and mask [windows, columns]; the last column of the context tells the first token of the continuation.
+    ids, mask, context = _aligned(windows)
+    ids, mask = ids.to(lm.device), mask.to(lm.device)
+    width = ids.shape[1] - context + 1
+    with torch.inference_mode(), lm.reading([w.record for w in windows], context):
+        # 2. Logits [windows * width, vocabulary]. The last column tells nothing that is given; to cut it off would
+        #    copy all the others, so it gets a target too, which nobody looks at.
+        logits = processed(lm, next_logits(lm.model, ids, mask, last=width).flatten(0, 1))
+        targets = torch.nn.functional.pad(ids[:, context:], (0, 1)).flatten()
+        # 3. Of each token its NLL, and whether it is the most probable one, [windows, width].
+        nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").view(-1, width)
+        largest, likeliest = logits.max(-1)
+        greedy = (likeliest == targets).view(-1, width)  # of equal ones the first, as in generation
+    where = partial(_place, lm, windows, width)
+    require_finite_logits(lm, largest, [w.record for w in windows for _ in range(width)], where)
+    # 4. Of each window, over its own continuation.
+    lengths = [len(w.ids) - w.context_length for w in windows]
+    results = [(float(nll[k, :n].double().sum()), bool(greedy[k, :n].all())) for k, n in enumerate(lengths)]
+    for k, (total, _) in enumerate(results):
+        if not math.isfinite(total):
+            first = int(nll[k, : lengths[k]].isfinite().logical_not().nonzero()[0])
+            raise NonFiniteError(
+                f"'{lm.name}' under method '{'+'.join(lm.in_force.methods) or 'none'}' gives no probability to "
+                f"{where(k * width + first)}: it has no likelihood"
+            )
+    return results
+
+
+def _aligned(windows: Sequence[Window]) -> tuple[Tensor, Tensor, int]:
+    """Token ids and mask, [windows, columns], and at which column all continuations begin."""
+    import torch
+
+    context = max(w.context_length for w in windows)
+    rest = max(len(w.ids) - w.context_length for w in windows)
+    ids = torch.zeros(len(windows), context + rest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for k, window in enumerate(windows):
+        begin = context - window.context_length
+        ids[k, begin : begin + len(window.ids)] = torch.tensor(window.ids)
+        mask[k, begin : begin + len(window.ids)] = 1
+    return ids, mask, context
+
+
+def _place(lm: Model, windows: Sequence[Window], width: int, index: int) -> str | None:
+    """What the logits at `index` of [windows, width] tell, in words; None for positions that are filled up."""
+    window, position = windows[index // width], index % width
+    if position >= len(window.continuation):
         return None
-    return f"token {position + 1} of the text {lm.tokenizer.decode(row.ids[row.lead :])[:40]!r}"
+    return f"token {position + 1} of the text {lm.tokenizer.decode(window.continuation)[:40]!r}"

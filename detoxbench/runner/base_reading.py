@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from detoxbench.engine.likelihood import NOTHING, Plan, planned, read_rows
+from detoxbench.engine.likelihood import NOTHING, Continuation, continuation, window_nlls
 from detoxbench.records import BaseReading, Request, Sample
 from detoxbench.results import broken_text
 
@@ -30,28 +30,29 @@ def readings(
     """
     for start in range(done, len(samples), CHUNK):
         chunk = samples[start : start + CHUNK]
-        plans = [_plans(lm, requests[sample.id], sample.text) for sample in chunk]
-        nlls = iter([nll for nll, _ in read_rows(lm, [row for pair in plans for plan in pair for row in plan.all])])
-        sums = [[_sum(nlls, plan) for plan in pair] for pair in plans]
-        yield [_reading(*pair, *nll) for pair, nll in zip(plans, sums, strict=True)]
+        pairs = [_in_both_orders(lm, requests[sample.id], sample.text) for sample in chunk]
+        windows = [window for pair in pairs for part in pair for window in part.all]
+        nlls = iter([nll for nll, _ in window_nlls(lm, windows)])
+        sums = [[_sum(nlls, part) for part in pair] for pair in pairs]
+        yield [_reading(*pair, *nll) for pair, nll in zip(pairs, sums, strict=True)]
 
 
-def _plans(lm: LanguageModel, request: Request, text: str) -> tuple[Plan, Plan]:
+def _in_both_orders(lm: LanguageModel, request: Request, text: str) -> tuple[Continuation, Continuation]:
     """What is read of a text, and of the same with its words in reverse: nothing where those are few."""
-    own = planned(lm, msgspec.structs.replace(request, text=text))
+    own = continuation(lm, msgspec.structs.replace(request, text=text))
     if len(broken_text.words(text)) < broken_text.ORDER_WORDS:
         return own, NOTHING
-    return own, planned(lm, msgspec.structs.replace(request, text=broken_text.words_reversed(text)))
+    return own, continuation(lm, msgspec.structs.replace(request, text=broken_text.words_reversed(text)))
 
 
-def _sum(nlls: Iterator[float], plan: Plan) -> float:
-    return sum(next(nlls) for _ in plan.rows) - sum(next(nlls) for _ in plan.off)
+def _sum(nlls: Iterator[float], part: Continuation) -> float:
+    return sum(next(nlls) for _ in part.windows) - sum(next(nlls) for _ in part.prompt_correction)
 
 
-def _reading(own: Plan, other: Plan, nll: float, reversed_nll: float) -> BaseReading | None:
+def _reading(own: Continuation, other: Continuation, nll: float, reversed_nll: float) -> BaseReading | None:
     if own.tokens < 1:
         return None
-    compared = other.tokens > 0 and not own.cut and not other.cut
+    compared = other.tokens > 0 and not own.truncated_prompt and not other.truncated_prompt
     return BaseReading(
         nll=round(nll, DIGITS), tokens=own.tokens, reversed_nll=round(reversed_nll, DIGITS) if compared else None
     )

@@ -110,7 +110,7 @@ def _probed(cell: Cell, lm: LanguageModel, probe: Sequence[Request]) -> tuple[fl
     """(seconds, rows in all forward passes) for reading and generating the same number of tokens on both sides: no text
     ends early, and no near-tie is looked at twice."""
     from detoxbench.engine.generation import generate
-    from detoxbench.engine.likelihood import read
+    from detoxbench.engine.likelihood import loglikelihoods
 
     gen = GenSpec(
         max_new_tokens=min(PROBE_TOKENS, cell.spec.gen.max_new_tokens),
@@ -127,7 +127,7 @@ def _probed(cell: Cell, lm: LanguageModel, probe: Sequence[Request]) -> tuple[fl
     handle = lm.model.register_forward_pre_hook(count, with_kwargs=True)
     try:
         start = time.perf_counter()
-        for _ in read(lm, given, {r.id for r in given}):
+        for _ in loglikelihoods(lm, given, {r.id for r in given}):
             continue
         for _ in generate(lm, asked, gen, 0, ends=frozenset()):
             continue

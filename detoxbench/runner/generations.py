@@ -191,11 +191,11 @@ def _asked(
     """The samples of all `parts` that are not `made` yet: given texts are read, in chunks of each part, others
     generated, in batches over all of them. What is in a chunk or a batch does not depend on what is made."""
     from detoxbench.engine.generation import generate
-    from detoxbench.engine.likelihood import read
+    from detoxbench.engine.likelihood import loglikelihoods
 
     for requests in parts:
         given = [r for r in requests if r.text is not None]
-        yield from read(lm, given, {r.id for r in given if (r.id, 0) not in made})
+        yield from loglikelihoods(lm, given, {r.id for r in given if (r.id, 0) not in made})
     asked = [r for requests in parts for r in requests if r.text is None]
     yield from generate(lm, asked, cell.spec.gen, cell.spec.seed, made=made)
 

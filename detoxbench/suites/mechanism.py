@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from detoxbench.config import knob, runtime
 from detoxbench.data import readers
-from detoxbench.engine.likelihood import planned
+from detoxbench.engine.likelihood import continuation
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import world
 from detoxbench.fitting.activations import BROKEN_MODEL, recorded
@@ -107,28 +107,29 @@ class Probe(Observer):
         return {"probe": [after]}
 
     def _read(self, request: Request) -> _States:
-        """The mean states over the tokens of a text, read after its prompt as `likelihood.read` does."""
+        """The mean states over the tokens of a text, read after its prompt as `likelihood.loglikelihoods` does."""
         import torch
 
-        lm, plan = self._lm, planned(self._lm, request)
+        lm, part = self._lm, continuation(self._lm, request)
         sums: list[Tensor] = []
         with (
             torch.inference_mode(),
             recorded(lm, self._downs, inputs=True) as inputs,
             recorded(lm, [self._behind]) as outputs,
         ):
-            for row in plan.rows:
-                with lm.reading([row.record], row.lead):
-                    lm.model(input_ids=torch.tensor([row.ids], device=lm.device), use_cache=False, logits_to_keep=1)
+            for window in part.windows:
+                context = window.context_length
+                with lm.reading([window.record], context):
+                    lm.model(input_ids=torch.tensor([window.ids], device=lm.device), use_cache=False, logits_to_keep=1)
                 found = [*(inputs[site] for site in self._downs), outputs[self._behind]]
                 # Some modules (OPT's MLP) are given the rows of the batch as one.
-                read = [x.reshape(-1, x.shape[-1])[row.lead :].float().sum(0).cpu().double() for x in found]
+                read = [x.reshape(-1, x.shape[-1])[context:].float().sum(0).cpu().double() for x in found]
                 sums = [a + b for a, b in zip(sums, read, strict=True)] if sums else read
-        tokens = sum(len(row.ids) - row.lead for row in plan.rows)
+        tokens = sum(len(window.continuation) for window in part.windows)
         sites = [*self._downs, self._behind]
         require_finite(zip(sites, sums, strict=True), f"request '{request.id}' under '{lm.name}'", BROKEN_MODEL)
         *means, residual = (x / tokens for x in sums)
-        return _States(means, residual, tokens, plan.cut)
+        return _States(means, residual, tokens, part.truncated_prompt)
 
     def _score(self, residual: Tensor) -> float:
         """The probe's probability that a text with this state is toxic."""

@@ -12,7 +12,7 @@ import torch
 import detoxbench as db
 from detoxbench.config import GenSpec
 from detoxbench.data.examples import FitData
-from detoxbench.engine.likelihood import read
+from detoxbench.engine.likelihood import loglikelihoods
 from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.channels import Prefix
 from detoxbench.interventions.intervention import Intervention, compose
@@ -155,6 +155,6 @@ def test_a_given_text_is_read_under_a_prefix_as_if_it_were_alone(family: str, tm
     prompts = ["a" * n for n in (3, 14, 1, 9)]
     requests = [Request(id=p, prompt=p, record=p, kind="x", text=" bcd, efg") for p in prompts]
     with lm.applied(Intervention.from_peft(str(prefix_adapter(lm, tmp_path / "prefix")), lm)):
-        together = [g.sample.nll for batch in read(lm, requests, set(prompts)) for g in batch]
-        alone = [g.sample.nll for r in requests for batch in read(lm, [r], {r.id}) for g in batch]
+        together = [g.sample.nll for batch in loglikelihoods(lm, requests, set(prompts)) for g in batch]
+        alone = [g.sample.nll for r in requests for batch in loglikelihoods(lm, [r], {r.id}) for g in batch]
     assert together == pytest.approx(alone, rel=1e-5)

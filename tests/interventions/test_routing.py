@@ -151,16 +151,16 @@ def test_equal_prompts_under_different_edits_share_no_cache_and_under_one_edit_d
 
 
 def test_given_texts_are_read_under_the_edit_of_their_record() -> None:
-    from detoxbench.engine.likelihood import read
+    from detoxbench.engine.likelihood import loglikelihoods
 
     lm = tiny()
     on = edits(lm)
     given = [Request(id=r, prompt="tell me", record=r, kind="k", chat=True, text=" no") for r in on]
     with lm.routed(on):
-        (together,) = read(lm, given, {r.id for r in given})
+        (together,) = loglikelihoods(lm, given, {r.id for r in given})
     for request, made in zip(given, together, strict=True):
         with lm.applied(on[request.record]):
-            ((alone,),) = read(lm, [request], {request.id})
+            ((alone,),) = loglikelihoods(lm, [request], {request.id})
         assert made.sample.nll == pytest.approx(alone.sample.nll, rel=1e-5)
         assert made.sample.prompt == alone.sample.prompt
     assert len({round(g.sample.nll or 0, 3) for g in together}) == 5

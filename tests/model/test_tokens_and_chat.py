@@ -175,9 +175,9 @@ def test_nothing_that_is_to_be_continued_ends_in_an_end_token() -> None:
     asked = [("a hello", " world"), ("", "hello world")]
     assert [ended.continuation_nll([p], [t]) for p, t in asked] == [plain.continuation_nll([p], [t]) for p, t in asked]
     request = Request(id="0", prompt="a", record="0", kind="x", text=" hello")
-    from detoxbench.engine.likelihood import planned
+    from detoxbench.engine.likelihood import continuation
 
-    assert planned(ended, request) == planned(plain, request)
+    assert continuation(ended, request) == continuation(plain, request)
     example = Instruction("a", "hello", False)
     assert _encode(ended, example, 64) == _encode(plain, example, 64)
     sets = [ParaphraseSet("x-1", ("a hello",), ("hello b",))]

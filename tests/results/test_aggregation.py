@@ -155,7 +155,7 @@ def test_a_reading_that_was_cut_off_goes_on_with_the_same_bytes(
 
     monkeypatch.setattr(base_reading, "CHUNK", 5)
     monkeypatch.setattr(generations, "relative_costs", lambda *_: Relative(1.0, 1.0))
-    whole, read, chunks = samples("whole"), base_reading.read_rows, list[int]()
+    whole, read, chunks = samples("whole"), base_reading.window_nlls, list[int]()
 
     def stopped(lm: LanguageModel, rows: list[Any]) -> Any:
         chunks.append(len(rows))
@@ -163,7 +163,7 @@ def test_a_reading_that_was_cut_off_goes_on_with_the_same_bytes(
             raise KeyboardInterrupt
         return read(lm, rows)
 
-    monkeypatch.setattr(base_reading, "read_rows", stopped)
+    monkeypatch.setattr(base_reading, "window_nlls", stopped)
     with pytest.raises(KeyboardInterrupt):
         samples("cut")
     assert samples("cut") == whole

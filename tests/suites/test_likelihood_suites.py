@@ -38,7 +38,7 @@ def asked(prompt: str, text: str, number: int = 0, **more: Any) -> Request:
 
 
 def one(lm: LanguageModel, prompt: str, text: str, **more: Any) -> Sample:
-    ((made,),) = likelihood.read(lm, [asked(prompt, text, **more)], {"0"})
+    ((made,),) = likelihood.loglikelihoods(lm, [asked(prompt, text, **more)], {"0"})
     return made.sample
 
 
@@ -68,7 +68,7 @@ def test_texts_are_read_together_as_each_alone(family: str) -> None:
     lm = tiny(family)
     pairs = [("", "abc"), ("a longer prompt than that", " b"), ("x", " and a text that goes on"), ("abc", "d")] * 20
     requests = [asked(p, t, i) for i, (p, t) in enumerate(pairs)]
-    made = [g.sample for batch in likelihood.read(lm, requests, {r.id for r in requests}) for g in batch]
+    made = [g.sample for batch in likelihood.loglikelihoods(lm, requests, {r.id for r in requests}) for g in batch]
     for (prompt, text), sample in zip(pairs, made, strict=True):
         nll, greedy = by_hand(lm, prompt, text)
         assert sample.nll == pytest.approx(nll, rel=1e-4)
@@ -105,7 +105,7 @@ def test_a_long_text_is_read_in_windows_and_a_long_prompt_loses_its_beginning() 
     whole = one(lm, "", text)
     assert whole.tokens == len(text)
     assert whole.nll == pytest.approx(sum(by_hand(lm, "", p)[0] for p in parts), rel=1e-4)
-    ((made,),) = likelihood.read(lm, [asked("a" * 30, "bcd")], {"0"})
+    ((made,),) = likelihood.loglikelihoods(lm, [asked("a" * 30, "bcd")], {"0"})
     assert (made.truncated_prompt, made.sample.tokens) == (18, 3)
 
 
@@ -143,7 +143,7 @@ def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatc
     whole = db.run([*TRUTH, f"runs_dir={tmp_path / 'whole'}"])
     spec = compose([*TRUTH, "with_base=false", f"runs_dir={tmp_path / 'killed'}"])
     partial = prepare(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
-    reading, chunks = likelihood.read_rows, 0
+    reading, chunks = likelihood.window_nlls, 0
 
     def killed(*given: Any) -> Any:
         nonlocal chunks
@@ -152,7 +152,7 @@ def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         return reading(*given)
 
-    monkeypatch.setattr(likelihood, "read_rows", killed)
+    monkeypatch.setattr(likelihood, "window_nlls", killed)
     with pytest.raises(KeyboardInterrupt):
         stages.run(spec)
     kept = partial.read_bytes().splitlines(keepends=True)

@@ -125,7 +125,7 @@ def suite_of(folder: Path, *tasks: str, **more: Any) -> LMEval:
 def answered(lm: LanguageModel, suite: LMEval) -> list[Sample]:
     requests = suite.requests()
     given = [r for r in requests if r.text is not None]
-    read = [g.sample for batch in likelihood.read(lm, given, {r.id for r in given}) for g in batch]
+    read = [g.sample for batch in likelihood.loglikelihoods(lm, given, {r.id for r in given}) for g in batch]
     return read + lm.generate([r for r in requests if r.text is None], GenSpec(max_new_tokens=12))
 
 
