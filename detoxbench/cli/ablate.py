@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -16,26 +17,7 @@ examples:
 
 
 def main(argv: list[str]) -> int:
-    import argparse
-
-    parser = Parser(
-        prog="detoxbench ablate",
-        description="The curve of each metric over a knob, or the table over two, with tests. Seeds are averaged.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs_dir", nargs="?", default="runs", metavar="RUNS_DIR")
-    parser.add_argument(
-        "--over", required=True, metavar="KEY[,KEY]", help="method.alpha, gen.temperature, fit.limit, ..."
-    )
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only such runs; repeatable")
-    parser.add_argument("--along", action="append", default=[], metavar="KEY", help="may vary along; repeatable")
-    parser.add_argument("--against", metavar="VALUE", help="what differences are to: base, or a value of the knob")
-    parser.add_argument("--metric", action="append", default=[], help="only this one; repeatable")
-    parser.add_argument("--all-metrics", action="store_true", help="not the headline metrics only")
-    parser.add_argument("--draw", metavar="FILE", help="also as a picture: .png, .svg or .pdf (needs matplotlib)")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    args = parser.parse_intermixed_args(argv)
+    args = _parser().parse_intermixed_args(argv)
 
     import shutil
 
@@ -63,3 +45,24 @@ def main(argv: list[str]) -> int:
     if args.draw:
         print(f"drawn: {args.draw}", file=sys.stderr)
     return OK
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="detoxbench ablate",
+        description="The curve of each metric over a knob, or the table over two, with tests. Seeds are averaged.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs_dir", nargs="?", default="runs", metavar="RUNS_DIR")
+    parser.add_argument(
+        "--over", required=True, metavar="KEY[,KEY]", help="method.alpha, gen.temperature, fit.limit, ..."
+    )
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only such runs; repeatable")
+    parser.add_argument("--along", action="append", default=[], metavar="KEY", help="may vary along; repeatable")
+    parser.add_argument("--against", metavar="VALUE", help="what differences are to: base, or a value of the knob")
+    parser.add_argument("--metric", action="append", default=[], help="only this one; repeatable")
+    parser.add_argument("--all-metrics", action="store_true", help="not the headline metrics only")
+    parser.add_argument("--draw", metavar="FILE", help="also as a picture: .png, .svg or .pdf (needs matplotlib)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return parser

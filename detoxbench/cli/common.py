@@ -13,6 +13,8 @@ from detoxbench.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from detoxbench.scorers.base import Scorer
+
 OK, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 """Exit codes; the last two are 128 and the signal's number."""
 
@@ -73,3 +75,17 @@ def config_dir(folder: str | None) -> list[str]:
         raise UsageError(f"--config-dir: no folder '{folder}'")
     quoted = str(Path(folder).absolute()).replace("\\", "\\\\").replace("'", "\\'")
     return [f"hydra.searchpath=['file://{quoted}']"]
+
+
+def foreign(overrides: Sequence[str], section: str) -> list[str]:
+    """The overrides that are no settings of this section."""
+    return [override for override in overrides if not override.startswith(f"{section}.")]
+
+
+def scorer_of(name: str, overrides: Sequence[str]) -> Scorer[Any]:
+    """The scorer as `detoxbench run scorer=NAME scorer.KEY=VALUE` would make it."""
+    from detoxbench import scorers
+    from detoxbench.runner import composition
+
+    spec = composition.compose([f"scorer={name}", *overrides])
+    return scorers.get(spec.scorer_name)(spec.scorer, name=spec.scorer_name)

@@ -10,26 +10,14 @@ from detoxbench.cli.common import OK, Parser, console, print_json, table
 from detoxbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from detoxbench.results.comparison import Changed, Comparison, Disagreement
+    from detoxbench.results.comparison import Changed, Compared, Comparison, Disagreement
 
 TEXT = 300
 """Characters of a text that are shown."""
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(
-        prog="detoxbench compare",
-        description="What distinguishes run B from run A: numbers with a paired test, settings, cost, and the samples "
-        "in which they disagree most. Runs that differ in more than method and seed are refused.",
-    )
-    parser.add_argument("a", metavar="RUN_A", help="a run's folder, or the beginning of its id")
-    parser.add_argument("b", metavar="RUN_B", help="differences are B minus A")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where ids are looked up (default: runs)")
-    parser.add_argument("--all-metrics", action="store_true", help="not the headline metrics only")
-    parser.add_argument("--samples", type=int, default=10, metavar="N", help="how many samples (default 10)")
-    parser.add_argument("--show-text", action="store_true", help="prompts and answers too, which may be offensive")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if args.samples < 0:
         raise UsageError(f"--samples must be >= 0 (given: {args.samples})")
 
@@ -49,40 +37,36 @@ def main(argv: list[str]) -> int:
     return OK
 
 
+def _parser() -> Parser:
+    parser = Parser(
+        prog="detoxbench compare",
+        description="What distinguishes run B from run A: numbers with a paired test, settings, cost, and the samples "
+        "in which they disagree most. Runs that differ in more than method and seed are refused.",
+    )
+    parser.add_argument("a", metavar="RUN_A", help="a run's folder, or the beginning of its id")
+    parser.add_argument("b", metavar="RUN_B", help="differences are B minus A")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where ids are looked up (default: runs)")
+    parser.add_argument("--all-metrics", action="store_true", help="not the headline metrics only")
+    parser.add_argument("--samples", type=int, default=10, metavar="N", help="how many samples (default 10)")
+    parser.add_argument("--show-text", action="store_true", help="prompts and answers too, which may be offensive")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
 def _without_texts(found: Comparison) -> Comparison:
     most = [replace(d, prompt=None, a=replace(d.a, text=None), b=replace(d.b, text=None)) for d in found.samples.most]
     return replace(found, samples=replace(found.samples, most=most))
 
 
 def _blocks(found: Comparison, show_text: bool) -> list[Any]:
-    from detoxbench.results.tables import LEVEL
-    from detoxbench.results.words import bounded, delta
+    """What rich prints, one block under another."""
     from detoxbench.text import clean
 
     a, b = found.a, found.b
     blocks: list[Any] = [f"{a.model} · {a.suite} · scored by {a.scorer}"]
     blocks.append(table([(f"{k}  {s.method}", f"seed {s.seed}", s.run_id, s.folder) for k, s in (("A", a), ("B", b))]))
-    rows: list[tuple[str, ...]] = [
-        ("metric", "A", "B", "B minus A", "p (Holm)", "effect", "detectable", "B higher / lower")
-    ]
-    for m in found.metrics:
-        d = m.difference
-        values = [bounded(r.value, r.low, r.high, m.unit, r.value) if r.value is not None else "–" for r in (m.a, m.b)]
-        name = f"{m.name}{' %' if m.unit == 'share' else ''}"
-        if d is None:
-            rows.append((name, *values, "nothing in common", "", "", "", ""))
-            continue
-        p = "–" if d.p_holm is None else f"{d.p_holm:.2g}"
-        effect = "–" if d.effect is None else f"{d.effect:+.2f}"
-        least = "–" if d.detectable is None else bounded(d.detectable, None, None, m.unit, m.b.value or d.value)
-        rows.append((name, *values, delta(d, m.unit, m.b.value), p, effect, least, f"{d.above} / {d.below} of {d.n}"))
-    tests = sum(m.difference is not None and m.difference.p is not None for m in found.metrics)
-    blocks += ["", table([tuple(map(clean, row)) for row in rows])]
-    blocks.append(
-        f"✓ B is better, ✗ worse, ≠ differs (p < {LEVEL} after Holm over {tests} tests); n.s.: not supported\n"
-        "effect: the difference over the SD of the prompts' (or records') differences; detectable: what a test at 0.05 "
-        "finds with a power of 80 %"
-    )
+    rows = [METRIC_HEADINGS, *(_metric_row(metric) for metric in found.metrics)]
+    blocks += ["", table([tuple(map(clean, row)) for row in rows]), _legend(found)]
     for title, changes in (
         ("what can change a number and differs", found.identity),
         ("settings that cannot, and differ", found.settings),
@@ -92,8 +76,36 @@ def _blocks(found: Comparison, show_text: bool) -> list[Any]:
     ):
         if changes:
             blocks += ["", f"{title}:", table([("  ", "A", "B"), *(_changed(change) for change in changes)])]
-    blocks += ["", *_samples(found, show_text), *(clean(note) for note in found.notes)]
-    return blocks
+    return [*blocks, "", *_samples(found, show_text), *(clean(note) for note in found.notes)]
+
+
+METRIC_HEADINGS = ("metric", "A", "B", "B minus A", "p (Holm)", "effect", "detectable", "B higher / lower")
+
+
+def _metric_row(m: Compared) -> tuple[str, ...]:
+    """A metric under `METRIC_HEADINGS`."""
+    from detoxbench.results.words import bounded, delta
+
+    d = m.difference
+    values = [bounded(r.value, r.low, r.high, m.unit, r.value) if r.value is not None else "–" for r in (m.a, m.b)]
+    name = f"{m.name}{' %' if m.unit == 'share' else ''}"
+    if d is None:
+        return (name, *values, "nothing in common", "", "", "", "")
+    p = "–" if d.p_holm is None else f"{d.p_holm:.2g}"
+    effect = "–" if d.effect is None else f"{d.effect:+.2f}"
+    least = "–" if d.detectable is None else bounded(d.detectable, None, None, m.unit, m.b.value or d.value)
+    return (name, *values, delta(d, m.unit, m.b.value), p, effect, least, f"{d.above} / {d.below} of {d.n}")
+
+
+def _legend(found: Comparison) -> str:
+    from detoxbench.results.tables import LEVEL
+
+    tests = sum(m.difference is not None and m.difference.p is not None for m in found.metrics)
+    return (
+        f"✓ B is better, ✗ worse, ≠ differs (p < {LEVEL} after Holm over {tests} tests); n.s.: not supported\n"
+        "effect: the difference over the SD of the prompts' (or records') differences; detectable: what a test at 0.05 "
+        "finds with a power of 80 %"
+    )
 
 
 def _changed(change: Changed) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,12 +34,8 @@ examples:
 
 def main(argv: list[str]) -> int:
     """`detoxbench run`: checks every cell that can be foreseen, then leaves the running to Hydra."""
-    import hydra
     from hydra._internal.utils import get_args_parser
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
-    from detoxbench.runner import composition
     from detoxbench.runner.stages import run
 
     parser = Parser(prog="detoxbench run", parents=[get_args_parser()], add_help=False)
@@ -49,19 +45,45 @@ def main(argv: list[str]) -> int:
         return OK
     if args.experimental_rerun:
         raise UsageError("--experimental-rerun reads a pickle, which can run code: give the overrides instead")
+    cells = _foreseen(args)
+    if cells is None:
+        return _run_by_hydra(argv, args.overrides, [])
+    titles = _titles([overrides for overrides, _ in cells])
+    if not _all_finished([spec for _, spec in cells]):
+        return _run_by_hydra(argv, args.overrides, titles)
+    for title, (_, spec) in zip(titles, cells, strict=True):
+        _announce(title)
+        _report(run(spec))
+    return OK
+
+
+def _foreseen(args: argparse.Namespace) -> list[tuple[list[str], RunSpec]] | None:
+    """The cells that Hydra would run, with their overrides; None where it would run none or alone knows which.
+
+    Raises DetoxbenchError for what is wrong with the configuration.
+    """
+    from detoxbench.runner import composition
+
     overrides = args.overrides + config_dir(args.config_dir)
-    titles: list[str] = []
     if args.cfg or args.info:
         composition.load(overrides)
-    elif not (args.hydra_help or args.shell_completion or args.config_name or args.config_path):
-        with suppress(composition.UnforeseeableSweep):  # such cells are checked when their turn comes
-            cells = composition.cells(overrides, multirun=args.multirun)
-            titles = _titles([own for own, _ in cells])
-            if _check([spec for _, spec in cells]):
-                for title, (_, spec) in zip(titles, cells, strict=True):
-                    _announce(title)
-                    _report(run(spec))
-                return OK
+        return None
+    if args.hydra_help or args.shell_completion or args.config_name or args.config_path:
+        return None
+    try:
+        return composition.cells(overrides, multirun=args.multirun)
+    except composition.UnforeseeableSweep:  # such cells are checked when their turn comes
+        return None
+
+
+def _run_by_hydra(argv: Sequence[str], overrides: Sequence[str], titles: Sequence[str]) -> int:
+    """Have Hydra run the cells; the exit code is the worst of them."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from detoxbench.runner import composition
+    from detoxbench.runner.stages import run
 
     parent, failures = os.getpid(), []
 
@@ -79,7 +101,7 @@ def main(argv: list[str]) -> int:
 
     composition.register_search_path()
     # Hydra reads the arguments from sys.argv, and unless told otherwise prints errors in its own way and exits.
-    sys.argv = ["detoxbench run", *_flags(argv, args.overrides), *composition.settable(args.overrides)]
+    sys.argv = ["detoxbench run", *_flags(argv, overrides), *composition.settable(overrides)]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     hydra.main(str(composition.conf_dir()), "config", composition.VERSION_BASE)(job)()
     return max(failures, default=OK)
@@ -99,7 +121,7 @@ def _announce(title: str) -> None:
         print(title, file=sys.stderr, flush=True)
 
 
-def _check(specs: Sequence[RunSpec]) -> bool:
+def _all_finished(specs: Sequence[RunSpec]) -> bool:
     """Whether all runs are finished; what is wrong with any of them is raised before the first one begins."""
     from detoxbench.files.writing import make_runs_dir
     from detoxbench.runner.plan import plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from detoxbench.cli.common import OK, Parser, console, print_json, table
+from detoxbench.cli.common import OK, Parser, console, foreign, print_json, scorer_of, table
 from detoxbench.errors import DetoxbenchError, UsageError
 
 ACTIONS = ("check", "correct")
@@ -21,6 +21,31 @@ def main(argv: list[str]) -> int:
 
 
 def _check(argv: list[str]) -> int:
+    args = _check_parser().parse_intermixed_args(argv)
+
+    import msgspec
+
+    from detoxbench.data import readers
+    from detoxbench.results import scorer_check
+
+    if wrong := foreign(args.overrides, "scorer"):
+        raise UsageError(f"'{wrong[0]}' is no setting of the scorer: write scorer.KEY=VALUE")
+    scorer = scorer_of(args.name, args.overrides)
+    names = ("text", "label", "prompt", "toxic", "labels", "limit")
+    texts = readers.labelled(args.file, **{name: getattr(args, name) for name in names})
+    found = scorer_check.check(scorer, texts, file=args.file, threshold=args.threshold)
+    if args.json:
+        print_json(msgspec.to_builtins(found))
+        return OK
+    show = console().print
+    show(f"scorer {found.scorer['name']} on {found.file}: {found.n} texts in {found.seconds:.1f} s")
+    show(table([(f"  {name}", value) for name, value in scorer_check.summary(found)]))
+    show("calibration")
+    show(table([tuple(f"  {cell}" for cell in row) for row in scorer_check.calibration_rows(found)]))
+    return OK
+
+
+def _check_parser() -> Parser:
     parser = Parser(
         prog="detoxbench scorer check",
         description="AUC, sensitivity, specificity, confusion and calibration of a scorer on labelled texts.",
@@ -36,32 +61,7 @@ def _check(argv: list[str]) -> int:
     parser.add_argument("--threshold", type=float, default=0.5, help="toxic is above it, strictly (default 0.5)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N texts")
     parser.add_argument("--json", action="store_true", help="for programs, and for `scorer correct`")
-    args = parser.parse_intermixed_args(argv)
-
-    import msgspec
-
-    from detoxbench import scorers
-    from detoxbench.data import readers
-    from detoxbench.results import scorer_check
-    from detoxbench.runner import composition
-
-    foreign = [o for o in args.overrides if not o.startswith("scorer.")]
-    if foreign:
-        raise UsageError(f"'{foreign[0]}' is no setting of the scorer: write scorer.KEY=VALUE")
-    spec = composition.compose([f"scorer={args.name}", *args.overrides])
-    scorer = scorers.get(spec.scorer_name)(spec.scorer, name=spec.scorer_name)
-    names = ("text", "label", "prompt", "toxic", "labels", "limit")
-    texts = readers.labelled(args.file, **{name: getattr(args, name) for name in names})
-    found = scorer_check.check(scorer, texts, file=args.file, threshold=args.threshold)
-    if args.json:
-        print_json(msgspec.to_builtins(found))
-        return OK
-    show = console().print
-    show(f"scorer {found.scorer['name']} on {found.file}: {found.n} texts in {found.seconds:.1f} s")
-    show(table([(f"  {name}", value) for name, value in scorer_check.summary(found)]))
-    show("calibration")
-    show(table([tuple(f"  {cell}" for cell in row) for row in scorer_check.calibration_rows(found)]))
-    return OK
+    return parser
 
 
 def _correct(argv: list[str]) -> int:

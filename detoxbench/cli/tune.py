@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
+from typing import TYPE_CHECKING
 
 from detoxbench.cli.common import FAILURE, OK, Parser, config_dir, console, print_json
 from detoxbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from detoxbench.runner.search import Trial
 
 EPILOG = """\
 Keys to search over name several values, as Hydra writes them: interval(0.05,0.5), tag(log,interval(1e-5,1e-3)),
@@ -19,8 +24,33 @@ example:
 
 
 def main(argv: list[str]) -> int:
-    import argparse
+    args = _parser().parse_intermixed_args(argv)
+    if args.trials < 1:
+        raise UsageError(f"--trials must be >= 1 (given: {args.trials})")
 
+    from dataclasses import asdict
+
+    from detoxbench.runner.search import Bounds, best, tune
+
+    bounds = Bounds(args.objective, _numbers("--at-most", args.at_most), _numbers("--at-least", args.at_least))
+    overrides = args.overrides + config_dir(args.config_dir)
+    show = console().print
+    tried = []
+    for trial in tune(overrides, bounds, trials=args.trials, seed=args.search_seed):
+        tried.append(trial)
+        if not args.json:
+            show(f"[{trial.number}/{args.trials}] {_line(trial)}")
+    found = best(tried)
+    if args.json:
+        print_json({"trials": [asdict(trial) for trial in tried], "best": found and asdict(found)})
+    elif found:
+        show(f"best of {len(tried)}, on these prompts: detoxbench run {shlex.join(found.overrides)}")
+    else:
+        show("no trial keeps the bounds")
+    return OK if found else FAILURE
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="detoxbench tune",
         description="Search for the setting that is best in one metric while others stay within bounds (by Optuna).",
@@ -35,32 +65,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--search-seed", type=int, default=0, metavar="N", help="of the search (default 0)")
     parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configuration groups")
     parser.add_argument("--json", action="store_true", help="for programs")
-    args = parser.parse_intermixed_args(argv)
-    if args.trials < 1:
-        raise UsageError(f"--trials must be >= 1 (given: {args.trials})")
+    return parser
 
-    from dataclasses import asdict
 
-    from detoxbench.runner.search import Bounds, best, tune
-
-    bounds = Bounds(args.objective, _numbers("--at-most", args.at_most), _numbers("--at-least", args.at_least))
-    tried = []
-    show = console().print
-    for trial in tune(args.overrides + config_dir(args.config_dir), bounds, trials=args.trials, seed=args.search_seed):
-        tried.append(trial)
-        if not args.json:
-            setting = "  ".join(f"{key}={value}" for key, value in trial.setting.items())
-            values = "  ".join(f"{name} {value:.4g}" for name, value in trial.values.items())
-            state = trial.error or ("" if trial.kept else "  out of bounds")
-            show(f"[{trial.number}/{args.trials}] {setting}  {values}{state}")
-    found = best(tried)
-    if args.json:
-        print_json({"trials": [asdict(trial) for trial in tried], "best": found and asdict(found)})
-    elif found:
-        show(f"best of {len(tried)}, on these prompts: detoxbench run {shlex.join(found.overrides)}")
-    else:
-        show("no trial keeps the bounds")
-    return OK if found else FAILURE
+def _line(trial: Trial) -> str:
+    """A trial for people: its setting, what came of it, and what is wrong with it."""
+    setting = "  ".join(f"{key}={value}" for key, value in trial.setting.items())
+    values = "  ".join(f"{name} {value:.4g}" for name, value in trial.values.items())
+    return f"{setting}  {values}{trial.error or ('' if trial.kept else '  out of bounds')}"
 
 
 def _numbers(flag: str, given: list[str]) -> dict[str, float]:
