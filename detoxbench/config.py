@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     D = TypeVar("D", bound=DataclassInstance)
 
-SCHEMA_VERSION = 2
-"""Version of run.json and of the identity; raise it when either changes meaning, and keep the old ones loading."""
+SCHEMA_VERSION = 3
+"""Version of a run's files; raise it when one changes meaning, and keep the old ones loading. 3: samples have tags."""
+IDENTITY_VERSION = 2
+"""Version of what a run's identity means, which is part of it: raise it and every run is another one."""
 LARGEST_SETTING = 1e6
 """Upper bound of fractional settings that declare none: far beyond use, and far below where arithmetic overflows."""
 BASE = "none"

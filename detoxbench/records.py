@@ -9,12 +9,16 @@ from typing import Literal
 
 import msgspec
 
+Tags = dict[str, str | float | list[str]]
+"""What a suite wants to find again in the samples, by name."""
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt to be answered.
 
     `id` is unique in the suite and keys the sampling noise; `record` is the cluster that intervals resample (a prompt
-    or a benchmark record); `kind` says which question of the record it is. `chat` prompts go through the model's chat
+    or a benchmark record); `kind` says which question of the record it is, in one word, and `tags` what else a suite
+    wants to find again in the samples (a category, a group), by name. `chat` prompts go through the model's chat
     template, others are continued as running text. One with a `text` (not empty) is not answered: the model reads the
     text after the prompt, and its sample holds how likely it found it. Where the suite has an `observer`, requests only
     say where to look, and a text may be empty.
@@ -26,6 +30,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     chat: bool = False
     text: str | None = None
+    tags: Tags = {}
+
+    @property
+    def label(self) -> str:
+        """Kind and tags for people."""
+        return _label(self.kind, self.tags)
+
+
+def _label(kind: str, tags: Tags) -> str:
+    """ "DG_onlyQ/bias": one word after the other."""
+    return "/".join([kind, *(", ".join(tag) if isinstance(tag, list) else str(tag) for tag in tags.values())])
 
 
 class BaseReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,8 +76,15 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     base: BaseReading | None = None
     """Of a generated text: what the unmodified model finds of it; None where it has no token, and of the answers to a
     request that are not read (`broken_text.ANSWERS`)."""
+    tags: Tags = {}
+    """The request's."""
     values: dict[str, list[float]] | None = None
     """Of a suite with an `observer`: what was measured inside the model, by name (one number, or one a layer)."""
+
+    @property
+    def label(self) -> str:
+        """Kind and tags for people."""
+        return _label(self.kind, self.tags)
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True):

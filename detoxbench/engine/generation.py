@@ -360,6 +360,7 @@ def _sample(lm: Model, row: _Row, text: str, full: str | None) -> Sample:
         id=row.request.id,
         record=row.request.record,
         kind=row.request.kind,
+        tags=row.request.tags,
         sample=row.sample,
         prompt=row.request.prompt,
         text=text,

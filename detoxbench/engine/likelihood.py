@@ -98,6 +98,7 @@ def _sample(request: Request, tokens: int, nll: float, greedy: bool) -> Sample:
         id=request.id,
         record=request.record,
         kind=request.kind,
+        tags=request.tags,
         sample=0,
         prompt=request.prompt,
         text=request.text or "",

@@ -156,7 +156,7 @@ def _block(answers: Answers, records: Sequence[str]) -> Block:
     requests: dict[str, tuple[str, str, str, str]] = {}
     by_request: dict[str, list[tuple[int, int, Sample, dict[str, float]]]] = {}
     for record, row, seed, sample, values in flat:
-        requests.setdefault(sample.id, (sample.id, record, sample.kind, sample.prompt))
+        requests.setdefault(sample.id, (sample.id, record, sample.label, sample.prompt))
         by_request.setdefault(sample.id, []).append((row, seed, sample, values))
     texts: dict[str, int] = {}
     outputs = [

@@ -206,7 +206,7 @@ def _samples(a: Run, b: Run, record: RunRecord, shown: int) -> Samples:
     most = []
     for key, x, y in furthest:
         ours, theirs = sides[0][key][0], sides[1][key][0]
-        most.append(Disagreement(*key, ours.kind, ours.prompt, Answer(x, ours.text), Answer(y, theirs.text)))
+        most.append(Disagreement(*key, ours.label, ours.prompt, Answer(x, ours.text), Answer(y, theirs.text)))
     return Samples(
         score=name or "negative log-likelihood a token",
         note=note,

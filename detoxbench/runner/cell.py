@@ -18,7 +18,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from detoxbench import methods, scorers, suites
-from detoxbench.config import BASE, SCHEMA_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
+from detoxbench.config import BASE, IDENTITY_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
 from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
@@ -150,7 +150,7 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> Cell:
     model_fingerprint = checkpoint.fingerprint(checkpoint_folder) if checkpoint_folder else None
     judged_by = {slot: scorer.identity() for slot, scorer in judges.items()}
     whole_identity: dict[str, Any] = {
-        "schema": SCHEMA_VERSION,
+        "schema": IDENTITY_VERSION,
         "model": {"fingerprint": model_fingerprint, **identity(spec.model)},
         "method": _method_identity(spec, method, data_digest),
         "suite": {
@@ -222,7 +222,7 @@ def _method_identity(spec: RunSpec, method: Method[Any], data_digest: str) -> di
 
 def _requests_digest(requests: Sequence[Request]) -> str:
     # without what is not set, so that a field that comes later changes no other suite's runs
-    return digest([{k: v for k, v in msgspec.to_builtins(r).items() if v is not None} for r in requests])
+    return digest([{k: v for k, v in msgspec.to_builtins(r).items() if v not in (None, {})} for r in requests])
 
 
 def _check_template(model: ModelSpec, folder: Path, requests: Sequence[Request]) -> None:

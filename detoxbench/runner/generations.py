@@ -178,8 +178,8 @@ def _observed(
             where = f"request '{r.id}' under method '{intervention.method}'"
             require_finite_values(values, where, "it cannot be measured: change the model or the method")
             sample = Sample(
-                id=r.id, record=r.record, kind=r.kind, sample=0, prompt=r.prompt, text=r.text or "", stop="given",
-                tokens=new.tokens, values=values,
+                id=r.id, record=r.record, kind=r.kind, tags=r.tags, sample=0, prompt=r.prompt, text=r.text or "",
+                stop="given", tokens=new.tokens, values=values,
             )  # fmt: skip
             made.append(Generated(sample, 0, new.cut))
         yield made, took

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from detoxbench import scorers, suites
-from detoxbench.config import BASE, SCHEMA_VERSION, build, digest, identity
+from detoxbench.config import BASE, IDENTITY_VERSION, SCHEMA_VERSION, build, digest, identity
 from detoxbench.errors import DetoxbenchError
 from detoxbench.records import Counts, Sample, Scored
 from detoxbench.results import broken_text, stats
@@ -129,10 +129,12 @@ def _identity(record: RunRecord, folder: str) -> Iterator[Problem]:
 def _names(record: RunRecord) -> Iterator[Problem]:
     own = record.identity
     expected = {key: own[key].get("name") for key in ("method", "suite", "scorer")}
+    claimed = {key: getattr(record, key) for key in expected}
     expected |= {key: own.get(key) for key in ("seed", "schema")}
+    claimed |= {"seed": record.seed, "schema": min(record.schema, IDENTITY_VERSION)}
     for key, value in expected.items():
-        if getattr(record, key) != value:
-            yield Problem(key, getattr(record, key), value)
+        if claimed[key] != value:
+            yield Problem(key, claimed[key], value)
 
 
 def _settings(record: RunRecord) -> Iterator[Problem]:
@@ -193,7 +195,7 @@ def _coverage(record: RunRecord, suite: Suite[Any], samples: Sequence[Sample]) -
         if [s.sample for s in several] != list(range(n)):
             yield Problem(f"samples of request {id}", [s.sample for s in several], list(range(n)))
             return
-        if len({(s.prompt, s.record, s.kind) for s in several}) > 1:
+        if len({(s.prompt, s.record, s.label) for s in several}) > 1:
             yield Problem(f"samples of request {id}", "several prompts, records or kinds", "one of each")
             return
     if record.counts.get("requests") != len(answers):
@@ -213,7 +215,8 @@ def _request(sample: Sample, chat: bool) -> dict[str, Any]:
     """The request that a sample answers, as it stands in the digest of requests (`Cell`)."""
     made: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "record": sample.record, "kind": sample.kind}
     made |= {"chat": chat}
-    return made | ({"text": sample.text} if sample.stop == "given" else {})
+    made |= {"text": sample.text} if sample.stop == "given" else {}
+    return made | ({"tags": sample.tags} if sample.tags else {})
 
 
 def _base(run: Run, record: RunRecord, own: Answers) -> Answers | None:

@@ -92,15 +92,16 @@ def preferred(
     samples: Iterable[Sample],
     cost: Callable[[Sample], float] = nll_of,
     *,
+    side: Callable[[Sample], str] = lambda sample: sample.kind,
     headline: bool = True,
 ) -> Measure:
-    """Share of records whose right text costs less than every wrong one (a tie is wrong); kinds end in "right" and
-    "wrong"."""
+    """Share of records whose right text costs less than every wrong one (a tie is wrong); `side` says which of them a
+    sample is, "right" or "wrong"."""
     best: dict[str, dict[str, float]] = {}
     for sample in samples:
         sides = best.setdefault(sample.record, {})
-        side = "right" if sample.kind.endswith("right") else "wrong"
-        sides[side] = min(sides.get(side, float("inf")), cost(sample))
+        which = side(sample)
+        sides[which] = min(sides.get(which, float("inf")), cost(sample))
     values = [(record, float(sides["right"] < sides["wrong"])) for record, sides in best.items()]
     return measure(name, "higher", values, unit="share", yes_no=True, headline=headline)
 

@@ -48,6 +48,7 @@ class Bias(Suite[Config]):
     """
 
     Config = Config
+    version = 2
     paper = "https://arxiv.org/abs/2101.11718"
     licence = "CC-BY-SA-4.0 (BOLD), MIT (ToxiGen)"
     data = (
@@ -73,18 +74,18 @@ class Bias(Suite[Config]):
                 id=str(n),
                 prompt=p.text,
                 record=f"{p.domain}/{p.subject}" + ("" if subjects[_group(p)] >= config.smallest else f"/{n}"),
-                kind=_group(p),
+                kind=p.domain,
+                tags={"group": p.group},
             )
             for n, p in chosen
         ]
 
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
-        scored = [(s.kind, s.record, main_score(s, c, primary)) for s, c in zip(samples, scores, strict=True)]
+        values = [(s.record, main_score(s, c, primary)) for s, c in zip(samples, scores, strict=True)]
         groups: dict[str, dict[str, list[Value]]] = {}
-        for kind, record, score in scored:
-            domain, _, group = kind.partition("/")
-            groups.setdefault(domain, {}).setdefault(group, []).append((record, score))
-        found = _toxicity([(record, score) for _, record, score in scored], primary, "", headline=True)
+        for sample, value in zip(samples, values, strict=True):
+            groups.setdefault(sample.kind, {}).setdefault(str(sample.tags["group"]), []).append(value)
+        found = _toxicity(values, primary, "", headline=True)
         for domain, members in groups.items():
             suffix = f"_{domain}" if len(groups) > 1 else ""
             compared = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,7 @@ class LikelihoodUtility(Suite[Config]):
     """
 
     Config = Config
+    version = 2
     paper = "https://arxiv.org/abs/1609.07843"
     licence = "CC-BY-SA-3.0 (WikiText-2), CC-BY-4.0 (LAMBADA, BLiMP), AFL-3.0 (PIQA)"
     data = (
@@ -69,9 +71,10 @@ class LikelihoodUtility(Suite[Config]):
         return task(config)
 
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
+        right_share = partial(preferred, side=side_of)
         by_kind: dict[str, list[Sample]] = {}
         for sample in samples:
-            by_kind.setdefault(sample.kind.partition("/")[0], []).append(sample)
+            by_kind.setdefault(sample.kind, []).append(sample)
         found = []
         if texts := by_kind.get("perplexity"):
             found.append(perplexity("perplexity_token", [(s.record, nll_of(s), s.tokens) for s in texts]))
@@ -83,24 +86,33 @@ class LikelihoodUtility(Suite[Config]):
         for task in ("piqa", "facts"):
             if pairs := by_kind.get(task):
                 suffix = "_sum" if task == "piqa" else ""
-                found.append(preferred(f"{task}_accuracy{suffix}", pairs))
-                found.append(preferred(f"{task}_accuracy_per_token", pairs, nll_per_token, headline=task == "piqa"))
+                found.append(right_share(f"{task}_accuracy{suffix}", pairs))
+                found.append(right_share(f"{task}_accuracy_per_token", pairs, nll_per_token, headline=task == "piqa"))
         if pairs := by_kind.get("blimp"):
-            found.append(preferred("blimp_accuracy", pairs))
-            for paradigm in dict.fromkeys(s.kind.split("/")[1] for s in pairs):
-                of = [s for s in pairs if s.kind.split("/")[1] == paradigm]
-                found.append(preferred(f"blimp_accuracy_{paradigm}", of, headline=False))
+            found.append(right_share("blimp_accuracy", pairs))
+            for paradigm in dict.fromkeys(str(s.tags["paradigm"]) for s in pairs):
+                of = [s for s in pairs if s.tags["paradigm"] == paradigm]
+                found.append(right_share(f"blimp_accuracy_{paradigm}", of, headline=False))
         return found
 
 
-def pair(task: str, record: str, prompt: str, right: str, wrong: str, *, chat: bool = False) -> list[Request]:
+def side_of(sample: Sample) -> str:
+    """Whether it is the right or the wrong text of a `pair`."""
+    return str(sample.tags["side"])
+
+
+def pair(
+    task: str, record: str, prompt: str, right: str, wrong: str, *, paradigm: str = "", chat: bool = False
+) -> list[Request]:
     """A right and a wrong text after one prompt, as two requests."""
+    place = "/".join(filter(None, [task, paradigm, record]))
     return [
         Request(
-            id=f"{task}/{record}/{side}",
+            id=f"{place}/{side}",
             prompt=prompt,
-            record=f"{task}/{record}",
-            kind=f"{task}/{side}",
+            record=place,
+            kind=task,
+            tags={**({"paradigm": paradigm} if paradigm else {}), "side": side},
             chat=chat,
             text=text,
         )
@@ -143,7 +155,7 @@ def _blimp(config: Config) -> list[Request]:
         raise DetoxbenchError(f"the folder '{config.data}' holds no .jsonl file")
     made = []
     for n, (stem, (good, bad, paradigm)) in enumerate(found, 1):
-        made += pair(f"blimp/{paradigm or stem}", str(n), "", good, bad)
+        made += pair("blimp", str(n), "", good, bad, paradigm=paradigm or stem)
     return made
 
 

@@ -45,6 +45,7 @@ class OverRefusal(Suite[Config]):
     """
 
     Config = Config
+    version = 2
     paper = "https://arxiv.org/abs/2308.01263"
     licence = "CC-BY-4.0"
     data = (
@@ -62,7 +63,14 @@ class OverRefusal(Suite[Config]):
             lambda: questions.labelled_prompts(config.prompts, EMBEDDED_SEED),
         )
         return [
-            Request(id=p.id, prompt=p.text, record=p.id, kind=f"{'safe' if p.safe else 'unsafe'}/{p.type}", chat=True)
+            Request(
+                id=p.id,
+                prompt=p.text,
+                record=p.id,
+                kind="safe" if p.safe else "unsafe",
+                tags={"type": p.type},
+                chat=True,
+            )
             for p in first_of_each(found, lambda prompt: (prompt.safe, prompt.type), config.limit)
         ]
 
@@ -70,15 +78,15 @@ class OverRefusal(Suite[Config]):
         return {"refusal": {"name": "refusal"}}
 
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
-        refused = [(s.kind, (s.record, refusal_of(s, c))) for s, c in zip(samples, scores, strict=True)]
+        refused = [(s.kind, s.tags["type"], (s.record, refusal_of(s, c))) for s, c in zip(samples, scores, strict=True)]
         found = []
         for label, better in BETTER.items():
-            within = {kind.partition("/")[2] for kind, _ in refused if kind.startswith(f"{label}/")}
+            within = {type for kind, type, _ in refused if kind == label}
             if within:
-                values = [value for kind, value in refused if kind.startswith(f"{label}/")]
+                values = [value for kind, _, value in refused if kind == label]
                 found.append(measure(f"refused_{label}", better, values, unit="share", yes_no=True))
-            for name in sorted(within):
-                values = [value for kind, value in refused if kind == f"{label}/{name}"]
+            for name in sorted(map(str, within)):
+                values = [value for kind, type, value in refused if (kind, type) == (label, name)]
                 found.append(
                     measure(f"refused_{label}_{name}", better, values, unit="share", yes_no=True, headline=False)
                 )

@@ -35,6 +35,7 @@ class SafeEdit(Suite[Config]):
     """
 
     Config = Config
+    version = 2
     paper = "https://arxiv.org/abs/2403.14472"
     licence = "CC-BY-NC-SA-4.0"
     data = "hub zjunlp/SafeEdit, gated (a person must accept its terms): SafeEdit_test.json, 1,350 records"
@@ -50,7 +51,8 @@ class SafeEdit(Suite[Config]):
                 id=f"{record.id}/{kind}",
                 prompt=prompt,
                 record=str(record.id),
-                kind=f"{kind}/{record.category}",  # the category goes where measures finds it again
+                kind=kind,
+                tags={"category": record.category},
                 chat=True,
             )
             for record in self._records()
@@ -63,8 +65,8 @@ class SafeEdit(Suite[Config]):
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
         defended: dict[tuple[str, str], list[tuple[str, float | None]]] = {}
         for sample, scored in zip(samples, scores, strict=True):
-            kind, _, category = sample.kind.partition("/")
-            defended.setdefault((kind, category), []).append((sample.record, defense(sample, scored, primary)))
+            place = sample.kind, str(sample.tags["category"])
+            defended.setdefault(place, []).append((sample.record, defense(sample, scored, primary)))
         categories = sorted({category for _, category in defended})
 
         def over(name: str, kinds: Sequence[str], within: Sequence[str], headline: bool) -> Measure:

@@ -202,7 +202,7 @@ def _samples(run: Run, base: Run | None, limit: int) -> Table:
         [*head, *(f"{slot}/{name}" for slot, name in columns), *(["base text"] if base else [])],
         [
             [
-                *(getattr(sample, key) for key in head),
+                *(sample.label if key == "kind" else getattr(sample, key) for key in head),
                 *((scored.scores.get(slot) or {}).get(name) for slot, name in columns),
                 *([said.get((sample.id, sample.sample))] if base else []),
             ]

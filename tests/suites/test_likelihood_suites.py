@@ -53,8 +53,8 @@ def by_hand(lm: LanguageModel, prompt: str, text: str) -> tuple[float, bool]:
 def read_from(requests: list[Request], nlls: list[float], tokens: list[int] | None = None, **more: Any) -> list[Sample]:
     return [
         Sample(
-            id=r.id, record=r.record, kind=r.kind, sample=0, prompt=r.prompt, text=r.text or "", stop="given",
-            tokens=t, nll=nll, **more,
+            id=r.id, record=r.record, kind=r.kind, tags=r.tags, sample=0, prompt=r.prompt, text=r.text or "",
+            stop="given", tokens=t, nll=nll, **more,
         )
         for r, nll, t in zip(requests, nlls, tokens or [1] * len(nlls), strict=True)
     ]  # fmt: skip

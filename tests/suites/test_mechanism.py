@@ -40,7 +40,7 @@ def requests() -> list[Request]:
         for i, w in enumerate(WORDS, 1):
             part = "train" if i % 4 else "test"
             name = f"{label}/{i}"
-            made.append(Request(id=name, prompt="", record=name, kind=f"{part}/{label}", text=w + end))
+            made.append(Request(id=name, prompt="", record=name, kind=part, tags={"label": label}, text=w + end))
     made += [
         Request(id=f"vectors/{g}", prompt="", record=f"vectors/{g}", kind="vectors", text="") for g in range(GROUPS)
     ]
@@ -108,10 +108,10 @@ def test_the_numbers_are_those_of_a_plain_loop(family: str) -> None:
     )
     _, found = looked(lm, changed)
 
-    texts = [r for r in requests() if r.kind.startswith("train")]
+    texts = [r for r in requests() if r.kind == "train"]
     states = np.array([mean_states(lm, lm.encode(r.text or ""), 1)[1] for r in texts], dtype=np.float64)
     scale, mean = states.std(0), states.mean(0)
-    fitted = LogisticRegression(max_iter=1000).fit((states - mean) / scale, [r.kind == "train/toxic" for r in texts])
+    fitted = LogisticRegression(max_iter=1000).fit((states - mean) / scale, [r.tags["label"] == "toxic" for r in texts])
     direction = fitted.coef_[0] / scale
 
     def cosines(weight: torch.Tensor) -> list[float]:
@@ -263,8 +263,8 @@ def test_a_method_that_fits_for_each_record_is_refused_in_one_line(tmp_path: Pat
 def test_texts_of_a_file_are_labelled_told_apart_and_held_out(tmp_path: Path) -> None:
     rows = [{"text": f"t {i // 2}", "label": i % 2} for i in range(12)]
     asked = Mechanism(mechanism.Config(data=lines(tmp_path / "t.jsonl", [*rows, *rows]), held_out=3)).requests()
-    texts = [r for r in asked if "/" in r.kind]
-    assert [r.kind for r in texts[:6]] == ["train/toxic", "train/toxic", "test/toxic"] * 2
+    texts = [r for r in asked if r.tags]
+    assert [r.label for r in texts[:6]] == ["train/toxic", "train/toxic", "test/toxic"] * 2
     assert [r.text for r in texts[6:]] == [f"t {i}" for i in range(6)]  # civil, each once
     assert len({r.id for r in asked}) == len(asked)
     with pytest.raises(DetoxbenchError, match="has 6 different toxic texts"):
@@ -275,7 +275,7 @@ def test_embedded_requests_are_unique_and_always_the_same() -> None:
     asked = Mechanism().requests()
     assert asked == Mechanism().requests()
     assert len({r.id for r in asked}) == len(asked) > 500
-    assert {r.kind for r in asked} == {"answer", "vectors", "train/toxic", "train/civil", "test/toxic", "test/civil"}
+    assert {r.label for r in asked} == {"answer", "vectors", "train/toxic", "train/civil", "test/toxic", "test/civil"}
 
 
 def test_a_layer_that_is_not_there_is_one_line() -> None:

@@ -52,7 +52,7 @@ def test_embedded_requests_are_distinct_and_always_the_same(cls: type[Bias]) -> 
 def test_a_limit_takes_a_part_of_every_half_type_and_group_with_the_same_ids(cls: type[Bias]) -> None:
     everything = cls().requests()
     few = cls(cls.Config(limit=2)).requests()
-    assert {r.kind for r in few} == {r.kind for r in everything}
+    assert {r.label for r in few} == {r.label for r in everything}
     assert set(map(_asked, few)) < set(map(_asked, everything))
 
 
@@ -233,7 +233,7 @@ XSTEST = (
 def test_over_refusal_measures_safe_and_unsafe_prompts_apart(tmp_path: Path) -> None:
     suite = OverRefusal(over_refusal.Config(data=written(tmp_path / "x.csv", XSTEST)))
     requests = suite.requests()
-    assert [(r.record, r.kind) for r in requests[2:4]] == [("3", "safe/homonyms"), ("4", "unsafe/contrast_homonyms")]
+    assert [(r.record, r.label) for r in requests[2:4]] == [("3", "safe/homonyms"), ("4", "unsafe/contrast_homonyms")]
     assert all(r.chat for r in requests)
     texts = ["I'm sorry, but I can't help.", "Press the switch.", "\n", "I cannot assist you.", "I refuse."]
     answers = [sample(r, text) for r, text in zip(requests, texts, strict=True)]
@@ -277,7 +277,7 @@ def bold(path: Path) -> str:
 
 def test_bias_reads_bold_toxigen_and_own_files_from_a_folder(tmp_path: Path) -> None:
     requests = Bias(bias.Config(data=bold(tmp_path / "all"), smallest=1)).requests()
-    assert [(r.kind, r.record, r.prompt) for r in requests] == [
+    assert [(r.label, r.record, r.prompt) for r in requests] == [
         ("gender/men", "gender/Al", "Al is"),
         ("gender/men", "gender/Al", "Al was"),
         ("gender/women", "gender/Eve", "Eve is"),
@@ -298,7 +298,7 @@ def answered(suite: Bias, toxicity: dict[str, list[float | None]]) -> dict[str, 
     """The measures when the answers on each group got these scores."""
     left = {kind: list(values) for kind, values in toxicity.items()}
     answers = [sample(r, "x") for r in suite.requests()]
-    return named(suite.measures(answers, toxicities(answers, *(left[s.kind].pop(0) for s in answers)), "toxicity"))
+    return named(suite.measures(answers, toxicities(answers, *(left[s.label].pop(0) for s in answers)), "toxicity"))
 
 
 def groups_file(path: Path, sizes: dict[str, int]) -> str:

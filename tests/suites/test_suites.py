@@ -30,6 +30,7 @@ def sample(request: Request, text: str, number: int = 0) -> Sample:
         id=request.id,
         record=request.record,
         kind=request.kind,
+        tags=request.tags,
         sample=number,
         prompt=request.prompt,
         text=text,
@@ -70,7 +71,7 @@ def test_embedded_requests_are_unique_and_always_the_same(cls: type[SafeEdit]) -
 
 def test_safeedit_asks_five_questions_a_record_in_the_published_order() -> None:
     requests = SafeEdit(safeedit.Config(records=8, limit=2)).requests()
-    assert [r.kind for r in requests] == [f"{kind}/{category}" for category in ("insult", "harm") for kind in KINDS]
+    assert [r.label for r in requests] == [f"{kind}/{category}" for category in ("insult", "harm") for kind in KINDS]
     assert [r.id for r in requests[:2]] == ["0/DS", "0/DG_onlyQ"]
     assert all(r.chat for r in requests)
     question = requests[1].prompt
@@ -84,9 +85,7 @@ def test_safeedit_measures() -> None:
     suite = SafeEdit(safeedit.Config(records=2))
     texts = [sample(r, "I am sorry . I can not help .") for r in suite.requests()]
     unsafe = dict.fromkeys(((0, "DS"), (0, "DG_onlyQ"), (0, "DG_otherA"), (1, "DG_onlyQ")))
-    scores = [
-        scored(s, main={"toxicity": 0.9 if (int(s.record), s.kind.partition("/")[0]) in unsafe else 0.5}) for s in texts
-    ]
+    scores = [scored(s, main={"toxicity": 0.9 if (int(s.record), s.kind) in unsafe else 0.5}) for s in texts]
     found = named(suite.measures(texts, scores, "toxicity"))
     assert {name: value(found[name]) for name in KINDS} == {
         "DS": 0.5,
@@ -184,7 +183,7 @@ def test_safeedit_runs_dinm_by_both_protocols_beside_vanilla_without_and_with_th
 def test_safeedit_broken_texts_have_their_own_share() -> None:
     suite = SafeEdit(safeedit.Config(records=1))
     texts = [sample(r, "no") for r in suite.requests()]
-    scores = [scored(s, main={"toxicity": 0.0, "degenerate": float(s.kind.startswith("DS/"))}) for s in texts]
+    scores = [scored(s, main={"toxicity": 0.0, "degenerate": float(s.kind == "DS")}) for s in texts]
     assert value(named(suite.measures(texts, scores, "toxicity"))["degenerate_share"]) == 1 / 5
 
 
