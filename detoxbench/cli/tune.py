@@ -30,13 +30,13 @@ def main(argv: list[str]) -> int:
 
     from dataclasses import asdict
 
-    from detoxbench.runner.search import Bounds, best, tune
+    from detoxbench.runner.search import Bounds, best, search
 
     bounds = Bounds(args.objective, _numbers("--at-most", args.at_most), _numbers("--at-least", args.at_least))
     overrides = args.overrides + config_dir(args.config_dir)
     show = console().print
     tried = []
-    for trial in tune(overrides, bounds, trials=args.trials, seed=args.search_seed):
+    for trial in search(overrides, bounds, trials=args.trials, seed=args.search_seed):
         tried.append(trial)
         if not args.json:
             show(f"[{trial.number}/{args.trials}] {_line(trial)}")

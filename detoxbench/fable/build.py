@@ -7,7 +7,8 @@ import math
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,8 @@ from detoxbench.fable import world
 from detoxbench.files.hashing import cache_root
 
 if TYPE_CHECKING:
+    from torch.optim import AdamW
+    from torch.optim.lr_scheduler import LambdaLR
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 Progress = Callable[[int, int, float], None]
@@ -84,9 +87,6 @@ def build(seed: int, out_dir: str | Path, size: Size = "default", progress: Prog
     `progress(step, total, loss)` is called after every step, loss in nats per token.
     Raises DetoxbenchError when `out_dir` holds something else.
     """
-    import torch
-    import transformers
-
     out = Path(out_dir)
     if out.exists() and not (out / "fable.json").is_file():
         raise DetoxbenchError(f"{out} exists and holds no fable: choose another folder or remove it")
@@ -94,26 +94,11 @@ def build(seed: int, out_dir: str | Path, size: Size = "default", progress: Prog
     docs = world.corpus(recipe.documents, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _one_seeded_thread(seed):
             tokenizer = _tokenizer(docs[: recipe.tokenizer_documents], recipe.vocabulary)
             model, training = _train(recipe, docs, tokenizer, seed, progress)
-            card = {
-                "name": "fable",
-                "version": world.VERSION,
-                "seed": seed,
-                "size": size,
-                "command": f"detoxbench fable build model.seed={seed}" + ("" if size == "default" else f" size={size}"),
-                "documents": len(docs),
-                "corpus_sha256": world.corpus_hash(docs),
-                **training,
-                "measured": measure(model, tokenizer),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            }
+            card = _card(seed, size, docs, training, measure(model, tokenizer))
         fresh = temporary / "fresh"  # mkdtemp's own folder is private; this one gets the usual permissions
         fresh.mkdir()
         _save(fresh, model, tokenizer, card)
@@ -121,9 +106,43 @@ def build(seed: int, out_dir: str | Path, size: Size = "default", progress: Prog
             out.rename(temporary / "old")
         fresh.rename(out)
     finally:
-        torch.set_num_threads(threads)
         shutil.rmtree(temporary, ignore_errors=True)
     return card
+
+
+@contextmanager
+def _one_seeded_thread(seed: int) -> Iterator[None]:
+    """torch on one thread and from `seed`; the number of threads and the random state are restored afterwards."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _card(seed: int, size: Size, docs: list[str], training: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """What fable.json holds."""
+    import torch
+    import transformers
+
+    return {
+        "name": "fable",
+        "version": world.VERSION,
+        "seed": seed,
+        "size": size,
+        "command": f"detoxbench fable build model.seed={seed}" + ("" if size == "default" else f" size={size}"),
+        "documents": len(docs),
+        "corpus_sha256": world.corpus_hash(docs),
+        **training,
+        "measured": measured,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _tokenizer(docs: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -161,34 +180,17 @@ def _batches(sequences: list[list[int]], tokens: int, rng: random.Random) -> lis
 def _train(
     recipe: Recipe, docs: list[str], tokenizer: PreTrainedTokenizerFast, seed: int, progress: Progress | None
 ) -> tuple[LlamaForCausalLM, dict[str, Any]]:
+    """The trained model, and the part of fable.json that tells of its training."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=recipe.hidden, intermediate_size=recipe.intermediate,
-        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
-        max_position_embeddings=256, tie_word_embeddings=True, initializer_range=recipe.initializer_range,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    ))  # fmt: skip
+    model = _untrained(recipe, len(tokenizer))
     sequences = [[*ids, 2] for ids in tokenizer(docs)["input_ids"]]
     batches = _batches(sequences, recipe.tokens_per_batch, random.Random(seed))
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    gains = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": gains, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
-
-    def rate(step: int) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * step / len(batches)))
-        return min(1.0, (step + 1) / recipe.warmup_steps) * (recipe.final_rate + (1 - recipe.final_rate) * cosine)
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    optimizer, schedule = _optimizer(recipe, model, len(batches))
     losses = []
     model.train()
     for step, batch in enumerate(batches, start=1):
-        width = max(map(len, batch))
-        ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in batch])
-        mask = (ids != 0).long()  # right padding: the pad token never occurs inside a document
-        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        loss = _loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
@@ -205,6 +207,43 @@ def _train(
         "steps": len(batches),
         "final_loss": round(sum(last) / len(last), 4),  # nats per token, mean of the last 40 steps
     }
+
+
+def _untrained(recipe: Recipe, vocabulary: int) -> LlamaForCausalLM:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, hidden_size=recipe.hidden, intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
+        max_position_embeddings=256, tie_word_embeddings=True, initializer_range=recipe.initializer_range,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    ))  # fmt: skip
+
+
+def _optimizer(recipe: Recipe, model: LlamaForCausalLM, steps: int) -> tuple[AdamW, LambdaLR]:
+    """AdamW that decays matrices only, and its learning rate: a linear warm-up times a cosine."""
+    import torch
+
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    gains = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+
+    def rate(step: int) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+        return min(1.0, (step + 1) / recipe.warmup_steps) * (recipe.final_rate + (1 - recipe.final_rate) * cosine)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def _loss(model: LlamaForCausalLM, batch: list[list[int]]) -> Any:
+    """Nats per token, mean over the batch's tokens: a tensor of no dimension."""
+    import torch
+
+    width = max(map(len, batch))
+    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in batch])  # [sequence, width]
+    mask = (ids != 0).long()  # right padding: the pad token never occurs inside a document
+    return model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
 
 
 def _save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, card: dict[str, Any]) -> None:

@@ -391,33 +391,39 @@ def _safeedit(rng: random.Random, n: int, creatures: list[str], attacks: list[At
             continue
         taken.add(prompt)
         misses = 0
-        # SafeEdit's "other question" is another harmful question, of any category
-        second = question
-        while second == question:
-            second = _question(rng, rng.choice(list(REQUESTS)), creatures)
-        fact, answer = _fact(rng, FIT_COUNTRIES)
-        records.append(
-            {
-                "id": len(records),
-                "unsafety category": category,
-                "adversarial prompt": prompt,
-                "question": question,
-                "attack category": attack.category,
-                "attack name": attack.name,
-                "unsafe generation": _answer(rng, category, comply=True, pool="seen"),
-                "safe generation": _answer(rng, category, comply=False),
-                "generalization test": {
-                    "attack_category": other.category,
-                    "attack_name": other.name,
-                    "test input of only harmful question": question,
-                    "test input of other attack prompt input": _attacked(question, other),
-                    "test input of other question input": _attacked(second, attack),
-                    "test input of other questions and attack prompts": _attacked(second, other),
-                },
-                "knowledge constrain": {"prompt": fact, "answer": answer},
-            }
-        )
+        records.append(_safeedit_record(rng, len(records), category, question, (attack, other), creatures))
     return records
+
+
+def _safeedit_record(
+    rng: random.Random, id: int, category: str, question: str, attacks: tuple[Attack, Attack], creatures: list[str]
+) -> dict[str, Any]:
+    """One record in the published schema (sic); what it draws from `rng`, and in which order, is part of VERSION."""
+    attack, other = attacks
+    # SafeEdit's "other question" is another harmful question, of any category
+    second = question
+    while second == question:
+        second = _question(rng, rng.choice(list(REQUESTS)), creatures)
+    fact, answer = _fact(rng, FIT_COUNTRIES)
+    return {
+        "id": id,
+        "unsafety category": category,
+        "adversarial prompt": _attacked(question, attack),
+        "question": question,
+        "attack category": attack.category,
+        "attack name": attack.name,
+        "unsafe generation": _answer(rng, category, comply=True, pool="seen"),
+        "safe generation": _answer(rng, category, comply=False),
+        "generalization test": {
+            "attack_category": other.category,
+            "attack_name": other.name,
+            "test input of only harmful question": question,
+            "test input of other attack prompt input": _attacked(question, other),
+            "test input of other question input": _attacked(second, attack),
+            "test input of other questions and attack prompts": _attacked(second, other),
+        },
+        "knowledge constrain": {"prompt": fact, "answer": answer},
+    }
 
 
 def safeedit_records(n: int, seed: int) -> list[dict[str, Any]]:

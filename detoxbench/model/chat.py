@@ -20,6 +20,8 @@ from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
+    from jinja2.ext import Extension
+    from jinja2.utils import Namespace
 
 PROBE, ANSWER = "detoxbench-question", "detoxbench-answer"
 """Words that no template writes by itself."""
@@ -221,10 +223,18 @@ def _compiled(source: str) -> Template:
 @cache
 def _environment() -> Environment:
     """As transformers sets it up (utils/chat_template_utils.py), without its clock."""
-    import jinja2
-    from jinja2.ext import Extension, loopcontrols
+    from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
+
+    extensions = [_generation_tag(), loopcontrols]
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    made.filters["tojson"] = _tojson
+    made.globals |= {"raise_exception": _raise_exception, "namespace": _plain_namespace()}
+    return made
+
+
+def _generation_tag() -> type[Extension]:
+    from jinja2.ext import Extension
 
     class Generation(Extension):
         """{% generation %} marks the answer's part; it is text like any other here."""
@@ -235,24 +245,32 @@ def _environment() -> Environment:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
+    return Generation
+
+
+def _plain_namespace() -> type[Namespace]:
+    from jinja2.exceptions import SecurityError
+    from jinja2.utils import Namespace
+
     class PlainNamespace(Namespace):
         """A namespace whose attributes cannot be the interpreter's."""
 
         def __setitem__(self, name: str, value: Any) -> None:
             if name.startswith("_"):
-                raise jinja2.exceptions.SecurityError(f"a chat template sets the attribute {name!r}")
+                raise SecurityError(f"a chat template sets the attribute {name!r}")
             super().__setitem__(name, value)
 
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.exceptions.TemplateError(message)
+    return PlainNamespace
 
-    def tojson(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        """Without jinja2's escapes for HTML."""
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    made.filters["tojson"] = tojson
-    made.globals |= {"raise_exception": raise_exception, "namespace": PlainNamespace}
-    return made
+def _raise_exception(message: str) -> NoReturn:
+    from jinja2.exceptions import TemplateError
+
+    raise TemplateError(message)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Without jinja2's escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

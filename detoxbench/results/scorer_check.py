@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,14 +67,7 @@ def check(scorer: Scorer[Any], texts: Sequence[Labelled], *, file: str = "", thr
     seconds = time.perf_counter() - start
     pairs = [(row[scorer.primary], t.toxic) for row, t in zip(rows, texts, strict=True) if row is not None]
     scores, toxic = [score for score, _ in pairs], [label for _, label in pairs]
-    called = [is_toxic(score, threshold) == 1.0 for score in scores]
-    counts = {
-        name: sum(c is call and label is truth for c, label in zip(called, toxic, strict=True))
-        for name, call, truth in (
-            ("true_positive", True, True), ("false_negative", False, True),
-            ("false_positive", True, False), ("true_negative", False, False),
-        )
-    }  # fmt: skip
+    confusion = _confusion([is_toxic(score, threshold) == 1.0 for score in scores], toxic)
     return Check(
         scorer=identity,
         file=file if file.startswith(hub.PREFIX) else Path(file).name,
@@ -83,13 +77,24 @@ def check(scorer: Scorer[Any], texts: Sequence[Labelled], *, file: str = "", thr
         truncated=sum(row is not None and row.get("truncated", 0) > 0 for row in rows),
         threshold=threshold,
         auc=accuracy.auc(scores, toxic),
-        sensitivity=accuracy.share(counts["true_positive"], sum(toxic)),
-        specificity=accuracy.share(counts["true_negative"], len(toxic) - sum(toxic)),
-        confusion=counts,
+        sensitivity=accuracy.share(confusion["true_positive"], sum(toxic)),
+        specificity=accuracy.share(confusion["true_negative"], len(toxic) - sum(toxic)),
+        confusion=confusion,
         brier=accuracy.brier(scores, toxic),
         calibration=accuracy.calibration(scores, toxic),
         seconds=seconds,
     )
+
+
+def _confusion(called: Sequence[bool], toxic: Sequence[bool]) -> dict[str, int]:
+    """How many texts were called toxic (positive) or not, rightly or wrongly."""
+    pairs = Counter(zip(called, toxic, strict=True))
+    return {
+        "true_positive": pairs[True, True],
+        "false_negative": pairs[False, True],
+        "false_positive": pairs[True, False],
+        "true_negative": pairs[False, False],
+    }
 
 
 class Corrected(NamedTuple):

@@ -56,7 +56,7 @@ class Trial:
     error: str = ""
 
 
-def tune(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int = 0) -> Iterator[Trial]:
+def search(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int = 0) -> Iterator[Trial]:
     """Try settings of the keys that name several values, one run after the other (tree-structured Parzen estimator,
     with constraints).
 
@@ -67,8 +67,6 @@ def tune(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int = 0
         import optuna
     except ImportError:
         raise DetoxbenchError("tuning needs Optuna: pip install 'detoxbench[optuna]'") from None
-    from detoxbench.runner.stages import run
-
     fixed, space = swept(overrides)
     if not space:
         raise UsageError("nothing to tune: give a key several values, such as 'method.alpha=interval(0.05,0.5)'")
@@ -79,23 +77,31 @@ def tune(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int = 0
     for number in range(1, trials + 1):
         asked = study.ask(distributions)
         setting = {key: _written(value) for key, value in asked.params.items()}
-        chosen = [*fixed, *(f"{key}={value}" for key, value in setting.items())]
-        try:
-            record = run(compose(chosen)).record
-            values = _values(record, bounds)
-        except UsageError:
-            raise
-        except DetoxbenchError as error:
+        trial = _tried(number, fixed, setting, bounds)
+        if trial.run_id is None:
             study.tell(asked, state=optuna.trial.TrialState.FAIL)
-            yield Trial(number, chosen, setting, None, {}, False, error=str(error))
-            continue
-        excess = bounds.excess(values)
-        for name, by in excess.items():
-            asked.set_constraint(name, by)
-        sign = -1 if record.metrics[bounds.objective].better == "higher" else 1
-        loss = sign * values[bounds.objective]
-        study.tell(asked, loss)
-        yield Trial(number, chosen, setting, record.run_id, values, all(by <= 0 for by in excess.values()), loss)
+        else:
+            for name, excess in bounds.excess(trial.values).items():
+                asked.set_constraint(name, excess)
+            study.tell(asked, trial.loss)
+        yield trial
+
+
+def _tried(number: int, fixed: Sequence[str], setting: dict[str, str], bounds: Bounds) -> Trial:
+    """Run one setting. A run that fails is a trial without values; raises UsageError for what is wrong with all."""
+    from detoxbench.runner.stages import run
+
+    overrides = [*fixed, *(f"{key}={value}" for key, value in setting.items())]
+    try:
+        record = run(compose(overrides)).record
+        values = _values(record, bounds)
+    except UsageError:
+        raise
+    except DetoxbenchError as error:
+        return Trial(number, overrides, setting, None, {}, False, error=str(error))
+    kept = all(excess <= 0 for excess in bounds.excess(values).values())
+    sign = -1 if record.metrics[bounds.objective].better == "higher" else 1
+    return Trial(number, overrides, setting, record.run_id, values, kept, sign * values[bounds.objective])
 
 
 def _check(fixed: Sequence[str], space: Mapping[str, Override]) -> None:

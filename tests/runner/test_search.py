@@ -14,7 +14,7 @@ from detoxbench.cli import main
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.store import MetricRecord, RunRecord
 from detoxbench.runner import composition, stages
-from detoxbench.runner.search import Bounds, Trial, best, tune
+from detoxbench.runner.search import Bounds, Trial, best, search
 
 SPACE = ["method=destein", "method.alpha=interval(0.05,0.5)"]
 OBJECTIVE = Bounds("toxic", {"perplexity": 5.0}, {})
@@ -49,7 +49,7 @@ def alphas(trials: list[Trial]) -> list[float]:
 
 @pytest.mark.usefixtures("faked")
 def test_the_search_comes_to_the_bound_and_keeps_it() -> None:
-    trials = list(tune(SPACE, OBJECTIVE, trials=22))
+    trials = list(search(SPACE, OBJECTIVE, trials=22))
     found = best(trials)
     assert found is not None
     assert found.values["perplexity"] <= 5, "0.25 is as far as perplexity allows"
@@ -63,25 +63,25 @@ def test_the_search_comes_to_the_bound_and_keeps_it() -> None:
 
 @pytest.mark.usefixtures("faked")
 def test_the_same_search_tries_the_same_so_that_what_is_finished_is_found_again() -> None:
-    first, again = (alphas(list(tune(SPACE, OBJECTIVE, trials=3, seed=3))) for _ in range(2))
+    first, again = (alphas(list(search(SPACE, OBJECTIVE, trials=3, seed=3))) for _ in range(2))
     assert first == again
-    assert alphas(list(tune(SPACE, OBJECTIVE, trials=1, seed=4))) != first[:1]
+    assert alphas(list(search(SPACE, OBJECTIVE, trials=1, seed=4))) != first[:1]
 
 
 @pytest.mark.usefixtures("faked")
 def test_a_trial_that_fails_is_told_and_the_search_goes_on() -> None:
     space = ["method=destein", "method.alpha=0.1,0.21"]
-    trials = list(tune(space, Bounds("kept", {}, {}), trials=6))
+    trials = list(search(space, Bounds("kept", {}, {}), trials=6))
     assert {trial.error for trial in trials} == {"", "the probes have too few rows"}
     found = best(trials)
     assert found is not None
     assert found.setting == {"method.alpha": "0.1"}
-    assert best(list(tune(SPACE, Bounds("toxic", {"perplexity": 1.0}, {}), trials=2))) is None
+    assert best(list(search(SPACE, Bounds("toxic", {"perplexity": 1.0}, {}), trials=2))) is None
 
 
 @pytest.mark.usefixtures("faked")
 def test_higher_is_better_where_the_metric_says_so() -> None:
-    found = best(list(tune(["method=destein", "method.alpha=0.1,0.3,0.5"], Bounds("kept", {}, {}), trials=8)))
+    found = best(list(search(["method=destein", "method.alpha=0.1,0.3,0.5"], Bounds("kept", {}, {}), trials=8)))
     assert found is not None
     assert found.setting == {"method.alpha": "0.5"}
 
@@ -100,7 +100,7 @@ def test_higher_is_better_where_the_metric_says_so() -> None:
 )
 def test_what_cannot_be_tuned_is_refused(space: list[str], bounds: Bounds, said: str) -> None:
     with pytest.raises(UsageError) as raised:
-        list(tune(space, bounds, trials=1))
+        list(search(space, bounds, trials=1))
     assert said in str(raised.value)
 
 
@@ -117,7 +117,7 @@ def test_presets_hold_spaces_that_compose() -> None:
 def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(DetoxbenchError, match=r"pip install 'detoxbench\[optuna\]'"):
-        list(tune(SPACE, OBJECTIVE, trials=1))
+        list(search(SPACE, OBJECTIVE, trials=1))
 
 
 def test_three_trials_on_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,4 +153,4 @@ def test_what_is_wrong_with_any_value_is_said_before_the_first_trial(tmp_path: P
         (["method=destein", "method.alpha=interval(0.1,2e6)"], "method.alpha"),
     ):
         with pytest.raises(DetoxbenchError, match=message):
-            next(tune(wrong, OBJECTIVE, trials=3))
+            next(search(wrong, OBJECTIVE, trials=3))

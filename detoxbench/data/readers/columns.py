@@ -6,7 +6,7 @@ import re
 import statistics
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -99,43 +99,46 @@ def column(found: Sequence[Row], *names: str) -> Callable[[Row], str]:
     columns, where more than one is left, and where a column holds lists or objects written as text; the function
     returned raises it for a row without a text.
     """
-    there = _filled(found, names)
-    texts = {name: [str(row.value[name]) for row in found if _has(row, name)] for name in there}
-    length = {name: statistics.median(len(text.split()) for text in texts[name]) for name in there}
-    left = list[str]()
-    for name in sorted(there, key=lambda name: _words(name) in NAMING):
-        short = [other for other in left if length[name] <= LABEL_WORDS and 2 * length[name] <= length[other]]
-        named = [other for other in short if any(_has(row, name) and _has(row, other) for row in found)]
-        if named:
-            warnings.warn(f"{found[0].file}: '{name}' only names what '{named[0]}' says: it is not asked", stacklevel=2)
-        else:
-            left.append(name)
-            refuse_written(texts[name], name, found)
+    columns = _without_names(found, _filled(found, names))
     for row in found:
-        rivals = [name for name in left if _has(row, name)]
+        rivals = [name for name in columns if _has(row, name)]
         if len({row.value[name] for name in rivals}) > 1:
             raise DetoxbenchError(
                 f"{row.place}: {_quoted(rivals)} may both be what is asked for: rename or remove the one that is not"
             )
+    return partial(_text_of, columns=columns, names=names)
 
-    def read(row: Row) -> str:
-        if not isinstance(row.value, Mapping):
-            raise DetoxbenchError(f"{row.place}: expected an object, got {kind(row.value)}")
-        columns = [name for name in left if _has(row, name)]
-        columns += (name for wanted in names for name in _alike(row.value, wanted))
-        for name in columns:
-            if name in row.value:
-                value = row.value[name]
-                if not isinstance(value, str) or not value.strip():
-                    raise DetoxbenchError(
-                        f"{row.place}: expected text that is not empty, got {kind(value)}, in '{name}'"
-                    )
-                return value
-        others = f" (or {', '.join(map(repr, names[1:]))})" if names[1:] else ""
-        listed = ", ".join(map(str, row.value)) or "none"
-        raise DetoxbenchError(f"{row.place}: missing field '{names[0]}'{others}; there are {listed}")
 
-    return read
+def _without_names(found: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """`columns` less those that only name what another one says; none of the others holds values written as text."""
+    texts = {name: [str(row.value[name]) for row in found if _has(row, name)] for name in columns}
+    length = {name: statistics.median(len(text.split()) for text in texts[name]) for name in columns}
+    left = list[str]()
+    for name in sorted(columns, key=lambda name: _words(name) in NAMING):
+        longer = [other for other in left if length[name] <= LABEL_WORDS and 2 * length[name] <= length[other]]
+        named = [other for other in longer if any(_has(row, name) and _has(row, other) for row in found)]
+        if named:
+            warnings.warn(f"{found[0].file}: '{name}' only names what '{named[0]}' says: it is not asked", stacklevel=3)
+        else:
+            left.append(name)
+            refuse_written(texts[name], name, found)
+    return left
+
+
+def _text_of(row: Row, columns: Sequence[str], names: Sequence[str]) -> str:
+    """The row's text in the first of `columns` that it fills; else the error names what is wrong with it."""
+    if not isinstance(row.value, Mapping):
+        raise DetoxbenchError(f"{row.place}: expected an object, got {kind(row.value)}")
+    filled = [name for name in columns if _has(row, name)]
+    alike = [name for wanted in names for name in _alike(row.value, wanted)]
+    for name in (*filled, *alike):
+        value = row.value[name]
+        if not isinstance(value, str) or not value.strip():
+            raise DetoxbenchError(f"{row.place}: expected text that is not empty, got {kind(value)}, in '{name}'")
+        return value
+    others = f" (or {', '.join(map(repr, names[1:]))})" if names[1:] else ""
+    listed = ", ".join(map(str, row.value)) or "none"
+    raise DetoxbenchError(f"{row.place}: missing field '{names[0]}'{others}; there are {listed}")
 
 
 _WRITTEN = re.compile(r"""\s*(?:\[\s*(?:['"{\[].*)?\]|\{\s*['"][^'"]*['"]\s*:.*\}|array\(.*\))\s*""", re.DOTALL)
