@@ -13,15 +13,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Role
-from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE, Pools, compared
+from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE, Drawn, Pools, compared
 from detoxbench.fitting.training import (
+    Adapter,
     LoraConfig,
     Quantization,
     optimise_lora,
@@ -37,6 +38,9 @@ from detoxbench.progress import track
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Score = Callable[[Any, Mapping[str, "Tensor"]], "Tensor"]
+"""score(model, batch): s of every row of the batch, [rows]."""
 
 COMPARED = 100
 """Anchors whose texts are measured before and after training."""
@@ -127,37 +131,21 @@ class ContrastivePerplexity(Method[Config]):
         numbers = config.positives, config.negatives, config.random_negatives
         pools = Pools(lm, data.paraphrase_sets or (), numbers, max_length=config.max_length, seed=self.seed)
         score = partial(sequence_nll, count_pads=config.count_pads, through_head=plain_head(lm))
-        collate = partial(pools.collate, as_released=config.count_pads)
-
-        def loss(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-            s = score(model, batch)
-            return cp_loss(s, batch["group"], batch["role"], config), _measured(s, batch, config)
-
-        batches = [collate([pools.draw(0, anchor)]) for anchor in range(min(len(pools), COMPARED))]
-        drawn = sum(numbers[:2])
-        tokens = torch.stack([batch["attention_mask"].sum(1)[:drawn] - 1 for batch in batches])
-
-        def compare() -> Tensor:
-            """s of the positives, then of the negatives that the first epoch draws: [anchors, texts]."""
-            found = []
-            with torch.inference_mode():
-                for batch in track(batches, f"{self.name}: measuring"):
-                    s = score(lm.model, {k: v.to(lm.device) for k, v in batch.items()})
-                    found.append(s[:drawn].double().cpu())
-            return torch.stack(found)
-
-        before = compare()
-        trained = optimise_lora(
-            lm, pools.epoch, config, collate=collate, loss=loss, quantization=config.quantization,
-            seed=self.seed, description=self.name,
-        )  # fmt: skip
+        # 1. What the first epoch draws of some anchors, before training: s of the positives, then of the negatives.
+        compare = [self._collate(pools, [pools.draw(0, anchor)]) for anchor in range(min(len(pools), COMPARED))]
+        before = self._scores(lm, score, compare)  # [anchors, texts]
+        # 2. Training.
+        trained = self._trained(lm, score, pools)
         intervention = Intervention(
             method=self.name,
             base=lm.fingerprint,
             weights=tuple(Weight(parameter, delta) for parameter, delta in trained.deltas.items()),
         )
+        # 3. The same texts after it.
         with lm.applied(intervention):
-            after = compare()
+            after = self._scores(lm, score, compare)
+        texts = before.shape[1]
+        tokens = torch.stack([batch["attention_mask"].sum(1)[:texts] - 1 for batch in compare])  # [anchors, texts]
         info = {
             "anchors": len(pools),
             "anchors_dropped": pools.dropped,
@@ -169,6 +157,35 @@ class ContrastivePerplexity(Method[Config]):
         }
         _warn(info, config)
         return dataclasses.replace(intervention, info=info)
+
+    def _collate(self, pools: Pools, anchors: Sequence[Drawn]) -> dict[str, Tensor]:
+        """A micro-batch of these anchors (`Pools.collate`)."""
+        return pools.collate(anchors, as_released=self.config.count_pads)
+
+    def _scores(self, lm: LanguageModel, score: Score, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """s of the positives, then of the negatives of each batch, which holds one anchor: [anchors, texts]."""
+        import torch
+
+        texts = self.config.positives + self.config.negatives
+        found = []
+        with torch.inference_mode():
+            for batch in track(batches, f"{self.name}: measuring"):
+                s = score(lm.model, {k: v.to(lm.device) for k, v in batch.items()})
+                found.append(s[:texts].double().cpu())
+        return torch.stack(found)
+
+    def _trained(self, lm: LanguageModel, score: Score, pools: Pools) -> Adapter:
+        """A LoRA that lowers `cp_loss` of the anchors of `pools`."""
+        config = self.config
+
+        def loss(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+            s = score(model, batch)
+            return cp_loss(s, batch["group"], batch["role"], config), _measured(s, batch, config)
+
+        return optimise_lora(
+            lm, pools.epoch, config, collate=partial(self._collate, pools), loss=loss,
+            quantization=config.quantization, seed=self.seed, description=self.name,
+        )  # fmt: skip
 
 
 def _warn(info: Mapping[str, Any], config: Config) -> None:

@@ -113,47 +113,68 @@ class DeStein(Method[Config]):
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         data.require(self.needs, self.name)
-        config = self.config
         sites = self._sites(lm)
-        pairs: Sequence[Pair] = data.parallel_pairs or ()
         info: dict[str, Any] = {}
-        if config.pair_source == "self":
-            pairs, info["self_induced"] = self_induced.induce(lm, config, self.seed)
-        drawn = self._draw(pairs)
+        # 1. The pairs.
+        pairs: Sequence[Pair] = data.parallel_pairs or ()
+        if self.config.pair_source == "self":
+            pairs, info["self_induced"] = self_induced.induce(lm, self.config, self.seed)
+        # 2. The activations of their members, each [sites, pairs, width].
+        toxic, civil, cut_texts = self._activations(lm, sites, self._draw(pairs))
+        info |= {"pairs": toxic.shape[1], "cut_texts": cut_texts}
+        # 3. The direction of each site, [sites, width], that the shift runs against.
+        directions, told = self._directions(lm, toxic, civil)
+        info |= told
+        steered = list(zip(sites, directions, strict=True))
+        return Intervention(
+            method=self.name,
+            base=lm.fingerprint,
+            weights=tuple(self._biases(lm, steered)) if self.config.export == "bias" else (),
+            hooks=tuple(self._hooks(lm, steered)) if self.config.export == "hook" else (),
+            info=info,
+        )
+
+    def _activations(self, lm: LanguageModel, sites: list[str], pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, int]:
+        """Those of the toxic and of the civil members, each [sites, pairs, width]; how many texts were cut."""
         (toxic, cut_toxic), (civil, cut_civil) = (
             last_token_means(
                 lm,
-                [pair[side] for pair in drawn],
+                [pair[side] for pair in pairs],
                 sites,
-                config.token_window,
-                inputs=config.site == "pre_proj",
+                self.config.token_window,
+                inputs=self.config.site == "pre_proj",
                 description=f"DeStein: {name} activations",
             )
             for side, name in enumerate(("toxic", "civil"))
         )
-        directions = (toxic - civil).mean(1)  # [layers, width]; released: the sum, which is one after normalising
-        info |= {"pairs": toxic.shape[1], "cut_texts": cut_toxic + cut_civil}
-        info |= {"direction_norm": directions.norm(dim=-1).tolist()}
-        if config.head_weight != "none":
-            weight, probed = self._head_weights(lm, toxic, civil)
-            info |= probed
-            directions = directions.double() * weight.repeat_interleave(directions.shape[1] // weight.shape[1], dim=1)
-        if config.fusion != "additive":
-            directions = directions / directions.norm(dim=-1, keepdim=True).clamp(min=_EPS)
-        steered = list(zip(sites, directions.float(), strict=True))
-        weights: list[Weight] = []
-        hooks: list[Hook] = []
-        if config.export == "bias":
-            weights = [Weight(f"{site}.bias", Dense(-config.alpha * self._through(lm, site, z))) for site, z in steered]
-        else:
-            op = "destein.additive" if config.fusion == "additive" else "destein.sphere"
-            params = {"alpha": config.alpha, "gate": config.gate, "eps": config.eps}
-            params["heads"] = lm.architecture.heads if config.fusion == "head_sphere" else 1
-            when: Literal["pre", "post"] = "pre" if config.site == "pre_proj" else "post"
-            hooks = [Hook(site, when, op, {"z": z}, params, config.positions) for site, z in steered]
-        return Intervention(
-            method=self.name, base=lm.fingerprint, weights=tuple(weights), hooks=tuple(hooks), info=info
-        )
+        return toxic, civil, cut_toxic + cut_civil
+
+    def _directions(self, lm: LanguageModel, toxic: Tensor, civil: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """z [sites, width] = mean over pairs of toxic - civil, times the weights of the heads, of length 1 where it is
+        subtracted on a sphere; and what is worth recording. `toxic` and `civil` are [sites, pairs, width]."""
+        z = (toxic - civil).mean(1)  # released: the sum, which is one after normalising
+        told: dict[str, Any] = {"direction_norm": z.norm(dim=-1).tolist()}
+        if self.config.head_weight != "none":
+            weight, probed = self._head_weights(lm, toxic, civil)  # [sites, heads]
+            told |= probed
+            z = z.double() * weight.repeat_interleave(z.shape[1] // weight.shape[1], dim=1)
+        if self.config.fusion != "additive":
+            z = z / z.norm(dim=-1, keepdim=True).clamp(min=_EPS)
+        return z.float(), told
+
+    def _biases(self, lm: LanguageModel, steered: Sequence[tuple[str, Tensor]]) -> list[Weight]:
+        """The constant shift of each site as a bias of its linear map."""
+        alpha = self.config.alpha
+        return [Weight(f"{site}.bias", Dense(-alpha * self._through(lm, site, z))) for site, z in steered]
+
+    def _hooks(self, lm: LanguageModel, steered: Sequence[tuple[str, Tensor]]) -> list[Hook]:
+        """The shift of each site as a hook behind it, or at pre_proj before it."""
+        config = self.config
+        op = "destein.additive" if config.fusion == "additive" else "destein.sphere"
+        heads = lm.architecture.heads if config.fusion == "head_sphere" else 1
+        params: dict[str, Any] = {"alpha": config.alpha, "gate": config.gate, "eps": config.eps, "heads": heads}
+        when: Literal["pre", "post"] = "pre" if config.site == "pre_proj" else "post"
+        return [Hook(site, when, op, {"z": z}, params, config.positions) for site, z in steered]
 
     def _sites(self, lm: LanguageModel) -> list[str]:
         """Module paths, layer by layer. Raises DetoxbenchError for a layer that is not there."""
@@ -175,7 +196,7 @@ class DeStein(Method[Config]):
         return [Pair(clean(self.config.toxic_prefix + t), clean(self.config.civil_prefix + c)) for t, c in drawn]
 
     def _head_weights(self, lm: LanguageModel, toxic: Tensor, civil: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Weights [layers, heads] by the heads' probes, and what is worth recording of them.
+        """Weights [sites, heads] by the heads' probes, and what is worth recording of them.
 
         At post_proj, as in the released code, a head's slice is of the projected vector and not the head itself.
         """
