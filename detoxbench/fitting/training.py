@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from detoxbench.config import knob
 from detoxbench.data.examples import Instruction
@@ -26,7 +26,7 @@ from detoxbench.interventions.channels.weights import require_eager
 from detoxbench.lm import LanguageModel
 from detoxbench.model.architecture import Architecture, without_numbers
 from detoxbench.model.finite import require_finite
-from detoxbench.progress import bar
+from detoxbench.progress import Advance, bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -365,71 +365,101 @@ def _optimise(
     seed: int,
     description: str,
 ) -> _Watch:
-    from torch.utils.data import Dataset
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    """Train the LoRA of the PEFT `model` in place by transformers' Trainer; gives what was recorded."""
+    from transformers import PrinterCallback, Trainer
 
-    watch, updates = _Watch(), _updates(len(rows(0)), config)
+    watch, epoch = _Watch(), _Epoch(rows(0))
+    updates = _updates(len(epoch), config)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = _arguments(config, folder, updates, seed, on_cpu=lm.device.type == "cpu")
+        trainer_class = Trainer if loss is None else _trainer_with(loss, watch)
+        trainer = trainer_class(model=model, args=arguments, train_dataset=epoch, data_collator=collate)
+        if loss is not None:
+            # Else the Trainer takes it for normalised over the whole update, and does not divide by the accumulation.
+            trainer.model_accepts_loss_kwargs = False
+        trainer.remove_callback(PrinterCallback)
+        with bar(description, updates) as advance:
+            trainer.add_callback(_follower(epoch, rows, watch, advance, description))
+            trainer.train()
+    return watch
 
-    class Rows(Dataset[R]):
-        current = rows(0)
 
-        def __len__(self) -> int:
-            return len(self.current)
+class _Epoch(Generic[R]):
+    """The rows of the epoch that is trained on: a data set as torch reads it."""
 
-        def __getitem__(self, index: int) -> R:
-            return self.current[index]
+    def __init__(self, rows: Sequence[R]) -> None:
+        self.rows = rows
 
-    class Follow(TrainerCallback):  # type: ignore[misc]
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> R:
+        return self.rows[index]
+
+
+def _arguments(config: LoraConfig, folder: str, updates: int, seed: int, *, on_cpu: bool) -> Any:
+    """TrainingArguments that save nothing, tell nobody but the log of every update, and stay on one device."""
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=_warmup(updates, config),
+        lr_scheduler_type="linear",
+        max_grad_norm=1.0,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=on_cpu,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    # The model is on one device; with more in sight, the Trainer would spread it and multiply the batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _trainer_with(loss: Loss, watch: _Watch) -> Any:
+    """The Trainer class with `loss` in place of the model's own; what the loss measured waits in `watch`."""
+    from transformers import Trainer
+
+    class LossTrainer(Trainer):  # type: ignore[misc]
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            value, measured = loss(model, inputs)
+            watch.pending.append(measured)
+            return value
+
+    return LossTrainer
+
+
+def _follower(
+    epoch: _Epoch[R],
+    rows: Callable[[int], Sequence[R]],
+    watch: _Watch,
+    advance: Advance,
+    description: str,
+) -> Any:
+    """A callback that gives every epoch its rows, and records every update."""
+    from transformers import TrainerCallback
+
+    class Follower(TrainerCallback):  # type: ignore[misc]
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            dataset.current = rows(round(state.epoch))
+            epoch.rows = rows(round(state.epoch))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in (logs or {}):
                 watch.update(logs, description)
                 advance(1)
 
-    class OwnLoss(Trainer):  # type: ignore[misc]
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if loss is None:
-                return super().compute_loss(model, inputs, *args, **kwargs)
-            value, measured = loss(model, inputs)
-            watch.pending.append(measured)
-            return value
-
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=config.micro_batch_size,
-            gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
-            num_train_epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            warmup_steps=_warmup(updates, config),
-            lr_scheduler_type="linear",
-            max_grad_norm=1.0,
-            seed=seed,
-            data_seed=seed,
-            use_cpu=lm.device.type == "cpu",
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        )
-        # The model is on one device; with more in sight, the Trainer would spread it and multiply the batch.
-        arguments._n_gpu = min(arguments.n_gpu, 1)
-        dataset = Rows()
-        trainer = OwnLoss(model=model, args=arguments, train_dataset=dataset, data_collator=collate)
-        if loss is not None:
-            # Else the Trainer takes it for normalised over the whole update, and does not divide by the accumulation.
-            trainer.model_accepts_loss_kwargs = False
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Follow())
-        with bar(description, updates) as advance:
-            trainer.train()
-    return watch
+    return Follower()
 
 
 def _extract(peft_model: Any, scaling: float) -> dict[str, LowRank]:
