@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from detoxbench.scorers.base import Scorer as Scorer
     from detoxbench.suites._common import main_score as main_score
     from detoxbench.suites._common import measure as measure
+    from detoxbench.suites.base import Observation as Observation
+    from detoxbench.suites.base import Probe as Probe
     from detoxbench.suites.base import Suite as Suite
 
 # Imported when first used: `import detoxbench` takes no torch.
@@ -100,9 +102,11 @@ _PUBLIC = {
     "methods": "detoxbench.methods",
     "NonFiniteError": "detoxbench.errors:NonFiniteError",
     "optimise_lora": "detoxbench.fitting.training:optimise_lora",
+    "Observation": "detoxbench.suites.base:Observation",
     "Pair": "detoxbench.data.examples:Pair",
     "ParaphraseSet": "detoxbench.data.examples:ParaphraseSet",
     "Prefix": "detoxbench.interventions.channels:Prefix",
+    "Probe": "detoxbench.suites.base:Probe",
     "Prompt": "detoxbench.interventions.channels:Prompt",
     "Request": "detoxbench.records:Request",
     "resolve_switches": "detoxbench.config:resolve_switches",

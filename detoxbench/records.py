@@ -20,7 +20,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     or a benchmark record); `kind` says which question of the record it is, in one word, and `tags` what else a suite
     wants to find again in the samples (a category, a group), by name. `chat` prompts go through the model's chat
     template, others are continued as running text. One with a `text` (not empty) is not answered: the model reads the
-    text after the prompt, and its sample holds how likely it found it. Where the suite has an `observer`, requests only
+    text after the prompt, and its sample holds how likely it found it. Where the suite has an `probe`, requests only
     say where to look, and a text may be empty.
     """
 
@@ -79,7 +79,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags: Tags = {}
     """The request's."""
     values: dict[str, list[float]] | None = None
-    """Of a suite with an `observer`: what was measured inside the model, by name (one number, or one a layer)."""
+    """Of a suite with an `probe`: what was measured inside the model, by name (one number, or one a layer)."""
 
     @property
     def label(self) -> str:
@@ -133,7 +133,7 @@ Counts = dict[str, int | None]
 """How often something happened, by name; None where nobody counted it."""
 
 
-def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, judged: bool) -> Counts:
+def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, scored: bool) -> Counts:
     """What can be counted from samples and scores alone: part of a run's `counts`.
 
     What only a generated text can be is not measured (None) where all texts are given, missing scores where no scorer
@@ -145,7 +145,7 @@ def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, judged
         "empty": sum(not s.text.strip() for s in made) if made else None,
         "degenerate": _told(scores, "degenerate", above=0.5),
         "truncated": sum(s.stop == "length" for s in made) if made else None,
-        "missing_scores": sum(s.scores["main"] is None for s in scores) if judged else None,
+        "missing_scores": sum(s.scores["main"] is None for s in scores) if scored else None,
         "cut_texts": _told(scores, "truncated", above=0),
     }
 

@@ -41,7 +41,7 @@ def aggregate(suite: Suite[Any], primary: str, own: Answers, base: Answers | Non
     against it is not measured. `primary` is the column of the main scorer.
     """
     measures = suite.measures(own.samples, own.scores, primary)
-    counts = sample_counts(own.samples, own.scores, judged=suite.judged)
+    counts = sample_counts(own.samples, own.scores, scored=suite.needs_scorer)
     counts["equal_to_base"] = None if base is None or base is own else equal_to_base(own.samples, base.samples)
     if not any(sample.stop != "given" for sample in own.samples):
         return measures, counts
@@ -49,7 +49,7 @@ def aggregate(suite: Suite[Any], primary: str, own: Answers, base: Answers | Non
         measures += perplexity_under_base(own.samples, headline=hasattr(suite.config, "perplexity"))
     if base is not None:
         measures.append(broken_share(own.samples, base.samples))
-        if base is not own and suite.judged:
+        if base is not own and suite.needs_scorer:
             measures.append(unneeded_interventions(suite, primary, own, base))
     return measures, counts
 

@@ -223,7 +223,7 @@ def _score_name(record: RunRecord) -> tuple[str | None, str]:
     from detoxbench import scorers, suites
 
     try:
-        if not suites.get(record.suite).judged:
+        if not suites.get(record.suite).needs_scorer:
             return None, ""
         return scorers.get(record.scorer).primary, ""
     except UsageError as error:

@@ -163,15 +163,15 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> Cell:
         "gen": identity(spec.gen),
         "seed": spec.seed,
     }
-    keys = stage_keys(whole_identity, observed=suite.observer is not None)
+    keys = stage_keys(whole_identity, probed=suite.probe is not None)
     return Cell(spec, suite, method, judges, requests, data, records, whole_identity, keys)
 
 
-def stage_keys(identity: Mapping[str, Any], *, observed: bool) -> StageKeys:
-    """The keys of a run and its stages. Answers depend on what is asked alone, what is `observed` on who looks too."""
+def stage_keys(identity: Mapping[str, Any], *, probed: bool) -> StageKeys:
+    """The keys of a run and its stages. Answers depend on what is asked alone, what is `probed` on the probe too."""
     fit = digest([identity[key] for key in ("schema", "model", "method", "seed")])
     suite = identity["suite"]
-    made_of = [fit, suite["requests"], identity["gen"], suite["broken_text"], *([suite] if observed else [])]
+    made_of = [fit, suite["requests"], identity["gen"], suite["broken_text"], *([suite] if probed else [])]
     return StageKeys(run=digest(identity), fit=fit, generation=digest(made_of))
 
 
@@ -200,7 +200,7 @@ def _data(
     data, data_digest = fit_data(spec.fit, needs)
     if not per_record:
         return data, {}, data_digest
-    if suite.observer is not None:
+    if suite.probe is not None:
         raise UsageError(
             f"suite '{suite.name}' looks inside one model, so nothing can be fitted for each of its "
             "records: set method.protocol=once"
@@ -242,7 +242,7 @@ def checkpoint_folder(spec: RunSpec, *, download: bool) -> Path:
     return find(spec.model.path, revision=spec.model.revision, seed=spec.model.seed, download=download)
 
 
-def companions(spec: RunSpec) -> list[RunSpec]:
+def comparison_runs(spec: RunSpec) -> list[RunSpec]:
     """The runs that belong beside this one: the base model's first, then the method's controls."""
     if not spec.with_base or spec.method_name == BASE:
         return []

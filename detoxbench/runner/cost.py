@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
 
-PROBE_REQUESTS, PROBE_TOKENS, PROBE_ROUNDS = 16, 16, 5
+TIMED_REQUESTS, TIMED_TOKENS, ROUNDS = 16, 16, 5
 """The relative speed is the median over rounds, without and with the intervention in turn, on so much work."""
 
 
@@ -93,31 +93,31 @@ def relative_costs(cell: Cell, lm: LanguageModel, intervention: Intervention) ->
     passes that the same tokens took."""
     if cell.method.name == BASE:
         return Relative(1.0, 1.0)
-    probe = cell.requests[:PROBE_REQUESTS]
-    if all(r.text is not None and not r.text for r in probe):
+    sample = cell.requests[:TIMED_REQUESTS]
+    if all(r.text is not None and not r.text for r in sample):
         return Relative(None, None)
     speeds, passes = [], 1.0
-    for _ in range(PROBE_ROUNDS):
-        plain_seconds, plain_rows = _probed(cell, lm, probe)
+    for _ in range(ROUNDS):
+        plain_seconds, plain_rows = _timed(cell, lm, sample)
         with lm.applied(intervention):
-            seconds, rows = _probed(cell, lm, probe)
+            seconds, rows = _timed(cell, lm, sample)
         speeds.append(plain_seconds / seconds)
         passes = rows / plain_rows
     return Relative(statistics.median(speeds), passes)
 
 
-def _probed(cell: Cell, lm: LanguageModel, probe: Sequence[Request]) -> tuple[float, int]:
+def _timed(cell: Cell, lm: LanguageModel, sample: Sequence[Request]) -> tuple[float, int]:
     """(seconds, rows in all forward passes) for reading and generating the same number of tokens on both sides: no text
     ends early, and no near-tie is looked at twice."""
     from detoxbench.engine.generation import generate
     from detoxbench.engine.likelihood import loglikelihoods
 
     gen = GenSpec(
-        max_new_tokens=min(PROBE_TOKENS, cell.spec.gen.max_new_tokens),
+        max_new_tokens=min(TIMED_TOKENS, cell.spec.gen.max_new_tokens),
         tie_tolerance=0,
         batch_tokens=cell.spec.gen.batch_tokens,
     )
-    given, asked = [r for r in probe if r.text], [r for r in probe if r.text is None]
+    given, asked = [r for r in sample if r.text], [r for r in sample if r.text is None]
     rows = 0
 
     def count(_: Any, args: Any, named: Mapping[str, Any]) -> None:

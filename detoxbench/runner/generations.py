@@ -20,7 +20,7 @@ from detoxbench.runner.cell import Cell
 from detoxbench.runner.cost import added_prompt_tokens, relative_costs
 from detoxbench.runner.fits import FITS, Fit, all_fits, fitted_already, fitted_groups
 from detoxbench.runner.loaded import fitted_intervention, language_model
-from detoxbench.suites.base import Observer
+from detoxbench.suites.base import Probe
 
 if TYPE_CHECKING:
     from detoxbench.engine.generation import Generated
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 READINGS = "readings.partial.jsonl"
 """What the base finds of the samples, until they are written with it."""
-OBSERVED = 64
+PROBED = 64
 """Requests looked at, and written, at a time; what was seen without the intervention is held meanwhile."""
 
 log = logging.getLogger("detoxbench")
@@ -146,35 +146,33 @@ def _answers(
     cell: Cell, lm: LanguageModel, made: Container[tuple[str, int]]
 ) -> Iterator[tuple[list[Generated], float]]:
     """Batches of the samples that are not `made` yet, under the one intervention, with the seconds that each took."""
-    if cell.suite.observer is not None:
-        observer = cell.suite.observer(lm, cell.suite.config, cell.requests)
-        yield from _observed(
-            lm, fitted_intervention(cell), observer, [r for r in cell.requests if (r.id, 0) not in made]
-        )
+    if cell.suite.probe is not None:
+        probe = cell.suite.probe(lm, cell.suite.config, cell.requests)
+        yield from _probed(lm, fitted_intervention(cell), probe, [r for r in cell.requests if (r.id, 0) not in made])
         return
     with lm.applied(fitted_intervention(cell)):
         start = time.perf_counter()
-        for batch in _asked(cell, lm, [cell.requests], made):
+        for batch in sample_requests(cell, lm, [cell.requests], made):
             yield batch, time.perf_counter() - start
             start = time.perf_counter()
 
 
-def _observed(
-    lm: LanguageModel, intervention: Intervention, observer: Observer, left: Sequence[Request]
+def _probed(
+    lm: LanguageModel, intervention: Intervention, probe: Probe, left: Sequence[Request]
 ) -> Iterator[tuple[list[Generated], float]]:
     """Chunks of samples that hold what is seen inside the model without and with the intervention."""
     from detoxbench.engine.generation import Generated
 
-    for start in range(0, len(left), OBSERVED):
-        chunk = left[start : start + OBSERVED]
-        before = [observer.look(request).state for request in chunk]
+    for start in range(0, len(left), PROBED):
+        chunk = left[start : start + PROBED]
+        before = [probe.measure(request).state for request in chunk]
         with lm.applied(intervention):
             begin = time.perf_counter()
-            after = [observer.look(request) for request in chunk]
+            after = [probe.measure(request) for request in chunk]
             took = time.perf_counter() - begin
         made = []
         for r, old, new in zip(chunk, before, after, strict=True):
-            values = observer.values(r, old, new.state)
+            values = probe.values(r, old, new.state)
             where = f"request '{r.id}' under method '{intervention.method}'"
             require_finite_values(values, where, "it cannot be measured: change the model or the method")
             sample = Sample(
@@ -185,7 +183,7 @@ def _observed(
         yield made, took
 
 
-def _asked(
+def sample_requests(
     cell: Cell, lm: LanguageModel, parts: Sequence[Sequence[Request]], made: Container[tuple[str, int]]
 ) -> Iterator[list[Generated]]:
     """The samples of all `parts` that are not `made` yet: given texts are read, in chunks of each part, others
@@ -209,7 +207,7 @@ def _answers_per_record(
     for group in fitted_groups(cell, lm, requests, made):
         with lm.routed(group) if len(group) > 1 else lm.applied(*group.values()):
             start = time.perf_counter()
-            for batch in _asked(cell, lm, [requests[record] for record in group], made):
+            for batch in sample_requests(cell, lm, [requests[record] for record in group], made):
                 yield batch, time.perf_counter() - start
                 start = time.perf_counter()
 

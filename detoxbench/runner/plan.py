@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from detoxbench.config import BASE, RunSpec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.sealing import PARTIAL
-from detoxbench.runner.cell import Cell, checkpoint_folder, companions, prepare, state_of
+from detoxbench.runner.cell import Cell, checkpoint_folder, comparison_runs, prepare, state_of
 
 
 class PlannedStage(NamedTuple):
@@ -46,9 +46,9 @@ def plan(spec: RunSpec) -> Plan:
         return Plan(None, missing)
     stages = _stages(cell)
     beside = []
-    for companion in companions(spec):
-        other = prepare(companion, folder)
-        name: Literal["base", "control"] = "base" if companion.method_name == BASE else "control"
+    for other_spec in comparison_runs(spec):
+        other = prepare(other_spec, folder)
+        name: Literal["base", "control"] = "base" if other_spec.method_name == BASE else "control"
         remark = "the run of method=none to compare with" if name == "base" else f"a control of {spec.method_name}"
         beside.append(PlannedStage(name, other.folder.name, "cached" if other.finished else "to do", remark))
     return Plan(cell.folder.name, beside + stages)
@@ -75,7 +75,7 @@ def _generating(cell: Cell) -> str:
     """What is read and generated."""
     count, gen = len(cell.requests), cell.spec.gen
     given = sum(r.text is not None for r in cell.requests)
-    if cell.suite.observer is not None:
+    if cell.suite.probe is not None:
         return f"{count} looks inside the model, without and with the method"
     work = [f"{given} texts to read"] if given else []
     if given < count:
@@ -84,7 +84,7 @@ def _generating(cell: Cell) -> str:
 
 
 def _scoring(cell: Cell) -> str:
-    if not cell.suite.judged:
+    if not cell.suite.needs_scorer:
         return "no scorer is asked"
     texts = sum(1 if r.text is not None else cell.spec.gen.n for r in cell.requests)
     return f"{texts} texts by {', '.join(scorer.name for scorer in cell.scorers.values())}"

@@ -96,9 +96,9 @@ def protocol(suite: str) -> str:
     cls = suites.get(suite)
     if cls.protocol:
         return cls.protocol
-    if cls.observer is not None:
+    if cls.probe is not None:
         return "looks inside the model, nothing is generated; of gen nothing has a part in it"
-    if not cls.judged:
+    if not cls.needs_scorer:
         return "given texts are read, nothing is generated; of gen nothing has a part in it"
     return _generation(_section(file, "gen"))
 

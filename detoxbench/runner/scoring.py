@@ -29,7 +29,7 @@ def score(cell: Cell, samples: Sequence[Sample]) -> tuple[list[Scored], int]:
     """
     if whole_or_aside(cell.score_folder):
         return read_lines(cell.score_folder / SCORES, Scored), int((cell.score_folder / FAILED).read_text())
-    if not cell.suite.judged:
+    if not cell.suite.needs_scorer:
         scores = [Scored(id=s.id, sample=s.sample, scores=dict.fromkeys(cell.scorers)) for s in samples]
         return _keep(cell, scores, 0), 0
     asking = {slot: Asking(scorer) for slot, scorer in cell.scorers.items()}

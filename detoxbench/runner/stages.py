@@ -28,7 +28,7 @@ from detoxbench.results.aggregation import Answers, aggregate, base_run_id
 from detoxbench.results.costs import COSTS
 from detoxbench.results.stats import attach
 from detoxbench.results.store import Clusters, Run, RunRecord, is_run
-from detoxbench.runner.cell import Cell, checkpoint_folder, companions, prepare
+from detoxbench.runner.cell import Cell, checkpoint_folder, comparison_runs, prepare
 from detoxbench.runner.fits import FITS, Fit, fit_once
 from detoxbench.runner.generations import Generation, generated
 from detoxbench.runner.provenance import now, provenance
@@ -64,7 +64,7 @@ def run(spec: RunSpec) -> RunResult:
     Everything that can be checked without weights is checked first.
     """
     cell = prepare(spec, checkpoint_folder(spec, download=True))
-    beside = [run(companion) for companion in companions(spec)]
+    beside = [run(other_spec) for other_spec in comparison_runs(spec)]
     base = beside[0] if beside else None
     if cell.finished:  # before anything is written: the folder may be read-only
         return _already_there(cell, base)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 
-class Seen(NamedTuple):
-    """What an `Observer` saw at one request: `state` in a form of its own, and how much of the request was read."""
+class Observation(NamedTuple):
+    """What a `Probe` saw at one request: `state` in a form of its own, and how much of the request was read."""
 
     state: Any
     tokens: int
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     """Tokens that its prompt lost to fit the model's context."""
 
 
-class Observer(ABC):
+class Probe(ABC):
     """Measures inside a model. It is made on the unmodified model, where it learns what is compared with; then it looks
     at every request in the unmodified model and under the intervention, which the runner puts on and takes off."""
 
@@ -37,7 +37,7 @@ class Observer(ABC):
         """`config` is the suite's, `requests` are all of its requests, whichever are left to look at."""
 
     @abstractmethod
-    def look(self, request: Request) -> Seen:
+    def measure(self, request: Request) -> Observation:
         """What there is to see in the model as it is now. It may depend on no other request."""
 
     @abstractmethod
@@ -63,16 +63,16 @@ class Suite(ABC, Generic[C]):
     protocol: ClassVar[str] = ""
     """How it asks, in words, where its file's gen does not say it all."""
     main_means: ClassVar[frozenset[Meaning]] = HARM
-    """What a high number of the run's scorer may mean here (`Scorer.means`); not read where `judged` is False."""
+    """What a high number of the run's scorer may mean here (`Scorer.means`); not read where `needs_scorer` is False."""
     auxiliary_means: ClassVar[Mapping[str, Meaning]] = {
         "refusal": "refuses",
         "fluency": "unlikely",
         "similarity": "similar",
     }
     """The same for the scorers that it brings, by slot."""
-    judged: ClassVar[bool] = True
+    needs_scorer: ClassVar[bool] = True
     """False: no scorer is asked, as its metrics need none, and all scores are None without being missing."""
-    observer: ClassVar[type[Observer] | None] = None
+    probe: ClassVar[type[Probe] | None] = None
     """What measures inside the model, instead of asking it."""
 
     def __init__(self, config: C | None = None, *, name: str | None = None) -> None:
@@ -108,7 +108,7 @@ class Suite(ABC, Generic[C]):
         for slot, scorer in scorers.items():
             if slot in self.auxiliary_means:
                 require_meaning(scorer, frozenset({self.auxiliary_means[slot]}), f"suite '{self.name}' ({slot})")
-            elif slot == "main" and self.judged:
+            elif slot == "main" and self.needs_scorer:
                 require_meaning(scorer, self.main_means, f"suite '{self.name}'")
 
     @abstractmethod

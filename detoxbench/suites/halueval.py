@@ -41,7 +41,7 @@ class HaluEval(Suite[Config]):
     data = "github.com/RUCAIBox/HaluEval, data/: qa_data.json and summarization_data.json, 10,000 records each"
     measured = "right_preferred_sum, right_preferred_per_token"
     cost = "two passes a record; no generation, no scorer"
-    judged = False
+    needs_scorer = False
 
     def requests(self) -> list[Request]:
         config = self.config

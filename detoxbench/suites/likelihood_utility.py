@@ -59,7 +59,7 @@ class LikelihoodUtility(Suite[Config]):
         "piqa_accuracy_per_token; blimp_accuracy; embedded: facts_accuracy"
     )
     cost = "one pass over each window, text, or member of a pair; no generation, no scorer"
-    judged = False
+    needs_scorer = False
 
     def requests(self) -> list[Request]:
         config = self.config

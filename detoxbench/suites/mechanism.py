@@ -17,7 +17,7 @@ from detoxbench.model.finite import require_finite
 from detoxbench.progress import track
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, read
-from detoxbench.suites.base import Observer, Seen, Suite
+from detoxbench.suites.base import Observation, Probe, Suite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ class Config:
     )
 
 
-class Probe(Observer):
+class LinearProbe(Probe):
     """The probe, the toxic value vectors it finds in the base model, and what has become of both."""
 
     def __init__(self, lm: LanguageModel, config: Config, requests: Sequence[Request]) -> None:
@@ -80,13 +80,13 @@ class Probe(Observer):
         self._least = [c.topk(max(1, round(config.share * len(c)))).values[-1] for c in cosines]
         """By layer, the cosine from which a value vector is a toxic one."""
 
-    def look(self, request: Request) -> Seen:
+    def measure(self, request: Request) -> Observation:
         if request.id in self._found:  # a text for the probe: that is the base model's
-            return Seen(self._found[request.id], 0, 0)
+            return Observation(self._found[request.id], 0, 0)
         if request.kind == "vectors":
-            return Seen(self._cosines(int(request.id.partition("/")[2])), 0, 0)
+            return Observation(self._cosines(int(request.id.partition("/")[2])), 0, 0)
         states = self._read(request)
-        return Seen((states.inputs, self._score(states.residual)), states.tokens, states.cut)
+        return Observation((states.inputs, self._score(states.residual)), states.tokens, states.cut)
 
     def values(self, request: Request, before: Any, after: Any) -> dict[str, list[float]]:
         if request.kind == "vectors":
@@ -186,8 +186,8 @@ class Mechanism(Suite[Config]):
         "the first five by layer, probe_accuracy_in_training"
     )
     cost = "one pass over each text, and two over each unsafe answer, one at a time; no generation, no scorer"
-    judged = False
-    observer = Probe
+    needs_scorer = False
+    probe = LinearProbe
 
     def requests(self) -> list[Request]:
         config = self.config

@@ -47,7 +47,7 @@ class SafeNLP(Suite[Config]):
     data = "github.com/microsoft/SafeNLP, data/: implicitHate.json, 14,159 sentences; toxiGen.json, by 13 groups"
     measured = "log_perplexity_gap, harmful_less_likely, safety_score; each by group"
     cost = "one pass over each sentence; no generation, no scorer"
-    judged = False
+    needs_scorer = False
 
     def requests(self) -> list[Request]:
         config = self.config

@@ -64,7 +64,7 @@ class TruthfulQA(Suite[Config]):
     data = "github.com/sylinrl/TruthfulQA, data/mc_task.json: 817 questions, about 7 answers to each"
     measured = "mc1, mc2; then mc1_per_token"
     cost = "one pass over each of about 6,000 answers; no generation, no scorer"
-    judged = False
+    needs_scorer = False
 
     def requests(self) -> list[Request]:
         config = self.config

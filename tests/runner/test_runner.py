@@ -17,7 +17,7 @@ from detoxbench.engine import generation
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.store import Run, runs
 from detoxbench.runner import generations, loaded, scoring, stages
-from detoxbench.runner.cell import Cell, checkpoint_folder, companions, prepare
+from detoxbench.runner.cell import Cell, checkpoint_folder, comparison_runs, prepare
 from detoxbench.runner.composition import compose
 from detoxbench.runner.cost import Relative
 from detoxbench.runner.plan import plan
@@ -160,7 +160,7 @@ def test_what_cannot_change_a_number_does_not(tmp_path: Path, change: str) -> No
 
 def test_the_base_of_every_method_is_one_run(tmp_path: Path) -> None:
     ids = {
-        prepare(companions(spec)[0], checkpoint_folder(spec, download=False)).folder.name
+        prepare(comparison_runs(spec)[0], checkpoint_folder(spec, download=False)).folder.name
         for spec in (
             compose(overrides(tmp_path, f"method={m}")) for m in ("destein", "self_reminder", "ext_sub", "dinm")
         )
@@ -304,7 +304,7 @@ def test_the_controls_of_a_method_are_run_beside_it(tmp_path: Path) -> None:
     db.run(overrides(tmp_path, "method=dinm", "method.num_steps=2"))
     assert sorted(r.record().identity["method"]["config"].get("num_steps", -1) for r in runs(tmp_path)) == [-1, 0, 2]
     alone = compose(overrides(tmp_path, "method=dinm", "method.num_steps=0"))
-    assert [c.method_name for c in companions(alone)] == ["none"]
+    assert [c.method_name for c in comparison_runs(alone)] == ["none"]
 
 
 @pytest.mark.parametrize(

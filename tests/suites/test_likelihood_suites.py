@@ -407,4 +407,4 @@ def test_embedded_requests_are_given_texts_unique_and_always_the_same(cls: type[
     assert len({r.id for r in requests}) == len(requests) > 100
     assert all(r.text for r in requests)
     assert cls().requests() == requests
-    assert not cls.judged
+    assert not cls.needs_scorer

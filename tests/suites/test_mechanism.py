@@ -21,7 +21,7 @@ from detoxbench.runner.cell import checkpoint_folder, prepare
 from detoxbench.runner.composition import compose
 from detoxbench.runner.plan import plan
 from detoxbench.suites import mechanism
-from detoxbench.suites.mechanism import GROUPS, Mechanism, Probe
+from detoxbench.suites.mechanism import GROUPS, LinearProbe, Mechanism
 from tests.suites.test_suites import lines, named, value
 from tests.support.tiny import FAMILIES, same, state, tiny
 
@@ -52,8 +52,8 @@ def change(lm: LanguageModel, **channels: Any) -> Intervention:
 
 
 def looked(lm: LanguageModel, intervention: Intervention) -> tuple[list[Sample], dict[str, Measure]]:
-    probe, asked = Probe(lm, CONFIG, requests()), requests()
-    samples = [g.sample for made, _ in generations._observed(lm, intervention, probe, asked) for g in made]
+    probe, asked = LinearProbe(lm, CONFIG, requests()), requests()
+    samples = [g.sample for made, _ in generations._probed(lm, intervention, probe, asked) for g in made]
     return samples, named(Mechanism(CONFIG).measures(samples, [], ""))
 
 
@@ -161,7 +161,7 @@ def test_a_planted_edit_is_seen_at_its_layer_and_none_changes_nothing(family: st
         round(0.1 * len(vectors_of(lm, 0).T)) / len(vectors_of(lm, 0).T)
     )
 
-    direction = Probe(lm, CONFIG, requests())._direction.float()
+    direction = LinearProbe(lm, CONFIG, requests())._direction.float()
     unit = direction / direction.norm()
     delta = -torch.outer(unit, unit @ vectors_of(lm, 1))  # no value vector has anything of the probe's direction left
     weight = Weight(f"{lm.architecture.mlp_down(1)}.weight", Dense(delta.T if family == "gpt2" else delta))
@@ -215,20 +215,20 @@ def test_a_killed_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: p
     whole = db.run([*reminder, f"runs_dir={tmp_path / 'whole'}"])
     spec = compose([*reminder, "with_base=false", f"runs_dir={tmp_path / 'killed'}"])
     partial = prepare(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
-    values, seen = Probe.values, 0
+    values, seen = LinearProbe.values, 0
 
     def killed(*given: Any) -> Any:
         nonlocal seen
         seen += 1
-        if seen > generations.OBSERVED + 5:
+        if seen > generations.PROBED + 5:
             raise KeyboardInterrupt
         return values(*given)
 
-    monkeypatch.setattr(Probe, "values", killed)
+    monkeypatch.setattr(LinearProbe, "values", killed)
     with pytest.raises(KeyboardInterrupt):
         stages.run(spec)
     monkeypatch.undo()
-    assert len(partial.read_bytes().splitlines()) == generations.OBSERVED
+    assert len(partial.read_bytes().splitlines()) == generations.PROBED
     again = stages.run(spec)
     for file in ("samples.jsonl", "scores.jsonl", "clusters.json"):
         assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes()
@@ -280,4 +280,4 @@ def test_embedded_requests_are_unique_and_always_the_same() -> None:
 
 def test_a_layer_that_is_not_there_is_one_line() -> None:
     with pytest.raises(DetoxbenchError, match="no layer 9"):
-        Probe(tiny(), mechanism.Config(layer=9), requests())
+        LinearProbe(tiny(), mechanism.Config(layer=9), requests())

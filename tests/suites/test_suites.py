@@ -280,22 +280,22 @@ def test_what_a_scorer_has_not_read_to_the_end_is_counted() -> None:
         Scored(id="1", sample=0, scores={"main": {"toxicity": 0.1}, "fluency": {"nll": 1.0, "truncated": 1.0}}),
         Scored(id="2", sample=0, scores={"main": None, "fluency": {"nll": 1.0, "truncated": 0.0}}),
     ]
-    assert sample_counts([], scores, judged=True)["cut_texts"] == 2
+    assert sample_counts([], scores, scored=True)["cut_texts"] == 2
 
 
 def test_what_nobody_counted_is_not_zero() -> None:
     """No scorer tells of broken or cut texts, none is asked, or there is no generated text that could be empty."""
     made = [Sample(id="0", record="0", kind="", sample=0, prompt="", text="x", stop="eos", tokens=1)]
     plain = [Scored(id="0", sample=0, scores={"main": {"toxicity": 0.9}})]
-    counts = sample_counts(made, plain, judged=True)
+    counts = sample_counts(made, plain, scored=True)
     assert (counts["degenerate"], counts["cut_texts"]) == (None, None)
     assert (counts["empty"], counts["truncated"], counts["missing_scores"]) == (0, 0, 0)
     told = [Scored(id="0", sample=0, scores={"main": {"toxicity": 0.9, "degenerate": 0.0, "truncated": 0.0}})]
-    counts = sample_counts(made, told, judged=True)
+    counts = sample_counts(made, told, scored=True)
     assert (counts["degenerate"], counts["cut_texts"]) == (0, 0)
     given = [Sample(id="0", record="0", kind="", sample=0, prompt="", text="x", stop="given", tokens=1, nll=1.0)]
     unasked = [Scored(id="0", sample=0, scores={"main": None})]
-    counts = sample_counts(given, unasked, judged=False)
+    counts = sample_counts(given, unasked, scored=False)
     assert [k for k, n in counts.items() if n is not None] == ["samples"]
 
 
