@@ -1,20 +1,12 @@
 """What is built works somewhere else: the wheel, in a fresh environment, from another folder."""
 
-import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
-
-def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.support.environments import ROOT, fresh, pip, run
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +32,13 @@ def test_the_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> Non
 
 
 def test_the_installed_wheel_works_in_another_folder(wheel: Path, tmp_path: Path) -> None:
-    """Dependencies are this environment's, seen through a .pth file; the package itself is the wheel's."""
-    environment, elsewhere = tmp_path / "env", tmp_path / "elsewhere"
+    """Dependencies are this environment's; the package itself is the wheel's."""
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    venv.create(environment, with_pip=False)
-    (site,) = environment.glob("lib/python*/site-packages")
-    run(
-        sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel,
-        cwd=elsewhere,
-    )  # fmt: skip
-    # Added behind the wheel; an editable install's own .pth file in there is not read.
-    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    command = environment / "bin" / "python", "-m", "detoxbench.cli"
-    where = run(environment / "bin" / "python", "-c", "import detoxbench; print(detoxbench.__file__)", cwd=elsewhere)
+    python, site = fresh(tmp_path / "env")
+    pip(python, "install", "--no-index", wheel, cwd=elsewhere)
+    command = python, "-m", "detoxbench.cli"
+    where = run(python, "-c", "import detoxbench; print(detoxbench.__file__)", cwd=elsewhere)
     assert Path(where.strip()).is_relative_to(site)
     listed = run(*command, "list", cwd=elsewhere)
     for name in ("fable", "destein", "safeedit", "embedded"):

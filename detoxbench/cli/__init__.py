@@ -30,6 +30,7 @@ VERBS = {
     "submit": "pack finished runs to be shared",
     "verify": "compute the numbers of shared runs again, and reject what does not match",
     "scorer": "check a scorer on labelled texts, and correct what it found in runs",
+    "new": "write a package with a method, a suite or a scorer, to begin with",
     "check": "what every method must keep, tried on one of any package",
     "data": "published data sets: list, fetch, verify; paraphrase sets from a model",
     "fable": "the embedded model: build it anew",

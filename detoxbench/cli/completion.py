@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
 
 def _candidates(line: str) -> list[str]:
     """What the last word of a command line may become."""
-    from detoxbench.cli import VERBS, check, data, scorer
+    from detoxbench.cli import VERBS, check, data, new, scorer
 
     *words, last = [*line.split()[1:], *([""] if line[-1:].isspace() else [])]
     position = len(words)
@@ -41,6 +41,7 @@ def _candidates(line: str) -> list[str]:
         known = {
             "list": KINDS,
             "describe": [kind[:-1] for kind in KINDS],
+            "new": new.KINDS,
             "check": check.KINDS,
             "scorer": scorer.ACTIONS,
             "data": data.ACTIONS,
