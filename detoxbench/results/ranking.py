@@ -86,33 +86,15 @@ def stability(
     """
     axes = _metrics(table, metrics)
     rows = [r for r in _measured(table) if all(i in clusters for i in r.run_ids)]
-    names = sorted({c for r in rows for i in r.run_ids for counts in clusters[i].count.values() for c in counts})
-    place = {name: k for k, name in enumerate(names)}
-    rng = np.random.default_rng(seed)
-    weights = rng.exponential(size=(resamples, len(names)))
-    drawn: dict[tuple[tuple[int, ...], bool], Array] = {}
-    values = np.full((len(rows), len(axes), resamples), np.nan)
-    for i, row in enumerate(rows):
-        seeds = tuple(row.seeds), seed_kind(row.fits or row.seeds) == "drawn"
-        if seeds not in drawn:
-            drawn[seeds] = _seed_weights(rng, len(row.seeds), resamples, seeds[1])
-        for j, axis in enumerate(axes):
-            ratios = np.full((len(row.seeds), resamples), np.nan)
-            for k, run_id in enumerate(row.run_ids):
-                total, count = (getattr(clusters[run_id], part).get(axis.name, {}) for part in ("total", "count"))
-                seen = [c for c, n in count.items() if n > 0]
-                if seen:
-                    own = weights[:, [place[c] for c in seen]]
-                    ratios[k] = (own @ [total[c] for c in seen]) / (own @ [count[c] for c in seen])
-            weight = np.where(np.isnan(ratios), 0.0, drawn[seeds])
-            whole = weight.sum(0)
-            mean = np.nansum(weight * np.nan_to_num(ratios), 0) / np.where(whole > 0, whole, 1)
-            values[i, j] = np.where(whole > 0, mean, np.nan)
+    # 1. The values of all rows in every resample, [rows, axes, resamples]; nan where there is none.
+    values = _resampled(rows, axes, clusters, resamples, np.random.default_rng(seed))
+    # 2. Borda points of the rows that have any, [resamples, rows].
     points = np.array([_points(_upward(v, axes)) for v in np.moveaxis(values, 2, 0)]).reshape(resamples, len(rows))
     known = ~np.isnan(points).any(0)
     points = points[:, known]
     if not points.size:
         return []
+    # 3. Ranks [resamples, rows], and of each row what share of them is the first, and where 95 % lie.
     ranks = np.array([_ranks(p) for p in points])
     best = ranks == 1
     first = (best / best.sum(1, keepdims=True)).mean(0)
@@ -121,6 +103,50 @@ def stability(
     return [
         RankInterval(label, int(a), int(b), float(f)) for label, a, b, f in zip(labels, low, high, first, strict=True)
     ]
+
+
+def _resampled(
+    rows: Sequence[Row],
+    axes: Sequence[Axis],
+    clusters: Mapping[str, Clusters],
+    resamples: int,
+    rng: np.random.Generator,
+) -> Array:
+    """The value of each row on each axis in each resample of clusters and seeds, [rows, axes, resamples]."""
+    # 1. One weight a resample for every cluster of any row, [resamples, clusters].
+    names = sorted({c for r in rows for i in r.run_ids for counts in clusters[i].count.values() for c in counts})
+    place = {name: k for k, name in enumerate(names)}
+    weights = rng.exponential(size=(resamples, len(names)))
+    drawn: dict[tuple[tuple[int, ...], bool], Array] = {}
+    values = np.full((len(rows), len(axes), resamples), np.nan)
+    for i, row in enumerate(rows):
+        # 2. How often each seed of the row is drawn, [seeds, resamples]; rows with the same seeds draw the same.
+        seeds = tuple(row.seeds), seed_kind(row.fits or row.seeds) == "drawn"
+        if seeds not in drawn:
+            drawn[seeds] = _seed_weights(rng, len(row.seeds), resamples, seeds[1])
+        for j, axis in enumerate(axes):
+            # 3. The ratio of each seed, [seeds, resamples], and their mean over the seeds that have one.
+            runs = [clusters[run_id] for run_id in row.run_ids]
+            ratios = np.array([_ratio(run, axis.name, weights, place) for run in runs])
+            weight = np.where(np.isnan(ratios), 0.0, drawn[seeds])
+            whole = weight.sum(0)
+            mean = np.nansum(weight * np.nan_to_num(ratios), 0) / np.where(whole > 0, whole, 1)
+            values[i, j] = np.where(whole > 0, mean, np.nan)
+    return values
+
+
+def _ratio(run: Clusters, metric: str, weights: Array, place: Mapping[str, int]) -> Array:
+    """A run's sum of totals by sum of counts in each resample, [resamples]; nan where it has not observed the metric.
+
+    `weights` [resamples, clusters]; `place` says which column is whose.
+    """
+    total, count = run.total.get(metric, {}), run.count.get(metric, {})
+    seen = [c for c, n in count.items() if n > 0]
+    if not seen:
+        return np.full(len(weights), np.nan)
+    own = weights[:, [place[c] for c in seen]]  # [resamples, clusters seen]
+    ratio: Array = (own @ [total[c] for c in seen]) / (own @ [count[c] for c in seen])
+    return ratio
 
 
 def pareto(points: Sequence[Sequence[float | None]], better: Sequence[Direction]) -> list[bool]:

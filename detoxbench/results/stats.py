@@ -161,35 +161,44 @@ def _over_clusters(totals: Array, counts: Array, binary: bool, share: bool, seed
 
 def _bootstrap(totals: Array, counts: Array, seed: int) -> Interval:
     """BCa over the clusters, which are resampled together under all seeds, [seeds, clusters]."""
-    # By value: the resamples then depend neither on the clusters' names nor on their order.
+    # 1. Clusters ordered by value: the resamples then depend neither on their names nor on their order.
     order = np.lexsort((*counts[::-1], *totals[::-1]))
     totals, counts = totals[:, order], counts[:, order]
     clusters = totals.shape[1]
-    ratios = _per_cluster(totals.sum(1), counts.sum(1))
+    # 2. The estimate, and how far each cluster pulls it, [clusters].
+    ratios = _per_cluster(totals.sum(1), counts.sum(1))  # [seeds]
     value = float(ratios.mean())
     influence = _influence(totals[None], counts[None], ratios[None])[0].mean(0)
     if np.abs(influence).max() <= 1e-12 * np.abs(_per_cluster(totals, counts)).max():
         return Interval(None, None, "none: all clusters equal")
-    draws = np.empty(RESAMPLES)
-    rng = np.random.default_rng(seed)
-    step = max(1, 100_000 // clusters)  # so much stays in the cache: 0.8 MB of indices at a time
-    for start in range(0, RESAMPLES, step):
-        rows = rng.integers(clusters, size=(min(step, RESAMPLES - start), clusters))
-        places = rows + clusters * np.arange(len(rows))[:, None]
-        times = np.bincount(places.ravel(), minlength=places.size).reshape(places.shape).astype(float)
-        t, n = times @ totals.T, times @ counts.T  # [resamples, seeds]
-        # A seed that has none of the drawn clusters keeps its value.
-        draws[start : start + step] = np.where(n > 0, _per_cluster(t, n), ratios).mean(1)
-
+    # 3. The estimates of resamples, and what is off in them: bias and acceleration (Efron 1987, sections 2 and 4).
+    draws = _resampled(totals, counts, ratios, np.random.default_rng(seed))  # [resamples]
     acceleration = float((influence**3).sum() / (6 * (influence**2).sum() ** 1.5))
     tie = 1e-12 * np.abs(draws).max()  # resamples equal to the estimate count half, whatever rounding made of them
     below = ((draws < value - tie).mean() + (draws <= value + tie).mean()) / 2
     bias = _NORMAL.inv_cdf(min(max(float(below), 1 / RESAMPLES), 1 - 1 / RESAMPLES))
+    # 4. The levels whose quantiles are the bounds: those of the t distribution, moved by both.
     reach = math.sqrt(clusters / (clusters - 1)) * _t_quantile(0.975, clusters - 1)
     levels = [_NORMAL.cdf(bias + (bias + z) / max(1 - acceleration * (bias + z), 1e-3)) for z in (-reach, reach)]
     low, high = np.quantile(draws, levels)
     # Holds the estimate by construction, but for rounding or a bias beyond `reach`, which no data we tried has.
     return Interval(min(float(low), value), max(float(high), value), "cluster bootstrap (BCa)")
+
+
+def _resampled(totals: Array, counts: Array, ratios: Array, rng: np.random.Generator) -> Array:
+    """The mean over seeds of their ratios in each of `RESAMPLES` draws of clusters with replacement, [resamples]."""
+    clusters = totals.shape[1]
+    draws = np.empty(RESAMPLES)
+    step = max(1, 100_000 // clusters)  # so much stays in the cache: 0.8 MB of indices at a time
+    for start in range(0, RESAMPLES, step):
+        rows = rng.integers(clusters, size=(min(step, RESAMPLES - start), clusters))  # [resamples, clusters]
+        # How often each cluster is drawn, [resamples, clusters]: counted at once, each resample in bins of its own.
+        places = rows + clusters * np.arange(len(rows))[:, None]
+        times = np.bincount(places.ravel(), minlength=places.size).reshape(places.shape).astype(float)
+        t, n = times @ totals.T, times @ counts.T  # [resamples, seeds]
+        # A seed that has none of the drawn clusters keeps its value.
+        draws[start : start + step] = np.where(n > 0, _per_cluster(t, n), ratios).mean(1)
+    return draws
 
 
 def panel(rows: Sequence[Sequence[Sums | None]], fits: Fits | None = None) -> Panel:
@@ -287,55 +296,86 @@ def _where(observed: NDArray[np.bool_], side: Panel) -> Panel:
     return Panel(np.where(observed, side.totals, 0), np.where(observed, side.counts, 0), fits)
 
 
+class _Rows(NamedTuple):
+    """What is known of the differences of many rows, each [rows]."""
+
+    value: Array
+    clusters: NDArray[np.int64]
+    above: NDArray[np.int64]
+    below: NDArray[np.int64]
+    error: Array
+    """Standard error of the value."""
+    freedom: Array
+    """Its degrees of freedom."""
+    spread: Array
+    """Standard deviation of the clusters' differences."""
+    scale: Array
+    """The largest number among the clusters: what differs by less than 1e-12 of it is equal."""
+    flat: NDArray[np.bool_]
+    """Whether no cluster differs from the others by more than rounding; nor do drawn seeds."""
+    exact: NDArray[np.bool_]
+    """Whether McNemar's exact test is for it: one seed, one yes or no a cluster."""
+    kinds: Sequence[SeedKind]
+
+
 def _paired(a: Panel, b: Panel, binary: bool, share: bool) -> list[Difference]:
     """`paired_differences` of panels in which both sides have the same clusters."""
-    (totals_a, counts_a, _), (totals_b, counts_b, _) = a, b
-    ratios_a, there = _ratios(totals_a, counts_a)
-    ratios_b, _ = _ratios(totals_b, counts_b)
+    rows = _rows_of(a, b, binary)
+    return [_difference(rows, r, a, b, share) for r in range(len(rows.value))]
+
+
+def _rows_of(a: Panel, b: Panel, binary: bool) -> _Rows:
+    """The arithmetic of `paired_differences`, all rows at once."""
+    # 1. Each seed's difference, [rows, seeds], and its mean over seeds, [rows].
+    ratios_a, there = _ratios(a.totals, a.counts)
+    ratios_b, _ = _ratios(b.totals, b.counts)
     by_seed = ratios_a - ratios_b
-    seeds, clusters = there.sum(1), (counts_a > 0).any(1).sum(1)
+    seeds, clusters = there.sum(1), (a.counts > 0).any(1).sum(1)  # [rows]
     value = by_seed.sum(1) / np.maximum(seeds, 1)
-    influence = _influence(totals_a, counts_a, ratios_a) - _influence(totals_b, counts_b, ratios_b)
+    # 2. How far each cluster pulls the difference of its seed, [rows, seeds, clusters]: the standard error is of that.
+    influence = _influence(a.totals, a.counts, ratios_a) - _influence(b.totals, b.counts, ratios_b)
     kinds = _seed_kinds(there, a.all_fits(), b.all_fits())
     error, freedom = _two_way(influence, by_seed, there, clusters, kinds)
     spread = np.sqrt((_over(influence.sum(1), seeds) ** 2).sum(1) / np.maximum(clusters - 1, 1))
-
-    scale = np.maximum(*(np.abs(_per_cluster(t, n)).max((1, 2), initial=0) for t, n, _ in (a, b)))
-    drawn = np.array([kind == "drawn" for kind in kinds])
-    # No cluster differs from the others by more than rounding; nor do drawn seeds.
-    apart = np.where(there & drawn[:, None], np.abs(by_seed - value[:, None]), 0).max(1, initial=0)
-    off = np.where(drawn[:, None], np.abs(influence).max(1, initial=0), np.abs(influence.sum(1)))
-    flat = np.maximum(off.max(1, initial=0), apart) <= 1e-12 * scale
-    means = _over(_per_cluster(totals_a, counts_a).sum(1) - _per_cluster(totals_b, counts_b).sum(1), seeds)
+    # 3. What is no spread but rounding.
+    own_a, own_b = _per_cluster(a.totals, a.counts), _per_cluster(b.totals, b.counts)  # [rows, seeds, clusters]
+    scale = np.maximum(*(np.abs(own).max((1, 2), initial=0) for own in (own_a, own_b)))
+    drawn = np.array([kind == "drawn" for kind in kinds])[:, None]  # [rows, 1]
+    seeds_off = np.where(there & drawn, np.abs(by_seed - value[:, None]), 0)  # [rows, seeds]
+    clusters_off = np.where(drawn, np.abs(influence).max(1, initial=0), np.abs(influence.sum(1)))  # [rows, clusters]
+    flat = np.maximum(clusters_off.max(1, initial=0), seeds_off.max(1, initial=0)) <= 1e-12 * scale
+    # 4. In how many clusters which side is higher, over the mean of the seeds, [rows, clusters].
+    means = _over(own_a.sum(1) - own_b.sum(1), seeds)
     above, below = (means > 1e-12 * scale[:, None]).sum(1), (means < -1e-12 * scale[:, None]).sum(1)
-    exact = (seeds == 1) & (_one_each(totals_a, counts_a) & _one_each(totals_b, counts_b) & binary)
+    exact = (seeds == 1) & (_one_each(a.totals, a.counts) & _one_each(b.totals, b.counts) & binary)
+    return _Rows(value, clusters, above, below, error, freedom, spread, scale, flat, exact, kinds)
 
-    found = []
-    for r in range(len(value)):
-        v, n, signs = float(value[r]), int(clusters[r]), (int(above[r]), int(below[r]))
-        if n == 0:
-            found.append(Difference(None, None, None, None, 0, "none: no cluster in common"))
-        elif n == 1:
-            found.append(Difference(v, None, None, None, 1, "none: one cluster", None, None, *signs))
-        elif flat[r]:
-            # No spread to make an interval of; the sign test is left, one sign a cluster.
-            p = 2.0 ** (1 - n) if abs(v) > 1e-12 * scale[r] else 1.0
-            found.append(Difference(v, None, None, p, n, "none: every cluster differs by the same", None, None, *signs))
-        else:
-            e, f = float(error[r]), float(freedom[r])
-            half = _t_quantile(0.975, f) * e
-            lowest, highest = _range(np.concatenate([_observed(side.totals[r], side.counts[r]) for side in (a, b)]))
-            apart_at_most = 1.0 if share else highest - lowest
-            low, high = max(v - half, -apart_at_most), min(v + half, apart_at_most)
-            p = _mcnemar(*signs) if exact[r] else _t_tail(abs(v) / e, f)
-            method = "two-way clustered paired t" if drawn[r] else "paired t"
-            method += _SUFFIX[kinds[r]]
-            if exact[r]:
-                method += ", McNemar"
-            detectable = None if drawn[r] else half + _t_quantile(POWER, f) * e
-            effect = v / float(spread[r]) if spread[r] > 0 else None
-            found.append(Difference(v, low, high, p, n, method, effect, detectable, *signs))
-    return found
+
+def _difference(rows: _Rows, r: int, a: Panel, b: Panel, share: bool) -> Difference:
+    """That of row `r`, with its interval and test."""
+    v, n, signs = float(rows.value[r]), int(rows.clusters[r]), (int(rows.above[r]), int(rows.below[r]))
+    if n == 0:
+        return Difference(None, None, None, None, 0, "none: no cluster in common")
+    if n == 1:
+        return Difference(v, None, None, None, 1, "none: one cluster", None, None, *signs)
+    if rows.flat[r]:
+        # No spread to make an interval of; the sign test is left, one sign a cluster.
+        p = 2.0 ** (1 - n) if abs(v) > 1e-12 * rows.scale[r] else 1.0
+        return Difference(v, None, None, p, n, "none: every cluster differs by the same", None, None, *signs)
+    # 1. The interval, within what a difference of the metric can be.
+    error, freedom = float(rows.error[r]), float(rows.freedom[r])
+    half = _t_quantile(0.975, freedom) * error
+    lowest, highest = _range(np.concatenate([_observed(side.totals[r], side.counts[r]) for side in (a, b)]))
+    furthest = 1.0 if share else highest - lowest
+    low, high = max(v - half, -furthest), min(v + half, furthest)
+    # 2. The test.
+    exact, drawn = bool(rows.exact[r]), rows.kinds[r] == "drawn"
+    p = _mcnemar(*signs) if exact else _t_tail(abs(v) / error, freedom)
+    method = f"{'two-way clustered ' if drawn else ''}paired t{_SUFFIX[rows.kinds[r]]}{', McNemar' if exact else ''}"
+    # 3. How large it is, and how large it would have to be.
+    effect = v / float(rows.spread[r]) if rows.spread[r] > 0 else None
+    detectable = None if drawn else half + _t_quantile(POWER, freedom) * error
+    return Difference(v, low, high, p, n, method, effect, detectable, *signs)
 
 
 def _observed(totals: Array, counts: Array) -> Array:
@@ -410,19 +450,25 @@ def _two_way(
     once. Where seeds differ by no more than that noise they are taken not to differ at all.
     Seeds that do not count as drawn leave the variance between clusters alone.
     """
+    # 1. Degrees of freedom of clusters (c) and of seeds (s), [rows].
     seeds = np.maximum(there.sum(1), 1)
     c, s = np.maximum(clusters - 1, 1), np.maximum(seeds - 1, 1)
+    # 2. Variance of the value by its clusters, [rows], from each one's mean over seeds, [rows, clusters].
     mean = _over(influence.sum(1), seeds)
     between_clusters = (mean**2).sum(1) / c / np.maximum(clusters, 1)
+    # 3. Variance of the value by its seeds, [rows], from how far each is from their mean, [rows, seeds].
     off = np.where(there, ratios - (ratios.sum(1) / seeds)[:, None], 0)
     between_seeds = (off**2).sum(1) / s / seeds
-    # Sum of squares around each cluster's mean over seeds: of all that is left what the means leave.
+    # 4. The noise that both hold, [rows]: the sum of squares around each cluster's mean over seeds is the sum of all
+    #    squares, over [seeds, clusters], less that of the means.
     squares = (influence**2).sum((1, 2)) - seeds * (mean**2).sum(1)
     rest = np.maximum(squares, 0) / (s * c) / (seeds * np.maximum(clusters, 1))
+    # 5. Both together, that noise once, with Satterthwaite's degrees of freedom, [rows].
     within = np.maximum(between_clusters, rest)
     variance = np.maximum(between_clusters + between_seeds - rest, within)
     parts = between_clusters**2 / c + between_seeds**2 / s
     freedom = np.maximum(1, variance**2 / np.where(parts > 0, parts, 1))
+    # 6. Where seeds do not differ, or are not drawn, clusters alone.
     drawn = np.array([kind == "drawn" for kind in kinds])
     pooled = between_seeds <= rest
     variance = np.where(drawn, np.where(pooled, within, variance), between_clusters)
