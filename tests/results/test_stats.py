@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap, norm, ttest_rel
 from scipy.stats import t as student
-from scipy.stats import ttest_rel
 
 from detoxbench.records import Measure
 from detoxbench.results import stats
@@ -246,6 +246,52 @@ def test_no_interval_leaves_what_a_metric_can_be(seeds, most):
         apart = difference(runs, [*runs[1:], runs[0]], [fits, fits])
         if apart.low is not None:
             assert -most - 1e-9 <= apart.low <= apart.high <= most + 1e-9
+
+
+# --- against SciPy's bootstrap ----------------------------------------------------------------------------------------
+
+
+def scipys_bca(totals, counts):
+    """SciPy's BCa interval of sum(total) / sum(count), from our own resamples, at the levels that we widen to the t
+    distribution."""
+
+    def ratio(t, n, axis=-1):
+        return t.sum(axis) / n.sum(axis)
+
+    clusters = len(totals)
+    value = np.array([ratio(totals, counts)])
+    draws = stats._resampled(totals[None], counts[None], value, np.random.default_rng(0))
+    reach = math.sqrt(clusters / (clusters - 1)) * student.ppf(0.975, clusters - 1)
+    # Two resamples of its own, in whose place ours then stand.
+    empty = bootstrap((totals, counts), ratio, n_resamples=2, paired=True, method="percentile")
+    empty.bootstrap_distribution = draws
+    found = bootstrap(
+        (totals, counts), ratio, n_resamples=0, bootstrap_result=empty, paired=True, method="BCa",
+        confidence_level=norm.cdf(reach) - norm.cdf(-reach),
+    )  # fmt: skip
+    return tuple(found.confidence_interval)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.integers(-8, 8), min_size=6, max_size=40).filter(lambda values: len(set(values)) > 1))
+def test_the_bootstrap_interval_of_a_mean_is_scipys_bca(values):
+    """Also with ties among the resamples, which whole numbers make many of."""
+    x = np.sort(np.array(values, dtype=float))  # the resamples are drawn of clusters in this order
+    found = stats.interval(*sums(x))
+    assert found.method == "cluster bootstrap (BCa)"
+    assert (found.low, found.high) == pytest.approx(scipys_bca(x, np.ones(len(x))), rel=1e-6, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(20, 60))
+def test_the_bootstrap_interval_of_a_ratio_is_nearly_scipys_bca(seed, clusters):
+    """SciPy's acceleration leaves clusters out one by one, where ours takes their influence: the same in the limit."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 6, clusters).astype(float)
+    totals = np.sort(rng.gamma(1.0, 2.0, clusters) * counts)
+    low, high = scipys_bca(totals, counts)
+    found = stats.interval(*sums(totals / counts, counts))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03 * (high - low))
 
 
 # --- where there is nothing to say ------------------------------------------------------------------------------------
