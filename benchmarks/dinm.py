@@ -20,7 +20,7 @@ from benchmarks.models import random_lm, texts
 from detoxbench.data.examples import EditRecord
 from detoxbench.runner import generations, scoring
 from detoxbench.runner.cell import Cell, checkpoint_folder, prepare
-from detoxbench.runner.composition import compose
+from detoxbench.runner.composition import compose_run
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,7 @@ def _cell(runs: str, data: Path, tokens: int) -> Cell:
     """The run as it would be asked for, but for its model: `lm` stands in for the embedded one."""
     asked = ["method=dinm", "method.protocol=per_record", "suite=safeedit", f"suite.data={data}", "scorer=refusal"]
     how = [f"gen.max_new_tokens={tokens}", "gen.batch_tokens=32768", "with_base=false", f"runs_dir={runs}"]
-    spec = compose([*asked, *how])
+    spec = compose_run([*asked, *how])
     return prepare(spec, checkpoint_folder(spec, download=False))
 
 

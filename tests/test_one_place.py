@@ -22,7 +22,7 @@ from detoxbench.interventions.intervention import channel
 from detoxbench.results.costs import COSTS, Cost
 from detoxbench.results.rendering.grids import extra_columns
 from detoxbench.results.tables import Row, Table
-from detoxbench.runner.composition import compose as composed
+from detoxbench.runner.composition import compose_run
 from tests.support.tiny import same, state, tiny
 
 
@@ -96,15 +96,15 @@ def test_a_new_role_is_read_limited_named_hashed_and_given_to_methods(
     monkeypatch.setitem(roles.ROLES, role, row)
     file = tmp_path / "insults.jsonl"
     file.write_text('{"text": "rotten"}\n{"text": "stupid"}\n')
-    spec = composed([f"fit.insults={file}", "fit.limit=1"]).fit
+    spec = compose_run([f"fit.insults={file}", "fit.limit=1"]).fit
     data, digest = fit_data(spec, frozenset({role}))
     assert data.insults == (("rotten",),)
     assert FitData(insults=[("x",)]).examples() == 1
     assert fit_names(spec, data, per_record=False) == {"insults": "insults.jsonl, 1 examples"}
-    embedded, other = fit_data(composed([]).fit, frozenset({role}))
+    embedded, other = fit_data(compose_run([]).fit, frozenset({role}))
     assert (embedded.insults, other != digest) == ((("fool",),), True)
     with pytest.raises(UsageError, match=r"unknown key 'fit.insolts'.*did you mean 'fit.insults'"):
-        composed(["fit.insolts=x"])
+        compose_run(["fit.insolts=x"])
 
 
 def test_a_role_that_is_not_known_is_no_silent_none() -> None:

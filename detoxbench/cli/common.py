@@ -87,5 +87,5 @@ def scorer_of(name: str, overrides: Sequence[str]) -> Scorer[Any]:
     from detoxbench import scorers
     from detoxbench.runner import composition
 
-    spec = composition.compose([f"scorer={name}", *overrides])
+    spec = composition.compose_run([f"scorer={name}", *overrides])
     return scorers.get(spec.scorer_name)(spec.scorer, name=spec.scorer_name)

@@ -62,7 +62,7 @@ def options(group: str) -> dict[str, Path]:
     return {file.stem: file for folder in reversed(conf_dirs()) for file in sorted((folder / group).glob("*.yaml"))}
 
 
-def compose(overrides: Sequence[str]) -> RunSpec:
+def compose_run(overrides: Sequence[str]) -> RunSpec:
     """One run, complete and validated, from Hydra overrides such as "method=destein". Raises UsageError."""
     return run_spec(load(overrides)[0])
 
@@ -70,13 +70,13 @@ def compose(overrides: Sequence[str]) -> RunSpec:
 def cells(overrides: Sequence[str], *, multirun: bool = False) -> list[tuple[list[str], RunSpec]]:
     """Every run that overrides stand for, complete and validated, each with its own overrides: one without `multirun`.
 
-    A configuration may itself ask for a multirun (hydra.mode: MULTIRUN). Raises as `compose` and `expand` do.
+    A configuration may itself ask for a multirun (hydra.mode: MULTIRUN). Raises as `compose_run` and `expand` do.
     """
     if not multirun:
         cfg, hydra = load(overrides)
         if hydra.mode is None or hydra.mode.name != "MULTIRUN":
             return [(list(overrides), run_spec(cfg))]
-    return [(cell, compose(cell)) for cell in expand(overrides)]
+    return [(cell, compose_run(cell)) for cell in expand(overrides)]
 
 
 def load(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:

@@ -8,7 +8,7 @@ import time
 from detoxbench import methods
 from detoxbench.config import BASE
 from detoxbench.results.leaderboard import leaderboard
-from detoxbench.runner.composition import compose, options
+from detoxbench.runner.composition import compose_run, options
 from detoxbench.runner.stages import run
 
 RUNS_DIR = "runs/demo"
@@ -19,7 +19,7 @@ def main() -> None:
     """Run the base model and every registered method on the embedded suites, then print the leaderboard."""
     names = sorted((name for name in methods.names() if name in options("method")), key=lambda name: name != BASE)
     cells = [
-        (suite, name, compose([f"method={name}", f"suite={suite}", f"runs_dir={RUNS_DIR}"]))
+        (suite, name, compose_run([f"method={name}", f"suite={suite}", f"runs_dir={RUNS_DIR}"]))
         for suite in SUITES
         for name in names
     ]

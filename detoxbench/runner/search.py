@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
-from detoxbench.runner.composition import compose, swept
+from detoxbench.runner.composition import compose_run, swept
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -93,7 +93,7 @@ def _tried(number: int, fixed: Sequence[str], setting: dict[str, str], bounds: B
 
     overrides = [*fixed, *(f"{key}={value}" for key, value in setting.items())]
     try:
-        record = run(compose(overrides)).record
+        record = run(compose_run(overrides)).record
         values = _values(record, bounds)
     except UsageError:
         raise
@@ -111,7 +111,7 @@ def _check(fixed: Sequence[str], space: Mapping[str, Override]) -> None:
     first = {key: _ends(override)[0] for key, override in space.items()}
     settings = [first | {key: value} for key, override in space.items() for value in _ends(override)]
     for setting in {tuple(setting.items()): setting for setting in settings}.values():
-        plan(compose([*fixed, *(f"{key}={value}" for key, value in setting.items())]))
+        plan(compose_run([*fixed, *(f"{key}={value}" for key, value in setting.items())]))
 
 
 def best(tried: Sequence[Trial]) -> Trial | None:

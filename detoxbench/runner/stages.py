@@ -53,9 +53,9 @@ class RunResult:
 
 def run_overrides(overrides: Sequence[str]) -> RunResult:
     """`run` from Hydra overrides: `detoxbench.run(["model=fable", "method=destein"])`."""
-    from detoxbench.runner.composition import compose
+    from detoxbench.runner.composition import compose_run
 
-    return run(compose(overrides))
+    return run(compose_run(overrides))
 
 
 def run(spec: RunSpec) -> RunResult:

@@ -177,7 +177,7 @@ def test_a_run_counts_the_prompts_that_its_method_has_read(tmp_path: Path) -> No
     both = tmp_path / "both.jsonl"  # of no prompt is the text in a pair, but the file is the same
     rows = [{"toxic": a, "civil": b, "prompt": {"text": f"one more {i}"}} for i, (a, b) in enumerate(given)]
     both.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    spec = composition.compose([*common, "method=destein", f"fit.parallel_pairs={both}", f"suite.data={both}"])
+    spec = composition.compose_run([*common, "method=destein", f"fit.parallel_pairs={both}", f"suite.data={both}"])
     cell = prepare(spec, checkpoint_folder(spec, download=False))
     made = generations.Generation(1.0, 1.0, 0.0, 0, 0, "cpu")
     assert stages._counts(cell, [], {}, made)["prompts_in_fit_data"] == len(rows)

@@ -21,7 +21,7 @@ from detoxbench.records import Sample, Scored
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run, find_run, readable, runs
 from detoxbench.runner import fits
-from detoxbench.runner.composition import compose
+from detoxbench.runner.composition import compose_run
 from detoxbench.runner.plan import plan
 from detoxbench.scorers import cache
 
@@ -115,7 +115,7 @@ def _unshare(path: Path, original: Path, copy: Path) -> None:
 
 def state(run: Path) -> list[str]:
     return [
-        stage.state for stage in plan(compose([*SETTINGS, f"runs_dir={run.parent}"])).cells if stage.stage != "base"
+        stage.state for stage in plan(compose_run([*SETTINGS, f"runs_dir={run.parent}"])).cells if stage.stage != "base"
     ]
 
 
@@ -209,7 +209,7 @@ def test_a_corrupt_folder_is_no_run_any_more(run: Path) -> None:
 @pytest.fixture(scope="module")
 def keys(finished: Path) -> dict[str, str]:
     """Stage -> its folder's name."""
-    return {s.stage: s.key for s in plan(compose([*SETTINGS, f"runs_dir={finished.parent}"])).cells}
+    return {s.stage: s.key for s in plan(compose_run([*SETTINGS, f"runs_dir={finished.parent}"])).cells}
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, None])
@@ -229,7 +229,7 @@ def test_the_plan_says_what_is_damaged(run: Path, keys: dict[str, str]) -> None:
     shutil.rmtree(run)
     assert state(run) == ["cached", "cached", "to do"]
     hurt(run.parent / ".stages" / keys["fit"] / "fit.json", flip_a_bit)
-    stages = plan(compose([*SETTINGS, f"runs_dir={run.parent}"])).cells
+    stages = plan(compose_run([*SETTINGS, f"runs_dir={run.parent}"])).cells
     assert [s.remark for s in stages if "damaged (fit.json is not what was written), to be done again" in s.remark]
     assert state(run) == ["to do", "cached", "to do"]
 

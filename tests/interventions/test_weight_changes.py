@@ -22,7 +22,7 @@ from detoxbench.interventions.intervention import Intervention, compose
 from detoxbench.lm import LanguageModel
 from detoxbench.model.model import find, low_rank_form
 from detoxbench.runner.cell import Cell, prepare
-from detoxbench.runner.composition import compose as run_spec
+from detoxbench.runner.composition import compose_run
 from tests.support import stored
 from tests.support.adapters import adapter_folder, logits, peft_logits
 from tests.support.tiny import same, state, tiny
@@ -486,7 +486,9 @@ def test_what_a_form_stands_for() -> None:
 
 def test_the_form_is_part_of_the_methods_identity_and_not_of_the_base_models() -> None:
     def cell(*settings: str) -> Cell:
-        return prepare(run_spec(["model.dtype=bfloat16", "suite=utility", "suite.limit=1", *settings]), find("fable"))
+        return prepare(
+            compose_run(["model.dtype=bfloat16", "suite=utility", "suite.limit=1", *settings]), find("fable")
+        )
 
     side, asked, merged = (
         cell("method=ext_sub", f"low_rank={form}") for form in ("auto", "side_path", "merged")
@@ -500,7 +502,7 @@ def test_the_form_is_part_of_the_methods_identity_and_not_of_the_base_models() -
 
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'low_rank'.*auto, merged, side_path"):
-        run_spec(["low_rank=both"])
+        compose_run(["low_rank=both"])
 
 
 def test_a_run_in_bf16_records_the_form_and_the_share_and_the_table_says_them(tmp_path: Path) -> None:

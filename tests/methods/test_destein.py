@@ -425,4 +425,4 @@ def test_the_guide_is_needed_known_and_never_the_judge() -> None:
         db.methods.create("destein", pair_source="self", guide="perspektive").fingerprints()
     given = ["method=destein", "method.pair_source=self", "method.guide=embedded"]
     with pytest.raises(UsageError, match=r"method\.guide=embedded is the run's judge"):
-        composition.compose(given)
+        composition.compose_run(given)

@@ -24,7 +24,7 @@ from detoxbench.methods.dinm import DINM, Config
 from detoxbench.records import Request
 from detoxbench.results.store import Run
 from detoxbench.runner import fits, loaded
-from detoxbench.runner.composition import cells, compose
+from detoxbench.runner.composition import cells, compose_run
 from detoxbench.runner.plan import plan
 from detoxbench.suites.safeedit import SafeEdit
 from tests.support.tiny import FAMILIES, same, state, tiny
@@ -342,7 +342,7 @@ def test_fidelity_fills_what_is_null_and_is_itself_no_identity() -> None:
     assert Config().relocate == "per_record"
     same_thing = Config(fidelity="reference", relocate="per_record")
     assert db.config.identity(same_thing) == db.config.identity(Config())
-    assert compose(["method=dinm", "method.fidelity=paper", "method.kl_grad=false"]).method == Config(
+    assert compose_run(["method=dinm", "method.fidelity=paper", "method.kl_grad=false"]).method == Config(
         fidelity="paper", kl_grad=False
     )
 
@@ -638,7 +638,7 @@ def test_the_protocol_is_the_scope_and_part_of_the_identity(per_record: db.RunRe
     assert db.methods.create("dinm", protocol="per_record").scope is Scope.PER_RECORD
     assert db.methods.create("dinm").examples(DATA) == 1
     assert Role.EDIT_RECORDS in db.methods.create("dinm").needs
-    per, once = (plan(compose([*overrides, f"runs_dir={tmp_path}"])) for overrides in (PER_RECORD, RUN))
+    per, once = (plan(compose_run([*overrides, f"runs_dir={tmp_path}"])) for overrides in (PER_RECORD, RUN))
     assert per.run_id == per_record.run_id != once.run_id
     assert [stage.stage for stage in per.cells] == ["generate", "score"]
     assert "a fit for each of 5 records" in per.cells[0].remark
@@ -655,7 +655,7 @@ def test_another_safe_response_in_the_benchmark_is_another_run(tmp_path: Path) -
         (tmp_path / "records.json").write_text(json.dumps(rows))
         for protocol, found in ids.items():
             given = ["method=dinm", f"method.protocol={protocol}", "scorer=profanity_check", f"runs_dir={tmp_path}"]
-            found.append(plan(compose([*given, f"suite.data={tmp_path / 'records.json'}"])).run_id)
+            found.append(plan(compose_run([*given, f"suite.data={tmp_path / 'records.json'}"])).run_id)
     assert len(set(ids["per_record"])) == 2
     assert len(set(ids["once"])) == 1
 
@@ -667,7 +667,7 @@ def test_config_is_frozen_data() -> None:
 
 @pytest.mark.parametrize("name", ["dinm_llama2_7b_chat", "dinm_mistral_7b", "dinm_gpt2_xl"])
 def test_published_settings_compose(name: str) -> None:
-    spec = compose([f"experiment=paper/{name}"])
+    spec = compose_run([f"experiment=paper/{name}"])
     rate = 1e-5 if "mistral" in name else 5e-4
     assert spec.method == Config(protocol="per_record", learning_rate=rate)
     assert (spec.model.dtype, spec.gen.do_sample, spec.gen.max_new_tokens) == (

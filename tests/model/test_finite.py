@@ -309,7 +309,7 @@ def test_likelihoods_that_are_not_finite_are_named() -> None:
 )
 def test_settings_that_overflow_are_refused_before_anything_is_loaded(override: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        composition.compose(["method=destein", override])
+        composition.compose_run(["method=destein", override])
 
 
 def test_a_broken_model_leaves_no_run(tmp_path: Path) -> None:

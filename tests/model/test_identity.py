@@ -21,7 +21,7 @@ from detoxbench.files.hashing import sha256_of_file
 from detoxbench.lm import LanguageModel
 from detoxbench.model import checkpoint
 from detoxbench.runner.cell import Cell, checkpoint_folder, prepare
-from detoxbench.runner.composition import compose
+from detoxbench.runner.composition import compose_run
 from tests.support.tiny import tiny
 
 
@@ -213,7 +213,7 @@ THIRD = [0.3, 0.1 + 0.2, 0.30000000000000004, 3e-1]
 
 
 def identified(tmp_path: Path, *overrides: str) -> Cell:
-    spec = compose([*overrides, "suite.records=2", f"runs_dir={tmp_path}"])
+    spec = compose_run([*overrides, "suite.records=2", f"runs_dir={tmp_path}"])
     return prepare(spec, checkpoint_folder(spec, download=False))
 
 

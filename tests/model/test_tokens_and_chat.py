@@ -23,7 +23,7 @@ from detoxbench.fitting.training import IGNORED, LoraConfig, _encode, train_lora
 from detoxbench.model.chat import ChatTemplate, chosen, in_folder, strftime
 from detoxbench.model.tokens import Marks, answers, encoded, thinking_marks, without_thinking, written
 from detoxbench.records import Request, Sample
-from detoxbench.runner.composition import compose
+from detoxbench.runner.composition import compose_run
 from detoxbench.runner.plan import plan
 from tests.support.tiny import tiny
 
@@ -472,12 +472,12 @@ def test_a_plan_refuses_what_the_template_refuses(tmp_path: Any) -> None:
     with pytest.raises(
         DetoxbenchError, match=r"the chat template of '.*' refuses the conversation: no users here: set"
     ):
-        plan(compose(overrides))
-    assert plan(compose([*overrides, "model.chat_template=none"])).run_id
+        plan(compose_run(overrides))
+    assert plan(compose_run([*overrides, "model.chat_template=none"])).run_id
     lm.tokenizer.chat_template = "USER: ASSISTANT:"
     lm.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(DetoxbenchError, match="leaves the question out"):
-        plan(compose(overrides))
+        plan(compose_run(overrides))
 
 
 def test_a_chat_prompt_is_a_turn_to_what_reads_on() -> None:

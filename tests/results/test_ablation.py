@@ -329,7 +329,7 @@ def test_a_preset_expands_to_cells_that_differ_in_its_knobs_alone(name: str) -> 
     cells = composition.expand([f"experiment=ablation/{name}"])
     assert len(cells) == CELLS[name]
     swept = {override.partition("=")[0].removeprefix("method.") for override in cells[0]} - {"experiment"}
-    specs = [composition.compose(cell) for cell in ends(cells)]
+    specs = [composition.compose_run(cell) for cell in ends(cells)]
     configs = [vars(spec.method) for spec in specs]
     differing = {key for key in configs[0] if len({repr(config[key]) for config in configs}) > 1}
     assert differing - {"negatives"} == swept, "cp_texts takes as many negatives as positives"

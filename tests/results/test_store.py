@@ -11,7 +11,7 @@ from detoxbench.config import IDENTITY_VERSION, SCHEMA_VERSION, digest
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run, readable
 from detoxbench.runner.cell import checkpoint_folder, prepare
-from detoxbench.runner.composition import compose
+from detoxbench.runner.composition import compose_run
 from detoxbench.sharing.verification import verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -52,7 +52,7 @@ def test_the_identity_of_runs_of_schema_1_verifies() -> None:
 
 
 def test_a_run_of_schema_1_is_not_served(tmp_path: Path) -> None:
-    spec = compose([*OLD_SETTINGS, f"runs_dir={tmp_path}"])
+    spec = compose_run([*OLD_SETTINGS, f"runs_dir={tmp_path}"])
     now = prepare(spec, checkpoint_folder(spec, download=False))
     assert now.identity["schema"] == IDENTITY_VERSION == 2
     old = {run.folder.name for run, _ in readable(OLD, [])}
@@ -84,5 +84,5 @@ def test_new_runs_are_of_schema_3_and_other_runs_keep_their_ids(tmp_path: Path) 
     """Ids of runs from before samples had tags, of suites whose requests have none."""
     assert SCHEMA_VERSION == 3
     for setting, run_id in UNTAGGED.items():
-        spec = compose([*setting.split(), f"runs_dir={tmp_path}"])
+        spec = compose_run([*setting.split(), f"runs_dir={tmp_path}"])
         assert prepare(spec, checkpoint_folder(spec, download=False)).keys.run == run_id

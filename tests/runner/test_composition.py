@@ -21,7 +21,7 @@ from detoxbench.errors import UsageError
 from detoxbench.fitting.paraphrase_generation import GenerationConfig
 from detoxbench.registry import REGISTRIES
 from detoxbench.runner import composition
-from detoxbench.runner.composition import cells, compose
+from detoxbench.runner.composition import cells, compose_run
 from detoxbench.runner.printed import printed
 
 CONF = composition.conf_dir()
@@ -87,7 +87,7 @@ def test_root_files_hold_the_defaults() -> None:
 @pytest.mark.parametrize("group", ["method", "suite", "scorer", "gen", "tracker"])
 def test_every_choice_composes(group: str) -> None:
     for name in names(group):
-        spec = composition.compose([f"{group}={name}"])
+        spec = composition.compose_run([f"{group}={name}"])
         assert getattr(spec, f"{group}_name", name) == name
 
 
@@ -99,7 +99,7 @@ def test_every_model_file_is_a_typed_model_and_no_more() -> None:
         assert own.pop("defaults", ["hf", "_self_"]) == ["hf", "_self_"]
         given = read(CONF / "model" / "hf.yaml") | {"path": "somewhere"} | own
         built[name] = build(ModelSpec, given, "model")
-    assert composition.compose(["model=gpt2"]).model == built["gpt2"]
+    assert composition.compose_run(["model=gpt2"]).model == built["gpt2"]
 
 
 @pytest.mark.parametrize("name", names("experiment"))
@@ -131,15 +131,15 @@ def test_a_tuned_file_says_for_which_model_and_what_was_published(file: Path) ->
 
 def test_published_defaults_hold_elsewhere_and_tuned_ones_on_fable() -> None:
     tuned = read(CONF / "tuned" / "method" / "fable_ext_sub.yaml")["method"]["learning_rate"]
-    assert composition.compose([*PUBLISHED, "method=ext_sub"]).method == methods.get("ext_sub").Config()
-    assert composition.compose(["model=fable", "method=ext_sub"]).method.learning_rate == tuned
+    assert composition.compose_run([*PUBLISHED, "method=ext_sub"]).method == methods.get("ext_sub").Config()
+    assert composition.compose_run(["model=fable", "method=ext_sub"]).method.learning_rate == tuned
     given = ["method=ext_sub", "method.learning_rate=0.1"]
-    assert composition.compose(given).method.learning_rate == 0.1
+    assert composition.compose_run(given).method.learning_rate == 0.1
 
 
 def test_suites_bring_their_generation_protocol() -> None:
     safeedit, rtp, utility = (
-        composition.compose([*PUBLISHED, f"suite={suite}"]).gen
+        composition.compose_run([*PUBLISHED, f"suite={suite}"]).gen
         for suite in ("safeedit", "real_toxicity_prompts", "utility")
     )
     assert (safeedit.do_sample, safeedit.max_new_tokens, safeedit.n) == (False, 600, 1)
@@ -156,9 +156,9 @@ def test_suites_bring_their_generation_protocol() -> None:
 
 def test_gen_overrides_the_protocol_and_the_command_line_overrides_all() -> None:
     rtp = "suite=real_toxicity_prompts"
-    assert composition.compose([rtp]).gen.n == 4  # fable's
-    assert composition.compose([rtp, "gen=greedy"]).gen.n == 1
-    assert composition.compose([rtp, "gen=greedy", "gen.n=2"]).gen.n == 2
+    assert composition.compose_run([rtp]).gen.n == 4  # fable's
+    assert composition.compose_run([rtp, "gen=greedy"]).gen.n == 1
+    assert composition.compose_run([rtp, "gen=greedy", "gen.n=2"]).gen.n == 2
 
 
 def test_experiments_only_override() -> None:
@@ -169,9 +169,9 @@ def test_experiments_only_override() -> None:
 
 
 def test_null_may_be_written_as_python_writes_it() -> None:
-    assert composition.compose(["suite.limit=None", "fit.limit=None"]).suite.limit is None
+    assert composition.compose_run(["suite.limit=None", "fit.limit=None"]).suite.limit is None
     with pytest.raises(UsageError, match="wrong value for 'seed'"):
-        composition.compose(["seed=None"])
+        composition.compose_run(["seed=None"])
 
 
 @pytest.mark.parametrize("group", ["model", "method", "suite", "scorer", "gen", "fit", "tracker"])
@@ -188,7 +188,7 @@ def test_a_setting_that_no_file_repeats_can_be_set(group: str, monkeypatch: pyte
         file.write_text("".join(line for line in lines if not line.strip().startswith(f"{key}:")))
     monkeypatch.setattr(composition, "conf_dir", lambda: tmp_path / "conf")
     given = ["method=destein", "scorer=hf_classifier", "suite.data=prompts.jsonl", f"{group}.{setting}"]
-    assert str(getattr(getattr(composition.compose(given), group), key)) == setting.partition("=")[2]
+    assert str(getattr(getattr(composition.compose_run(given), group), key)) == setting.partition("=")[2]
     swept = composition.expand([*given[:-1], f"{given[-1]},x"])
     assert [cell[-1] for cell in swept] == [given[-1], f"{group}.{key}=x"]
 
@@ -226,10 +226,10 @@ def test_runs_can_be_composed_inside_a_users_own_hydra(way: str, tmp_path: Path)
         from detoxbench.runner import composition
         from detoxbench.errors import UsageError
         def check():
-            assert composition.compose(["method=destein"]).method_name == "destein"
+            assert composition.compose_run(["method=destein"]).method_name == "destein"
             assert len(composition.expand(["seed=0,1"])) == 2
             try:
-                composition.compose(["method=destien"])
+                composition.compose_run(["method=destien"])
             except UsageError as error:
                 assert "did you mean 'destein'" in str(error)
     """
@@ -246,9 +246,9 @@ def test_runs_can_be_composed_inside_a_users_own_hydra(way: str, tmp_path: Path)
 )
 def test_a_value_that_needs_quotes_is_answered_with_the_quotes(value: str) -> None:
     with pytest.raises(UsageError, match="quote the value twice") as raised:
-        composition.compose([f"runs_dir={value}"])
+        composition.compose_run([f"runs_dir={value}"])
     (written,) = shlex.split(str(raised.value).partition("for Hydra: ")[2])
-    assert composition.compose([written]).runs_dir == value
+    assert composition.compose_run([written]).runs_dir == value
 
 
 # ---------------------------------------------------------------------------------------------- multirun
@@ -334,21 +334,21 @@ def test_one_wrong_cell_refuses_all() -> None:
 )
 def test_a_wrong_override_is_explained_in_one_line(overrides: list[str], said: str) -> None:
     with pytest.raises(UsageError) as raised:
-        composition.compose(overrides)
+        composition.compose_run(overrides)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_line_breaks_are_typed_in_text_settings_alone() -> None:
     typed = 'suite.template="Q: {question}\\nA:"'
-    assert compose(["suite=utility", typed]).suite.template == "Q: {question}\nA:"
-    assert compose(["suite=utility", 'suite.template="Q: {question}\nA:"']).suite.template == "Q: {question}\nA:"
+    assert compose_run(["suite=utility", typed]).suite.template == "Q: {question}\nA:"
+    assert compose_run(["suite=utility", 'suite.template="Q: {question}\nA:"']).suite.template == "Q: {question}\nA:"
     for _, spec in cells(["suite=utility", typed, "seed=1,2"], multirun=True):
         assert spec.suite.template == "Q: {question}\nA:"
-    assert compose(["suite=utility", r"suite.template='{question}\\nA'"]).suite.template == r"{question}\nA"
-    assert compose(["method=self_reminder", r"method.prefix='a\tb'"]).method.prefix == "a\tb"
-    assert compose(["suite.data='C:\\new\\table.jsonl'", "scorer=word_list"]).suite.data == "C:\\new\\table.jsonl"
-    assert compose(["scorer=judge", "scorer.path=x", r"scorer.unsafe='\\n\bbad'"]).scorer.unsafe == r"\\n\bbad"
+    assert compose_run(["suite=utility", r"suite.template='{question}\\nA'"]).suite.template == r"{question}\nA"
+    assert compose_run(["method=self_reminder", r"method.prefix='a\tb'"]).method.prefix == "a\tb"
+    assert compose_run(["suite.data='C:\\new\\table.jsonl'", "scorer=word_list"]).suite.data == "C:\\new\\table.jsonl"
+    assert compose_run(["scorer=judge", "scorer.path=x", r"scorer.unsafe='\\n\bbad'"]).scorer.unsafe == r"\\n\bbad"
 
 
 def test_settings_that_are_texts_are_marked() -> None:
@@ -365,22 +365,24 @@ def test_settings_that_are_texts_are_marked() -> None:
 
 
 def test_template_variables_are_set_without_a_plus() -> None:
-    assert compose(["model.template_args={enable_thinking: false}"]).model.template_args == {"enable_thinking": False}
+    assert compose_run(["model.template_args={enable_thinking: false}"]).model.template_args == {
+        "enable_thinking": False
+    }
     with pytest.raises(UsageError, match="template_date is a date"):
-        compose(["model.template_date=tomorrow"])
+        compose_run(["model.template_date=tomorrow"])
     with pytest.raises(UsageError, match="thinking is auto, none, or two marks"):
-        compose(["model.thinking=on"])
+        compose_run(["model.thinking=on"])
 
 
 def test_a_file_is_judged_by_a_scorer_that_knows_real_text() -> None:
-    spec = composition.compose(["suite.data=prompts.json", "scorer=profanity_check"])
+    spec = composition.compose_run(["suite.data=prompts.json", "scorer=profanity_check"])
     assert (spec.suite.data, spec.scorer_name) == ("prompts.json", "profanity_check")
 
 
 def test_a_registered_method_without_a_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods.registry, "names", lambda: ["unfiled"])
     with pytest.raises(UsageError, match=r"'unfiled' is registered, but no conf folder has method/unfiled.yaml"):
-        composition.compose(["method=unfiled"])
+        composition.compose_run(["method=unfiled"])
 
 
 def test_yaml_of_the_root_is_commented_line_by_line() -> None:
@@ -402,4 +404,4 @@ def test_yaml_of_the_root_is_commented_line_by_line() -> None:
 )
 def test_what_hydra_refuses_is_answered_in_its_users_words(override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        composition.compose(["method=destein", override])
+        composition.compose_run(["method=destein", override])

@@ -18,7 +18,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.store import Run, runs
 from detoxbench.runner import generations, loaded, scoring, stages
 from detoxbench.runner.cell import Cell, checkpoint_folder, comparison_runs, prepare
-from detoxbench.runner.composition import compose
+from detoxbench.runner.composition import compose_run
 from detoxbench.runner.cost import Relative
 from detoxbench.runner.plan import plan
 from tests.support.processes import Process
@@ -31,7 +31,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
 
 
 def cell(folder: Path, *more: str) -> Cell:
-    spec = compose(overrides(folder, *more))
+    spec = compose_run(overrides(folder, *more))
     return prepare(spec, checkpoint_folder(spec, download=False))
 
 
@@ -108,16 +108,16 @@ def test_a_second_run_does_nothing(done: tuple[Path, stages.RunResult], monkeypa
     again = db.run(overrides(folder, "method=destein"))
     assert again.cached
     assert again.record == result.record
-    assert all(stage.state == "cached" for stage in plan(compose(overrides(folder, "method=destein"))).cells)
+    assert all(stage.state == "cached" for stage in plan(compose_run(overrides(folder, "method=destein"))).cells)
 
 
 def test_another_suite_shares_the_fit_and_another_scorer_the_samples(
     done: tuple[Path, stages.RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = done[0]
-    states = {s.stage: s.state for s in plan(compose(overrides(folder, "method=destein", "suite.records=7"))).cells}
+    states = {s.stage: s.state for s in plan(compose_run(overrides(folder, "method=destein", "suite.records=7"))).cells}
     assert states == {"base": "to do", "fit": "cached", "generate": "to do", "score": "to do"}
-    judged_otherwise = compose(overrides(folder, "method=destein", "scorer=profanity_check"))
+    judged_otherwise = compose_run(overrides(folder, "method=destein", "scorer=profanity_check"))
     states = {s.stage: s.state for s in plan(judged_otherwise).cells}
     assert states == {"base": "to do", "fit": "cached", "generate": "cached", "score": "to do"}
     monkeypatch.setattr(loaded, "_loaded", lambda *_: pytest.fail("the samples were there"))
@@ -162,7 +162,7 @@ def test_the_base_of_every_method_is_one_run(tmp_path: Path) -> None:
     ids = {
         prepare(comparison_runs(spec)[0], checkpoint_folder(spec, download=False)).folder.name
         for spec in (
-            compose(overrides(tmp_path, f"method={m}")) for m in ("destein", "self_reminder", "ext_sub", "dinm")
+            compose_run(overrides(tmp_path, f"method={m}")) for m in ("destein", "self_reminder", "ext_sub", "dinm")
         )
     }
     assert ids == {cell(tmp_path, "method=none").folder.name}
@@ -218,7 +218,7 @@ def kill_when(process: Process, partial: Path, lines: int) -> None:
 
 
 def test_killed_twice_the_third_try_finishes_with_the_same_bytes(tmp_path: Path) -> None:
-    spec = compose([*LONG, f"runs_dir={tmp_path / 'killed'}"])
+    spec = compose_run([*LONG, f"runs_dir={tmp_path / 'killed'}"])
     planned = prepare(spec, checkpoint_folder(spec, download=False))
     partial = planned.generation_folder / "partial.jsonl"
     kill_when(start(tmp_path / "killed", *SMALL_BATCHES), partial, 8)
@@ -296,14 +296,14 @@ def test_the_controls_of_a_method_are_run_beside_it(tmp_path: Path) -> None:
     """DINM's suffix-only row stands beside every row of DINM, once for all its ablations."""
 
     def controls(*more: str) -> list[str]:
-        planned = plan(compose(overrides(tmp_path, "method=dinm", *more)))
+        planned = plan(compose_run(overrides(tmp_path, "method=dinm", *more)))
         return [stage.key for stage in planned.cells if stage.stage == "control"]
 
     assert len(controls()) == 1
     assert controls("method.learning_rate=1e-3") == controls()
     db.run(overrides(tmp_path, "method=dinm", "method.num_steps=2"))
     assert sorted(r.record().identity["method"]["config"].get("num_steps", -1) for r in runs(tmp_path)) == [-1, 0, 2]
-    alone = compose(overrides(tmp_path, "method=dinm", "method.num_steps=0"))
+    alone = compose_run(overrides(tmp_path, "method=dinm", "method.num_steps=0"))
     assert [c.method_name for c in comparison_runs(alone)] == ["none"]
 
 
@@ -323,7 +323,7 @@ def test_embedded_fit_data_are_not_taken_unasked_by_another_model_or_beside_ones
     tmp_path: Path, given: list[str], asked_for: list[str]
 ) -> None:
     with pytest.raises(UsageError) as refused:
-        plan(compose(overrides(tmp_path, *given)))
+        plan(compose_run(overrides(tmp_path, *given)))
     assert all(part in str(refused.value) for part in asked_for)
     assert "\n" not in str(refused.value)
 
@@ -335,13 +335,13 @@ def test_embedded_fit_data_are_taken_where_they_are_typed_or_not_needed(tmp_path
         ["method=none"],
         ["method=dinm", "method.protocol=per_record"],
     ):
-        assert plan(compose(overrides(tmp_path, *real, *more))).cells[0].state == "missing", "only the model is"
+        assert plan(compose_run(overrides(tmp_path, *real, *more))).cells[0].state == "missing", "only the model is"
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "typed.yaml").write_text(
         "# @package _global_\nfit:\n  parallel_pairs: embedded\n"
     )
     typed = [*real, "method=destein", "experiment=typed", f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
-    assert plan(compose(overrides(tmp_path, *typed))).cells[0].state == "missing"
+    assert plan(compose_run(overrides(tmp_path, *typed))).cells[0].state == "missing"
 
 
 def test_data_are_named_in_the_plan_and_in_the_run(done: tuple[Path, stages.RunResult], tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_data_are_named_in_the_plan_and_in_the_run(done: tuple[Path, stages.RunR
     }
     pairs = tmp_path / "my pairs.jsonl"
     pairs.write_text('["you fool", "you friend"]\n' * 3)
-    stages = plan(compose(overrides(tmp_path, "method=destein", f"fit.parallel_pairs='{pairs}'"))).cells
+    stages = plan(compose_run(overrides(tmp_path, "method=destein", f"fit.parallel_pairs='{pairs}'"))).cells
     (fit,) = [stage for stage in stages if stage.stage == "fit"]
     assert fit.remark.endswith("(parallel_pairs: my pairs.jsonl, 3 examples)")
     assert str(tmp_path) not in fit.remark

@@ -108,10 +108,10 @@ def test_presets_hold_spaces_that_compose() -> None:
     for name in composition.options("experiment/tune"):
         fixed, space = composition.swept([f"experiment=tune/{name}"])
         assert len(space) == 2
-        assert composition.compose(fixed).method_name == name
+        assert composition.compose_run(fixed).method_name == name
     fixed, space = composition.swept(["experiment=tune/destein", "method.alpha=0.3"])
     assert set(space) == {"method.site"}, "what is given last counts"
-    assert composition.compose(fixed).method.alpha == 0.3
+    assert composition.compose_run(fixed).method.alpha == 0.3
 
 
 def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

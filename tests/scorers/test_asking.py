@@ -21,7 +21,7 @@ from detoxbench.records import by_cluster
 from detoxbench.results import table_notes
 from detoxbench.results.store import Run
 from detoxbench.runner import stages
-from detoxbench.runner.composition import compose
+from detoxbench.runner.composition import compose_run
 from detoxbench.runner.plan import plan
 from detoxbench.scorers.asking import GIVE_UP, Asking
 from detoxbench.scorers.base import HARM, MEANINGS, Scorer
@@ -264,7 +264,7 @@ def test_a_meaning_that_can_be_set_is_part_of_the_identity(name: str) -> None:
     with pytest.raises(UsageError, match="means refuses"):
         suites.get("safeedit")(name="safeedit").check_scorers({"main": turned})
     with pytest.raises(UsageError, match=r"'scorer\.means': it is one of toxic, unsafe, refuses"):
-        compose(["scorer=judge", "scorer.means=good"])
+        compose_run(["scorer=judge", "scorer.means=good"])
 
 
 def test_a_scorer_that_does_not_say_is_toxic_by_its_column_or_refused() -> None:
@@ -278,7 +278,7 @@ def test_a_scorer_that_does_not_say_is_toxic_by_its_column_or_refused() -> None:
 
 def test_what_does_not_fit_is_refused_in_plan_and_before_a_weight_is_read(tmp_path: Path) -> None:
     overrides = [*SETTINGS, "scorer=refusal", f"runs_dir={tmp_path}"]
-    for act in (lambda: plan(compose(overrides)), lambda: stages.run_overrides(overrides)):
+    for act in (lambda: plan(compose_run(overrides)), lambda: stages.run_overrides(overrides)):
         with pytest.raises(UsageError, match="suite 'safeedit' reads 1 as toxic or unsafe"):
             act()
     assert not list(tmp_path.glob("*/*"))

@@ -299,9 +299,9 @@ def test_a_judge_without_a_model_or_with_a_bad_template_says_so(lm_folder: str) 
     with pytest.raises(DetoxbenchError, match=r"scorer 'judge': .*scorer\.path"):
         judging("nobody/nothing").fingerprint()
     with pytest.raises(UsageError, match=r"'template' must hold \{response\}"):
-        composition.compose(["scorer=judge", "scorer.template=hello"])
+        composition.compose_run(["scorer=judge", "scorer.template=hello"])
     with pytest.raises(UsageError, match="'safe' is no regular expression"):
-        composition.compose(["scorer=judge", "scorer.safe='('"])
+        composition.compose_run(["scorer=judge", "scorer.safe='('"])
 
 
 # ---------------------------------------------------------------------------------------------------------- Perspective

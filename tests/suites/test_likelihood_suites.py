@@ -22,7 +22,7 @@ from detoxbench.records import Request, Sample
 from detoxbench.results.store import Run
 from detoxbench.runner import scoring, stages
 from detoxbench.runner.cell import checkpoint_folder, prepare
-from detoxbench.runner.composition import compose
+from detoxbench.runner.composition import compose_run
 from detoxbench.runner.plan import plan
 from detoxbench.suites import halueval, likelihood_utility, safenlp, truthfulqa
 from detoxbench.suites.halueval import HaluEval
@@ -141,7 +141,7 @@ TRUTH = ["suite=truthfulqa", "suite.limit=40", "model=fable", "method=self_remin
 
 def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = db.run([*TRUTH, f"runs_dir={tmp_path / 'whole'}"])
-    spec = compose([*TRUTH, "with_base=false", f"runs_dir={tmp_path / 'killed'}"])
+    spec = compose_run([*TRUTH, "with_base=false", f"runs_dir={tmp_path / 'killed'}"])
     partial = prepare(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
     reading, chunks = likelihood.window_nlls, 0
 
@@ -165,7 +165,7 @@ def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatc
 
 def test_no_scorer_is_asked_and_no_score_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "remembering", lambda *_: pytest.fail("nothing is to be judged"))
-    spec = compose([*TRUTH, "suite.limit=3", "gen.n=5", f"runs_dir={tmp_path}"])
+    spec = compose_run([*TRUTH, "suite.limit=3", "gen.n=5", f"runs_dir={tmp_path}"])
     assert any("no scorer" in stage.remark for stage in plan(spec).cells)
     result = stages.run(spec)
     assert result.record.counts == {
@@ -180,7 +180,7 @@ def test_no_scorer_is_asked_and_no_score_is_missing(tmp_path: Path, monkeypatch:
 
 
 def test_a_method_that_fits_for_each_record_is_refused_in_one_line(tmp_path: Path) -> None:
-    spec = compose([*TRUTH[:-1], "method=dinm", "method.protocol=per_record", f"runs_dir={tmp_path}"])
+    spec = compose_run([*TRUTH[:-1], "method=dinm", "method.protocol=per_record", f"runs_dir={tmp_path}"])
     with pytest.raises(UsageError, match="suite 'truthfulqa' has no edit records"):
         plan(spec)
 

@@ -18,7 +18,7 @@ from detoxbench.records import Measure, Request, Sample
 from detoxbench.results.store import Run
 from detoxbench.runner import generations, stages
 from detoxbench.runner.cell import checkpoint_folder, prepare
-from detoxbench.runner.composition import compose
+from detoxbench.runner.composition import compose_run
 from detoxbench.runner.plan import plan
 from detoxbench.suites import mechanism
 from detoxbench.suites.mechanism import GROUPS, LinearProbe, Mechanism
@@ -213,7 +213,7 @@ SMALL = ["suite=mechanism", "suite.limit=20", "model=fable"]
 def test_a_killed_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reminder = [*SMALL, "method=self_reminder"]
     whole = db.run([*reminder, f"runs_dir={tmp_path / 'whole'}"])
-    spec = compose([*reminder, "with_base=false", f"runs_dir={tmp_path / 'killed'}"])
+    spec = compose_run([*reminder, "with_base=false", f"runs_dir={tmp_path / 'killed'}"])
     partial = prepare(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
     values, seen = LinearProbe.values, 0
 
@@ -246,7 +246,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: p
 def test_settings_of_the_probe_are_part_of_what_is_kept(tmp_path: Path) -> None:
     cells = []
     for setting in ("suite.layer=-1", "suite.layer=0", "suite.share=0.1"):
-        spec = compose([*SMALL, setting, f"runs_dir={tmp_path}"])
+        spec = compose_run([*SMALL, setting, f"runs_dir={tmp_path}"])
         cells.append(prepare(spec, checkpoint_folder(spec, download=False)))
     assert len({cell.generation_folder for cell in cells}) == len({cell.folder for cell in cells}) == 3
     stages = {stage.stage: stage.remark for stage in plan(cells[0].spec).cells}
@@ -257,7 +257,7 @@ def test_settings_of_the_probe_are_part_of_what_is_kept(tmp_path: Path) -> None:
 
 def test_a_method_that_fits_for_each_record_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'mechanism' looks inside one model.*set method.protocol=once"):
-        plan(compose([*SMALL, "method=dinm", "method.protocol=per_record", f"runs_dir={tmp_path}"]))
+        plan(compose_run([*SMALL, "method=dinm", "method.protocol=per_record", f"runs_dir={tmp_path}"]))
 
 
 def test_texts_of_a_file_are_labelled_told_apart_and_held_out(tmp_path: Path) -> None:

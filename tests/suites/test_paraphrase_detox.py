@@ -81,7 +81,7 @@ def test_similarity_and_perplexity_are_chosen() -> None:
     assert named(data="x.txt", similarity="none") == {}
     assert named(similarity="none", perplexity="gpt2") == {"fluency": "gpt2"}
     with pytest.raises(UsageError, match=r"'template' must hold \{text\} once"):
-        composition.compose(["suite=paraphrase_detox", "suite.template=hello"])
+        composition.compose_run(["suite=paraphrase_detox", "suite.template=hello"])
 
 
 def test_copies_and_gibberish_are_flagged() -> None:

@@ -50,7 +50,7 @@ def test_the_commands_of_a_sweep_are_runs_of_ours(path: Path) -> None:
     for env, program, verb, *overrides in commands[::7]:
         assert (env, program, verb) == ("/usr/bin/env", sweep["program"], "run")
         assert not [override for override in overrides if override.startswith("-") or "${" in override]
-        specs.append(composition.compose(overrides))
+        specs.append(composition.compose_run(overrides))
     assert {(spec.tracker.name, spec.tracker.mode, spec.with_base) for spec in specs} == {("wandb", "online", False)}
     assert {spec.tracker.project for spec in specs} == {sweep["project"]}
     assert len({(spec.method.alpha, spec.seed) for spec in specs}) == len(specs), "every agent's run is another cell"
