@@ -229,7 +229,7 @@ class DINM(Method[Config]):
         into its place in `edited`. Gives what was measured of each record: losses are those before each update."""
         config = self.config
         # 1. What is tuned: the down-projections of each record's layers.
-        down_projections = [[lm.architecture.mlp_down(layer) for layer in own] for own in layers]
+        down_projections = [[lm.architecture.mlp_down(layer) for layer in of_record] for of_record in layers]
         modules = {path for paths in down_projections for path in paths}
         parameters = dict(lm.model.named_parameters())
         leaf_names = ("weight", "bias") if config.tune_bias else ("weight",)
@@ -252,7 +252,7 @@ class DINM(Method[Config]):
         return [t.curves | {"delta_norm": t.moved, "cut_tokens": n} for t, n in zip(tuned, cut, strict=True)]
 
     def _edit_batch(self, lm: LanguageModel, records: Sequence[EditRecord], modules: Collection[str]) -> _EditBatch:
-        """The attacked prompts with their safe responses (dinm_main.py:128-136)."""
+        """The attacked prompts with their safe responses (dinm_main.py:75-78, 128-130)."""
         import torch
 
         space = "  " if self.config.double_space else " "
@@ -261,7 +261,7 @@ class DINM(Method[Config]):
         # The logits of a position tell the next token, so a response's begin one position before it.
         wanted = [range(len(t.ids) - 1 - len(t.answer), len(t.ids) - 1) for t in texts]
         forward = CachedPrefixForward(lm, [(t.ids, w) for t, w in zip(texts, wanted, strict=True)], modules)
-        return _EditBatch(forward, [torch.tensor(own, device=lm.device) for own in labels], [t.cut for t in texts])
+        return _EditBatch(forward, [torch.tensor(y, device=lm.device) for y in labels], [t.cut for t in texts])
 
     def _constraint_batch(
         self, lm: LanguageModel, records: Sequence[EditRecord], modules: Collection[str]
@@ -278,7 +278,7 @@ class DINM(Method[Config]):
         return _ConstraintBatch(forward, present, [t.cut for t in texts])
 
     def _losses(self, edit_batch: _EditBatch, constraint_batch: _ConstraintBatch) -> Losses:
-        """c_edit L_e + L_c [records] (paper, eq. 10), with both, of the parameters as they are when it is called."""
+        """c_edit L_e + L_c [records] (dinm_main.py:147; paper, eq. 10), and both, with the parameters as they are."""
         import torch
 
         config = self.config

@@ -147,7 +147,7 @@ def optimise_lora(
         )
     require_eager(lm)
     targets = _targets(lm, config.target_modules)
-    _say_reach(lm, config.target_modules or (), targets or ())
+    _warn_of_untouched_layers(lm, config.target_modules or (), targets or ())
     linear = frozenset(lm.architecture.linear_maps())
     with unchanged_random_state(), warnings.catch_warnings(), _restored(lm), _quantized(lm, quantization):
         # Both are the libraries' own affair: a name that transformers will change, and a flag that PEFT sets by itself.
@@ -309,7 +309,7 @@ def _warmup(updates: int, config: LoraConfig) -> int:
     return math.ceil(updates * config.warmup_ratio)
 
 
-def _say_reach(lm: LanguageModel, wanted: Sequence[str], targets: Sequence[str]) -> None:
+def _warn_of_untouched_layers(lm: LanguageModel, wanted: Sequence[str], targets: Sequence[str]) -> None:
     """Warn of what a LoRA on these targets leaves as it is: layers that are not called when text is read (of an image
     tower) and, where all-linear is `wanted`, matrices that are no linear layers (experts in one tensor)."""
     idle = [name for name in targets if not lm.architecture.called_for_text(name)]

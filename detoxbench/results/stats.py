@@ -171,7 +171,7 @@ def _bootstrap(totals: Array, counts: Array, seed: int) -> Interval:
     influence = _influence(totals[None], counts[None], ratios[None])[0].mean(0)
     if np.abs(influence).max() <= 1e-12 * np.abs(_per_cluster(totals, counts)).max():
         return Interval(None, None, "none: all clusters equal")
-    # 3. The estimates of resamples, and what is off in them: bias and acceleration (Efron 1987, sections 2 and 4).
+    # 3. The estimates of resamples, and what is off in them: bias and acceleration (Efron 1987).
     draws = _resampled(totals, counts, ratios, np.random.default_rng(seed))  # [resamples]
     acceleration = float((influence**3).sum() / (6 * (influence**2).sum() ** 1.5))
     tie = 1e-12 * np.abs(draws).max()  # resamples equal to the estimate count half, whatever rounding made of them
