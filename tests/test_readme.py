@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
-import os
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.support import third_party
-from tests.support.processes import detoxbench
+from tests.support.environments import ROOT, fresh, pip, run
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    """The fenced blocks of a language; of "", those of commands and of what they print."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return [text for named, text in found if named == language]
 
 
-def test_the_method_that_is_shown_whole_runs(tmp_path: Path) -> None:
-    method, settings, entry_points = blocks("python")[0], blocks("yaml")[0], blocks("toml")[0]
-    (tmp_path / "word_bias.py").write_text(method)
-    (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "conf" / "method" / "word_bias.yaml").write_text(settings)
-    third_party.announce(tmp_path, f'[project]\nname = "word-bias"\nversion = "1"\n{entry_points}')
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+def shown_files() -> dict[str, str]:
+    """The files of the method that is shown whole: path, as it is named above the block, -> text."""
+    found = re.findall(r"^`([\w/.]+)`[^\n`]*:\n\n```(?:python|yaml|toml)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the method that is shown whole, exactly as it is printed."""
+    folder = tmp_path_factory.mktemp("project")
+    for path, text in shown_files().items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    return folder
+
+
+def test_the_tree_of_the_method_names_the_files_that_are_shown(package: Path) -> None:
+    (tree,) = (block for block in blocks("") if block.startswith("pyproject.toml"))
+    assert [line.split()[0] for line in tree.splitlines()] == sorted(shown_files())
+    module = (package / "word_bias" / "__init__.py").read_text()
+    assert re.findall(r"from (detoxbench\S*) import", module) == ["detoxbench"]
+    assert (package / "word_bias/conf/method/word_bias.yaml").read_text() == "name: word_bias\n"
+
+
+def test_the_method_that_is_shown_whole_is_installed_checked_and_run(package: Path, tmp_path: Path) -> None:
+    (printed,) = (block.splitlines() for block in blocks("") if block.startswith("pip install -e"))
+    assert printed[:2] == ["pip install -e .", "detoxbench check method word_bias"]
+    python, _ = fresh(tmp_path / "env", ROOT)
+    pip(python, "install", "-e", ".", cwd=package)
     few = ["suite=real_toxicity_prompts", "suite.prompts=40", f"runs_dir={tmp_path / 'runs'}"]
-    done = detoxbench(Path.cwd(), "run", "-m", "method=word_bias", "method.strength=0,4", *few, PYTHONPATH=path)
-    assert done.returncode == 0, done.stderr
-    shares = [float(value) for value in re.findall(r"toxic_share +([\d.]+) %", done.stdout)]
+    commands = [["check", "method", "word_bias"], ["run", "-m", "method=word_bias", "method.strength=0,4", *few]]
+    one_process = f"import sys; from detoxbench import cli; sys.exit(any([cli.main(c) for c in {commands!r}]))"
+    said = run(python, "-c", one_process, cwd=tmp_path)
+    (checked,) = (block for block in blocks("") if block.startswith("ok "))
+    assert said.startswith(checked)
+    shares = [float(value) for value in re.findall(r"toxic_share +([\d.]+) %", said)]
     assert shares[1] < shares[0] - 5  # it does what it says
+
+
+def test_the_wheel_of_the_method_holds_its_settings(package: Path, tmp_path: Path) -> None:
+    python, _ = fresh(tmp_path / "env")
+    pip(python, "wheel", "-w", tmp_path / "dist", ".", cwd=package)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert {"word_bias/__init__.py", "word_bias/conf/method/word_bias.yaml"} < set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_python_surface_works_as_shown(
@@ -43,7 +76,6 @@ def test_the_python_surface_works_as_shown(
 
 
 def test_every_linked_file_is_there() -> None:
-    root = Path(__file__).parent.parent
     links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
     assert len(links) > 3
-    assert [link for link in links if not (root / link).exists()] == []
+    assert [link for link in links if not (ROOT / link).exists()] == []
