@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from detoxbench.data.examples import Pair as Pair
     from detoxbench.data.examples import ParaphraseSet as ParaphraseSet
     from detoxbench.data.examples import Role as Role
+    from detoxbench.data.readers import rows as read_rows  # noqa: F401
     from detoxbench.errors import DetoxbenchError as DetoxbenchError
     from detoxbench.errors import NonFiniteError as NonFiniteError
     from detoxbench.errors import UsageError as UsageError
@@ -108,6 +109,7 @@ _PUBLIC = {
     "Prefix": "detoxbench.interventions.channels:Prefix",
     "Probe": "detoxbench.suites.base:Probe",
     "Prompt": "detoxbench.interventions.channels:Prompt",
+    "read_rows": "detoxbench.data.readers:rows",
     "Request": "detoxbench.records:Request",
     "resolve_switches": "detoxbench.config:resolve_switches",
     "Role": "detoxbench.data.examples:Role",
