@@ -2,7 +2,7 @@
 
 content.py      runs to what is shown (no HTML, no drawing)
 samples.py      runs to the texts of the sample browser, within a size
-build.py        both into template.html with style.css and report.js: the page
+build.py        both into template.html with style.css and the files in script/: the page
 plots.py        the same content as PNG and SVG files, by matplotlib
 """
 

@@ -1,4 +1,4 @@
-"""Content and samples into one HTML file: template.html with style.css and report.js inside, data as JSON."""
+"""Content and samples into one HTML file: template.html with style.css and the scripts inside, data as JSON."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 HERE = Path(__file__).parent
+SCRIPTS = ("elements", "numbers", "marks", "charts", "tradeoff", "sections", "fits", "samples", "page")
+"""The files in script/, in the order in which they build on one another."""
 TOXIC = 0.5
 """A text whose score is above counts as toxic in the sample browser, as in the metrics (`metrics.is_toxic`)."""
 LOOKS = 8
-"""Colours and marks that tell methods apart (style.css, report.js); they come round again after so many."""
+"""Colours and marks that tell methods apart (style.css, script/marks.js); they come round again after so many."""
 WORDS: dict[Verdict, str] = {
     "better": "better than the base",
     "worse": "worse than the base",
@@ -147,7 +149,7 @@ def _row(row: Row, key: str) -> dict[str, Any]:
 def _page(found: Content, data: dict[str, Any]) -> str:
     from markupsafe import Markup
 
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
+    style, script = (HERE / "style.css").read_text(encoding="utf-8"), _script()
     page = _template().render(
         content=found,
         names=names(found),
@@ -170,6 +172,12 @@ def _page(found: Content, data: dict[str, Any]) -> str:
         policy=_policy(style, script, side=any(s["side"] for s in data["sections"])),
     )
     return str(page)
+
+
+def _script() -> str:
+    """All scripts as one that shares its names with nothing else on the page."""
+    parts = [(HERE / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    return "\n".join(['"use strict";', "(() => {", *parts, "})();", ""])
 
 
 def _template() -> Template:

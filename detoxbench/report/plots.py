@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#c4500c", "#00805d", "#a8487e", "#8a6a00", "#4b57a8", "#2f8794", "#a0342b")
 MARKS = ("o", "s", "^", "D", "v", "P", "h", "*")
 GREY = "#57534c"
-"""Of the base model. Colours and marks are those of the page (style.css, report.js)."""
+"""Of the base model. Colours and marks are those of the page (style.css, script/marks.js), which a test compares."""
 STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,

@@ -13,9 +13,9 @@ import pytest
 from detoxbench.cli import main
 from detoxbench.errors import DetoxbenchError
 from detoxbench.report import content, report
-from detoxbench.report.build import HERE
+from detoxbench.report.build import HERE, LOOKS
 from detoxbench.report.content import default_axes
-from detoxbench.report.plots import STYLE, plots
+from detoxbench.report.plots import COLOURS, GREY, MARKS, STYLE, plots
 from detoxbench.report.samples import for_script, spread
 from detoxbench.results import paper
 from tests.support.report_runs import HOSTILE, NAME, build, level, share, texts
@@ -264,6 +264,16 @@ def _luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_page_and_print_tell_methods_apart_by_the_same_colours() -> None:
+    style = (HERE / "style.css").read_text()
+    light = [re.search(rf"--c{i}: light-dark\((#[0-9a-f]+),", style)[1] for i in range(LOOKS)]  # type: ignore[index]
+    assert tuple(light) == COLOURS
+    assert re.search(r"--base: light-dark\((#[0-9a-f]+),", style)[1] == GREY  # type: ignore[index]
+    marks = (HERE / "script" / "marks.js").read_text()
+    assert f"% {LOOKS}])" in marks
+    assert len(re.findall(r"^  \d: \"M", marks, re.MULTILINE)) == LOOKS == len(MARKS)
 
 
 def _contrast(a: str, b: str) -> float:
