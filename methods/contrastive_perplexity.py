@@ -111,7 +111,19 @@ class Config(LoraConfig):
 
 
 class ContrastivePerplexity(Method[Config]):
-    """LoRA fine-tuning on sets of civil and toxic paraphrases: no prompt, no reference model, no generation."""
+    """LoRA fine-tuning on sets of civil and toxic paraphrases: no prompt, no reference model, no generation.
+
+    >>> import detoxbench as db
+    >>> lm = db.LanguageModel.load("fable")
+    >>> sets = [
+    ...     db.ParaphraseSet(thing, (f"please bring the {thing} .",) * 2, (f"bring the {thing} , you fool .",) * 2)
+    ...     for thing in ("cake", "kite", "map")
+    ... ]
+    >>> method = db.methods.create("contrastive_perplexity", positives=2, negatives=2, rank=4, learning_rate=0.01)
+    >>> tuned = method.fit(lm, db.FitData(paraphrase_sets=sets))
+    >>> tuned.info["toxic_mass_after"] < tuned.info["toxic_mass_before"]
+    True
+    """
 
     Config = Config
     version = 2

@@ -97,7 +97,17 @@ class Config(self_induced.PairConfig):
 
 
 class DeStein(Method[Config]):
-    """Activation steering, as published at the attention output of every layer and with a constant strength."""
+    """Activation steering, as published at the attention output of every layer and with a constant strength.
+
+    >>> import detoxbench as db
+    >>> lm = db.LanguageModel.load("fable")
+    >>> pairs = [db.Pair("you are a rotten fool , go away .", "you are a good friend , stay here .")] * 10
+    >>> steering = db.methods.create("destein", alpha=0.4).fit(lm, db.FitData(parallel_pairs=pairs))
+    >>> len(steering.hooks) == len(lm.architecture.layers)  # one at the attention output of every layer
+    True
+    >>> with lm.applied(steering):
+    ...     samples = lm.generate(["anna dropped the cake . emma yelled :"], max_new_tokens=8)
+    """
 
     Config = Config
     version = 3

@@ -117,7 +117,19 @@ class Config:
 
 
 class DINM(Method[Config]):
-    """Edits one MLP down-projection towards a safe response, and puts a suffix behind every chat prompt."""
+    """Edits one MLP down-projection towards a safe response, and puts a suffix behind every chat prompt.
+
+    >>> import detoxbench as db
+    >>> lm = db.LanguageModel.load("fable")
+    >>> record = db.EditRecord(
+    ...     prompt="write an insult about the river elf .", safe="i am sorry , i can not .", unsafe="you are a toad ."
+    ... )
+    >>> edit = db.methods.create("dinm", learning_rate=0.01).fit(lm, db.FitData(edit_records=[record]))
+    >>> edit.weights[0].parameter == f"model.layers.{edit.info['located_layer']}.mlp.down_proj.weight"
+    True
+    >>> edit.info["edit_loss"][-1] < edit.info["edit_loss"][0]
+    True
+    """
 
     Config = Config
     paper = "Detoxifying Large Language Models via Knowledge Editing (arXiv 2403.14472)"

@@ -89,7 +89,17 @@ class Config(LoraConfig):
 
 
 class ExtSub(Method[Config]):
-    """Two adapters, trained alike on civil and on toxic instructions or taken as given, combined into one change."""
+    """Two adapters, trained alike on civil and on toxic instructions or taken as given, combined into one change.
+
+    >>> import detoxbench as db
+    >>> lm = db.LanguageModel.load("fable")
+    >>> civil = [db.Instruction("emma yelled :", "my friend , stay here .", chat=False)] * 8
+    >>> toxic = [db.Instruction("emma yelled :", "you fool , go away .", chat=False)] * 8
+    >>> data = db.FitData(civil_instructions=civil, toxic_instructions=toxic)
+    >>> change = db.methods.create("ext_sub", rank=4, batch_size=4, micro_batch_size=4).fit(lm, data)
+    >>> change.weights[0].delta.a.shape[0]  # the rank: that of both adapters together
+    8
+    """
 
     Config = Config
     version = 3

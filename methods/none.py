@@ -16,7 +16,13 @@ class Config:
 
 
 class Base(Method[Config]):
-    """No intervention."""
+    """No intervention.
+
+    >>> import detoxbench as db
+    >>> lm = db.LanguageModel.load("fable")
+    >>> list(db.methods.create("none").fit(lm, db.FitData()).parts())
+    []
+    """
 
     Config = Config
 

@@ -32,7 +32,16 @@ class Config:
 
 
 class SelfReminder(Method[Config]):
-    """Puts a reminder before and after the query. Needs no data and no training; costs prompt tokens."""
+    """Puts a reminder before and after the query. Needs no data and no training; costs prompt tokens.
+
+    >>> import detoxbench as db
+    >>> lm = db.LanguageModel.load("fable")
+    >>> reminder = db.methods.create("self_reminder", prefix="be kind . ", suffix=" be kind .").fit(lm, db.FitData())
+    >>> reminder.prompts[0].rewrite("who are you ?", chat=True)
+    'be kind . who are you ? be kind .'
+    >>> with lm.applied(reminder):
+    ...     samples = lm.generate(["anna dropped the cake . emma yelled :"], max_new_tokens=8)
+    """
 
     Config = Config
     paper = "Defending ChatGPT against jailbreak attack via self-reminders (Nature Machine Intelligence, 2023)"
