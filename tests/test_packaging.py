@@ -31,33 +31,59 @@ def test_the_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> Non
     assert sum(info.compress_size for info in zipfile.ZipFile(wheel).infolist()) < 10e6
 
 
-def test_the_installed_wheel_works_in_another_folder(wheel: Path, tmp_path: Path) -> None:
-    """Dependencies are this environment's; the package itself is the wheel's."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    python, site = fresh(tmp_path / "env")
-    pip(python, "install", "--no-index", wheel, cwd=elsewhere)
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(python, site-packages) of an environment with the wheel; dependencies are this environment's."""
+    folder = tmp_path_factory.mktemp("installed")
+    python, site = fresh(folder / "env")
+    pip(python, "install", "--no-index", wheel, cwd=folder)
+    return python, site
+
+
+def test_the_installed_wheel_works_in_another_folder(installed: tuple[Path, Path], tmp_path: Path) -> None:
+    python, site = installed
     command = python, "-m", "detoxbench.cli"
-    where = run(python, "-c", "import detoxbench; print(detoxbench.__file__)", cwd=elsewhere)
+    where = run(python, "-c", "import detoxbench; print(detoxbench.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(site)
-    listed = run(*command, "list", cwd=elsewhere)
+    listed = run(*command, "list", cwd=tmp_path)
     for name in ("fable", "destein", "safeedit", "embedded"):
         assert name in listed
-    assert "method=destein" in run(*command, "plan", "method=destein", "suite.limit=2", cwd=elsewhere)
-    assert "fault" not in run(*command, "check", "method", "none", cwd=elsewhere)
+    assert "method=destein" in run(*command, "plan", "method=destein", "suite.limit=2", cwd=tmp_path)
+    assert "fault" not in run(*command, "check", "method", "none", cwd=tmp_path)
 
 
-def test_a_folder_called_methods_beside_the_user_is_not_ours(wheel: Path, tmp_path: Path) -> None:
+def test_a_folder_called_methods_beside_the_user_is_not_ours(installed: tuple[Path, Path], tmp_path: Path) -> None:
     """As people have who write methods of their own: nothing of ours may be looked for in it."""
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "__init__.py").write_text("raise ImportError('not of detoxbench')\n")
-    site = tmp_path / "site"
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel, cwd=ROOT)
-    ask = "import sys; sys.path.insert(1, PLACE); import detoxbench as db; print(db.methods.get('dinm'), db.__file__)"
-    for place, package in ((str(site), site), (str(ROOT), ROOT)):
-        said = run(sys.executable, "-c", ask.replace("PLACE", repr(place)), cwd=tmp_path)
+    ask = "import detoxbench as db; print(db.methods.get('dinm'), db.__file__)"
+    for python, package in ((installed[0], installed[1]), (Path(sys.executable), ROOT)):
+        said = run(python, "-c", ask, cwd=tmp_path)
         assert "detoxbench.methods.dinm.DINM" in said
-        assert said.split()[-1] == str(package / "detoxbench" / "__init__.py")
-    for command in ((sys.executable, "-m", "detoxbench"), (Path(sys.executable).with_name("detoxbench"),)):
-        assert "dinm" in run(*command, "list", "methods", cwd=tmp_path)
-        assert "method=dinm" in run(*command, "plan", "method=dinm", "suite.limit=2", cwd=tmp_path)
+        assert Path(said.split()[-1]) == package / "detoxbench" / "__init__.py"
+        for command in ((python, "-m", "detoxbench"), (python.with_name("detoxbench"),)):
+            assert "dinm" in run(*command, "list", "methods", cwd=tmp_path)
+            assert "method=dinm" in run(*command, "plan", "method=dinm", "suite.limit=2", cwd=tmp_path)
+
+
+USERS_FILE = """\
+from detoxbench import FitData, Intervention, LanguageModel
+from detoxbench.methods.dinm import DINM, Config
+
+method = DINM(Config(num_steps=3), name="dinm")
+reveal_type(method.config)
+
+
+def fit(lm: LanguageModel) -> Intervention:
+    return method.fit(lm, FitData())
+"""
+NOT_FOLLOWED = "torch transformers numpy msgspec sklearn scipy peft omegaconf hydra safetensors huggingface_hub rich"
+
+
+def test_type_checkers_find_the_methods(tmp_path: Path) -> None:
+    """For a user's file, strictly and without ignoring anything; reading torch would take mypy minutes."""
+    (tmp_path / "user.py").write_text(USERS_FILE)
+    heavy = ",".join(f"{package}.*" for package in NOT_FOLLOWED.split())
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\nstrict = true\n\n[mypy-{heavy}]\nfollow_imports = skip\n")
+    said = run(sys.executable, "-m", "mypy", "user.py", cwd=tmp_path)
+    assert 'Revealed type is "detoxbench.methods.dinm.Config"' in said
