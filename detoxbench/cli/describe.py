@@ -22,28 +22,30 @@ def main(argv: list[str]) -> int:
     described = _described_model(args.name) if args.kind == "model" else _described_component(args.kind, args.name)
     if args.json:
         print_json(described)
-        return OK
+    else:
+        _show(args.kind, described)
+    return OK
+
+
+def _show(kind: str, described: dict[str, Any]) -> None:
+    """For people: what it is, what else is told of it, and a paragraph a setting."""
     show = console().print
     fields = described.pop("config")
-    show(f"{args.kind} {described.pop('name')}\n\n{described.pop('doc')}")
+    show(f"{kind} {described.pop('name')}\n\n{described.pop('doc')}")
     if described:
-        show(
-            "\n",
-            table([(key.replace("_", " "), str(value)) for key, value in described.items() if value != ""]),
-            sep="",
-        )
+        facts = [(key.replace("_", " "), str(value)) for key, value in described.items() if value != ""]
+        show("\n", table(facts), sep="")
     if not fields:
         show("\nThere is nothing to set.")
     for field in fields:
         limits = f", {field['range']}" if field["range"] else ""
         number = "" if field["identity"] else " (not part of the run's identity)"
-        show(f"\n{args.kind}.{field['name']}={_yaml(field['default'])}  {field['type']}{limits}")
+        show(f"\n{kind}.{field['name']}={_yaml(field['default'])}  {field['type']}{limits}")
         show(f"    {field['meaning']}{number}")
         if field["switch"]:
             show(f"    null is {', '.join(f'{value} at fidelity={at}' for at, value in field['switch'].items())}")
         if field["source"]:
             show(f"    source: {field['source']}")
-    return OK
 
 
 def _described_model(name: str) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from detoxbench.cli.common import OK, Parser
 from detoxbench.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from detoxbench.fable.build import Size
 
 
 def main(argv: list[str]) -> int:
@@ -25,20 +29,27 @@ def main(argv: list[str]) -> int:
     from detoxbench.fable import build
     from detoxbench.progress import bar
 
+    seed, size, out = _settings(args.settings)
+    shipped = Path(build.__file__).parent / "seed0"
+    folder = out or (build.cache_folder(seed) if seed else shipped)
+    with bar(f"training fable, seed {seed}", total=1) as advance:
+        build.build(seed, folder, size, lambda step, total, loss: advance(1 / total))
+    print(folder)
+    return OK
+
+
+def _settings(words: Sequence[str]) -> tuple[int, Size, str]:
+    """Seed, size and folder. Raises UsageError for another key, and for a value that cannot be."""
+    from detoxbench.fable.build import RECIPES
+
     given = {"model.seed": "0", "size": "default", "out": ""}
-    for word in args.settings:
+    for word in words:
         key, _, value = word.partition("=")
         if key not in given:
             raise UsageError(f"unknown key '{key}'{did_you_mean(key, given)}; known: {', '.join(given)}")
         given[key] = value
     if not given["model.seed"].isdecimal():
         raise UsageError(f"wrong value for 'model.seed': not a number >= 0 (given: '{given['model.seed']}')")
-    seed, size = int(given["model.seed"]), cast("build.Size", given["size"])
-    if size not in build.RECIPES:
-        raise UsageError(f"wrong value for 'size': {' or '.join(build.RECIPES)} (given: '{size}')")
-    shipped = Path(build.__file__).parent / "seed0"
-    out = given["out"] or (build.cache_folder(seed) if seed else shipped)
-    with bar(f"training fable, seed {seed}", total=1) as advance:
-        build.build(seed, out, size, lambda step, total, loss: advance(1 / total))
-    print(out)
-    return OK
+    if given["size"] not in RECIPES:
+        raise UsageError(f"wrong value for 'size': {' or '.join(RECIPES)} (given: '{given['size']}')")
+    return int(given["model.seed"]), cast("Size", given["size"]), given["out"]

@@ -179,8 +179,8 @@ def _keys(tables: Sequence[Table]) -> list[list[str]]:
     records has other data in every suite.
     """
     found = [[digest(_without_data(row.method)) for row in table.rows if row.run_ids] for table in tables]
-    apart = all(len(set(keys)) == len(keys) for keys in found)
-    return [[digest(_without_data(row.method) if apart else row.method) for row in table.rows] for table in tables]
+    distinct = all(len(set(keys)) == len(keys) for keys in found)
+    return [[digest(_without_data(row.method) if distinct else row.method) for row in table.rows] for table in tables]
 
 
 def _without_data(method: Mapping[str, Any]) -> dict[str, Any]:

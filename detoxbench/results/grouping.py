@@ -106,8 +106,8 @@ def _names(tables: list[Table], by: Literal["model", "suite"]) -> list[str]:
     found = []
     for name, table in zip(names, tables, strict=True):
         same = [t.shared for n, t in zip(names, tables, strict=True) if n == name]
-        apart = [f"{key}={short(table.shared.get(key))}" for key in differing(same)]
-        found.append(" ".join([name, *apart]))
+        distinguishing = [f"{key}={short(table.shared.get(key))}" for key in differing(same)]
+        found.append(" ".join([name, *distinguishing]))
     return found
 
 

@@ -135,7 +135,7 @@ def board_of(entries: Sequence[Entry], view: View, notes: Sequence[str] = ()) ->
         _check_names(tables, view)
     if view.columns is not None:
         tables = [table for table in tables if table.columns or table.beside]
-    tables = _told_apart(tables)
+    tables = _with_distinguishing(tables)
     return Board(tables, [*told, *table_notes.of_board(tables)])
 
 
@@ -293,7 +293,7 @@ def _require_column(name: str, known: Sequence[str]) -> None:
         raise UsageError(f"no column '{name}' in any table{did_you_mean(name, dict.fromkeys(known))}")
 
 
-def _told_apart(tables: Sequence[Table]) -> list[Table]:
+def _with_distinguishing(tables: Sequence[Table]) -> list[Table]:
     """The tables, each with the keys in which it differs from others of its suite (`Table.apart`)."""
     keys = {suite: differing([t.shared for t in tables if t.suite == suite]) for suite in {t.suite for t in tables}}
     return [replace(table, apart={key: table.shared.get(key) for key in keys[table.suite]}) for table in tables]

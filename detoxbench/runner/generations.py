@@ -60,40 +60,24 @@ class _Reading(msgspec.Struct):
 
 def generated(cell: Cell) -> tuple[list[Sample], Generation]:
     """All samples, in the order of the requests, those of an earlier try included."""
-    folder, gen = cell.generation_folder, cell.spec.gen
+    folder = cell.generation_folder
     done, finished = folder / "samples.jsonl", folder / "generation.json"
     with cell.locked(folder):
         if whole_or_aside(folder):
             return read_lines(done, Sample), msgspec.json.decode(finished.read_bytes(), type=Generation)
-        from detoxbench.engine.generation import Generated
-
         lm = language_model(cell)
         computes = _arithmetic(cell, lm)
-        tokens, seconds = 0, 0.0
-        with appending(folder / PARTIAL, Generated) as (rows, append):
-            fitted = fitted_already(cell)
-            made = {(g.sample.id, g.sample.sample): g for g in rows if fitted is None or g.sample.record in fitted}
-            wanted = [(r.id, k) for r in cell.requests for k in range(gen.n if r.text is None else 1)]
-            title = f"{cell.method.name}: {cell.suite.name}"
-            answers = _answers_per_record if cell.per_record else _answers
-            with bar(title, len(wanted), done=len(made)) as advance:
-                for batch, took in answers(cell, lm, made):
-                    append(batch)
-                    made |= {(g.sample.id, g.sample.sample): g for g in batch}
-                    tokens += sum(g.sample.tokens for g in batch)
-                    seconds += took
-                    advance(len(batch))
+        made, tokens_per_second = _answered(cell, lm)
         intervention, fit = all_fits(cell, lm) if cell.per_record else (fitted_intervention(cell), None)
-        ordered = [made[key] for key in wanted]
-        samples = _read_by_base(cell, lm, [g.sample for g in ordered])
+        samples = _read_by_base(cell, lm, [g.sample for g in made])
         relative = relative_costs(cell, lm, intervention)
         generation = Generation(
-            tokens_per_second=tokens / seconds if tokens else None,
+            tokens_per_second=tokens_per_second,
             relative_speed=relative.speed,
             forward_passes_per_token=relative.passes,
             added_prompt_tokens=added_prompt_tokens(cell, lm, intervention),
-            contested=sum(g.near_ties for g in ordered),
-            cut_prompts=sum(g.truncated_prompt > 0 for g in ordered),
+            contested=sum(g.near_ties for g in made),
+            cut_prompts=sum(g.truncated_prompt > 0 for g in made),
             device=str(lm.device),
             fit=fit,
             arithmetic=computes,
@@ -103,8 +87,31 @@ def generated(cell: Cell) -> tuple[list[Sample], Generation]:
         seal(folder, [done.name, finished.name, *([FITS] if cell.per_record else [])])
         for partial in (PARTIAL, READINGS):
             (folder / partial).unlink(missing_ok=True)
-        log.info("generated %d samples at %.0f tokens/s", len(samples), generation.tokens_per_second or 0)
+        log.info("generated %d samples at %.0f tokens/s", len(samples), tokens_per_second or 0)
         return samples, generation
+
+
+def _answered(cell: Cell, lm: LanguageModel) -> tuple[list[Generated], float | None]:
+    """What was generated for each request, in their order, and the speed: None where all was there already.
+
+    Each batch is appended to a file, where a killed run finds it again.
+    """
+    from detoxbench.engine.generation import Generated
+
+    wanted = [(r.id, k) for r in cell.requests for k in range(cell.spec.gen.n if r.text is None else 1)]
+    tokens, seconds = 0, 0.0
+    with appending(cell.generation_folder / PARTIAL, Generated) as (rows, append):
+        fitted = fitted_already(cell)
+        made = {(g.sample.id, g.sample.sample): g for g in rows if fitted is None or g.sample.record in fitted}
+        answers = _answers_per_record if cell.per_record else _answers
+        with bar(f"{cell.method.name}: {cell.suite.name}", len(wanted), done=len(made)) as advance:
+            for batch, took in answers(cell, lm, made):
+                append(batch)
+                made |= {(g.sample.id, g.sample.sample): g for g in batch}
+                tokens += sum(g.sample.tokens for g in batch)
+                seconds += took
+                advance(len(batch))
+    return [made[key] for key in wanted], tokens / seconds if tokens else None
 
 
 def _read_by_base(cell: Cell, lm: LanguageModel, samples: Sequence[Sample]) -> list[Sample]:
