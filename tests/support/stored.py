@@ -9,7 +9,7 @@ from detoxbench.files.lines import encode_lines
 from detoxbench.files.sealing import seal
 from detoxbench.records import Measure, Sample, Scored
 from detoxbench.results.stats import attach
-from detoxbench.results.store import Clusters, RunRecord
+from detoxbench.results.store import SEALED_SINCE, Clusters, RunRecord
 
 CLUSTERS = [f"r{i}" for i in range(40)]
 GEN = {"max_new_tokens": 20, "do_sample": True, "top_p": 0.9}
@@ -86,6 +86,6 @@ def write(
         scores = [Scored(**t, scores={"main": a[2]}) for t, a in zip(told, answers, strict=True)]
         (folder / "samples.jsonl").write_bytes(encode_lines(samples))
         (folder / "scores.jsonl").write_bytes(encode_lines(scores))
-    if record.schema == SCHEMA_VERSION:
+    if SEALED_SINCE <= record.schema <= SCHEMA_VERSION:
         seal(folder)
     return folder
