@@ -25,6 +25,9 @@ def test_the_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> Non
     for needed in ("detoxbench/conf/config.yaml", "detoxbench/conf/method/destein.yaml", "detoxbench/py.typed"):
         assert needed in names
     assert {f"detoxbench/report/{name}" for name in ("template.html", "style.css", "script/page.js")} <= set(names)
+    templates = {f"detoxbench/{f.relative_to(ROOT / 'detoxbench')}" for f in (ROOT / "detoxbench").rglob("*.template")}
+    assert templates
+    assert templates <= set(names), "`detoxbench new` writes packages from the wheel, too"
     shipped = {f"detoxbench/{f.relative_to(ROOT / 'detoxbench')}" for f in (ROOT / "detoxbench").rglob("*.safetensors")}
     assert shipped
     assert shipped <= set(names), "the embedded model and judge ship with the package"
