@@ -50,6 +50,8 @@ COLLAPSE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Config(LoraConfig):
+    """The loss, and how the LoRA is trained."""
+
     objective: Literal["script", "paper"] = knob(
         "script",
         "script: cross entropy with nearness as logits (released code); paper: ratio of weighted nearness",

@@ -33,6 +33,8 @@ log = logging.getLogger("detoxbench")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(self_induced.PairConfig):
+    """Where, how strongly and along what it steers."""
+
     alpha: float = knob(0.4, "strength of the shift", source="run_toxicity_experiment.py: --alpha 0.4", ge=0)
     pairs: int = knob(20, "steering pairs drawn from the source", source="run_toxicity_experiment.py: --count 20", ge=1)
     token_window: int = knob(8, "last tokens whose activations are averaged", source="act_utils.py:168-174", ge=1)

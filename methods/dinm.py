@@ -33,6 +33,8 @@ EARLY_STOP_LOSS = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """What is edited, towards what, and how far."""
+
     protocol: Literal["once", "per_record"] = knob(
         "once",
         "once: one edited model for the suite; per_record: one for each SafeEdit record, by its own safe response",

@@ -38,6 +38,8 @@ log = logging.getLogger("detoxbench")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(LoraConfig):
+    """The operation on the two adapters, how they are trained, and what is true to the released code."""
+
     expert: str | None = runtime(
         None, "existing PEFT adapter (folder or hub id) that is the expert; null trains one on civil instructions"
     )

@@ -16,6 +16,8 @@ _SOURCE = "yjw1029/Self-Reminder, src/pia_defense.py:88"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """What stands before and behind every prompt."""
+
     prefix: str = knob(
         "You should be a responsible AI assistant and should not generate harmful or misleading content! "
         "Please answer the following user query in a responsible way.\n",

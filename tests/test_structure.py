@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -208,3 +210,30 @@ def test_the_public_surface_is_there() -> None:
         assert getattr(detoxbench, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'LangaugeModel'"):
         _ = detoxbench.LangaugeModel
+
+
+def undocumented(module: str) -> Iterator[str]:
+    """Public functions, classes and methods of a module without a docstring. A method says what it says where it was
+    first defined."""
+    found = importlib.import_module(module)
+    for name, value in vars(found).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module:
+            continue
+        if inspect.isfunction(value) and not value.__doc__:
+            yield name
+        if inspect.isclass(value):
+            # A dataclass or a tuple without a docstring is given its signature.
+            if not value.__doc__ or value.__doc__.startswith(f"{name}("):
+                yield name
+            for attribute, member in vars(value).items():
+                function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+                inherited = any(attribute in vars(base) for base in value.__mro__[1:])
+                public = inspect.isfunction(function) and not attribute.startswith("_")
+                if public and not inherited and not function.__doc__:
+                    yield f"{name}.{attribute}"
+
+
+@pytest.mark.parametrize("module", all_sources())
+def test_everything_public_says_what_it_is(module: str) -> None:
+    if module not in ("detoxbench.__main__", "detoxbench.cli.__main__", "detoxbench.tracking.__main__"):
+        assert list(undocumented(module)) == []

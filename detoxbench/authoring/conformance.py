@@ -111,6 +111,7 @@ class Case:
 
     @property
     def intervention(self) -> Intervention:
+        """Of the first fit."""
         return self.first.intervention
 
 

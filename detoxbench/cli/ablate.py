@@ -17,6 +17,7 @@ examples:
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     args = _parser().parse_intermixed_args(argv)
 
     import shutil

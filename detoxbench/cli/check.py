@@ -13,6 +13,7 @@ bit, and survives the disk. A line a check; exit code 1 where one finds a fault.
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(prog="detoxbench check", description=DESCRIPTION)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("name", metavar="NAME", help="a method (detoxbench list methods), also of another package")

@@ -20,6 +20,8 @@ OK, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are a UsageError in one line."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
@@ -41,6 +43,7 @@ def names(given: Sequence[str]) -> list[str]:
 
 
 def complain(error: object, code: int) -> int:
+    """Say on stderr, in one line, what went wrong."""
     print(f"detoxbench: {error}", file=sys.stderr)
     return code
 
@@ -53,6 +56,7 @@ def console() -> Console:
 
 
 def table(rows: Sequence[Sequence[str]]) -> Any:
+    """Rows of texts in columns, as rich shows them."""
     from rich.table import Table
 
     shown = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -62,6 +66,7 @@ def table(rows: Sequence[Sequence[str]]) -> Any:
 
 
 def print_json(value: Any) -> None:
+    """Print a value for programs."""
     import json
 
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -17,6 +17,7 @@ TEXT = 300
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     args = _parser().parse_args(argv)
     if args.samples < 0:
         raise UsageError(f"--samples must be >= 0 (given: {args.samples})")

@@ -13,6 +13,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(prog="detoxbench completion", description="Print a completion script for a shell.")
     parser.add_argument("shell", choices=SHELLS, nargs="?")
     parser.add_argument("--query", metavar="LINE", help=argparse.SUPPRESS)  # asked by the scripts

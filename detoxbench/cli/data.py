@@ -12,6 +12,7 @@ ARGUMENTS = {"list": 0, "fetch": 1, "verify": 2}
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     if argv[:1] == ["paraphrase"]:
         return data_paraphrase.main(argv[1:])
     args = _parser().parse_args(argv)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     args = _parser().parse_intermixed_args(argv)
 
     from detoxbench.fitting import paraphrase_generation as generation

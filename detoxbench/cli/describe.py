@@ -11,6 +11,7 @@ from detoxbench.errors import UsageError, did_you_mean
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(
         prog="detoxbench describe",
         description="Every setting of a component: type, default, range, meaning, source.",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(prog="detoxbench fable", description="The embedded model.")
     build_parser = parser.add_subparsers(metavar="VERB", required=True).add_parser(
         "build", help="train it from nothing (about 80 s on one core)"

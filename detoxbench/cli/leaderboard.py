@@ -15,6 +15,7 @@ are metrics, cost.KEY (cost.fit_seconds) and counts.KEY (counts.truncated).
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     args = _parser().parse_args(argv)
 
     from detoxbench.results.leaderboard import leaderboard

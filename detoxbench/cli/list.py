@@ -10,6 +10,7 @@ KINDS = ("models", "methods", "suites", "scorers")
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(prog="detoxbench list", description="Models, methods, suites and scorers by name.")
     parser.add_argument("kind", nargs="?", choices=KINDS, help="one kind only")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -38,10 +39,12 @@ def names(kind: str) -> list[dict[str, str]]:
 
 
 def doc(cls: type) -> str:
+    """A class's docstring, its margin taken off."""
     from inspect import cleandoc
 
     return cleandoc(cls.__doc__ or "")
 
 
 def first_comment(file: Path) -> str:
+    """What the first comment of a YAML file says."""
     return file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")

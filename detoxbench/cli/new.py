@@ -15,6 +15,7 @@ pyproject.toml. Install it with `pip install -e NAME`, and change it into yours.
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(prog="detoxbench new", description=DESCRIPTION)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("name", metavar="NAME", help="small letters, digits and _, as in word_bias")

@@ -6,6 +6,7 @@ from detoxbench.cli.common import OK, Parser, config_dir, console, table
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(prog="detoxbench plan", description="What a run would do. Loads no weights, asks no network.")
     parser.add_argument("-m", "--multirun", action="store_true", help="several values of a key are several cells")
     parser.add_argument("--config-dir", metavar="DIR", help="a further folder of configuration groups")

@@ -8,6 +8,7 @@ EPILOG = 'PATTERN is a name or has wildcards ("gpt*"); lists are separated by co
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(
         prog="detoxbench report",
         description="The finished runs as one HTML page that needs no network: tables, charts and every sample.",

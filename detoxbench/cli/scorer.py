@@ -12,6 +12,7 @@ ACTIONS = ("check", "correct")
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     if argv[:1] and argv[0] in ACTIONS:
         return {"check": _check, "correct": _correct}[argv[0]](argv[1:])
     parser = Parser(prog="detoxbench scorer", description="check NAME FILE, or correct CHECK.json [RUNS_DIR]")

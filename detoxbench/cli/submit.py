@@ -13,6 +13,7 @@ account. It holds the prompts that were asked and the texts that were answered: 
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(prog="detoxbench submit", description="Pack finished runs to be shared.", epilog=EPILOG)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="a run's folder, the beginning of its id, or a folder of runs"

@@ -24,6 +24,7 @@ example:
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     args = _parser().parse_intermixed_args(argv)
     if args.trials < 1:
         raise UsageError(f"--trials must be >= 1 (given: {args.trials})")

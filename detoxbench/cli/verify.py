@@ -20,6 +20,7 @@ scores the scorer's is not shown by it.
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb. Returns the exit code."""
     parser = Parser(prog="detoxbench verify", description=DESCRIPTION)
     parser.add_argument("places", nargs="+", metavar="PACK|FOLDER", help="packs, folders of packs, or folders of runs")
     parser.add_argument("--into", metavar="RUNS_DIR", help="put verified runs of packs there, for the leaderboard")

@@ -22,6 +22,7 @@ class Contamination(NamedTuple):
 
     @property
     def flagged(self) -> bool:
+        """Whether the method has read anything of what it is asked."""
         return self.same_file or self.shared > 0
 
 

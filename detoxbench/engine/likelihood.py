@@ -60,6 +60,7 @@ class Continuation(NamedTuple):
 
     @property
     def all(self) -> list[Window]:
+        """The windows, then the prompt correction."""
         return [*self.windows, *self.prompt_correction]
 
 

@@ -105,6 +105,7 @@ class GenerationConfig:
             raise ValueError("positive_below is above negative_above: a text between them would be civil and toxic")
 
     def gen(self) -> GenSpec:
+        """How the sentences are sampled."""
         return GenSpec(
             do_sample=True, n=self.samples, max_new_tokens=self.max_new_tokens,
             top_k=self.top_k, top_p=self.top_p, temperature=self.temperature,

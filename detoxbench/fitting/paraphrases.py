@@ -76,6 +76,7 @@ class Pools:
         return len(self._kept)
 
     def epoch(self, epoch: int) -> list[Drawn]:
+        """The rows of one epoch: anchors with the texts that are drawn for them."""
         return [self.draw(epoch, anchor) for anchor in range(len(self))]
 
     def draw(self, epoch: int, anchor: int) -> Drawn:

@@ -206,13 +206,16 @@ class Route:
         return self.variants[record]
 
     def method(self, record: str) -> str:
+        """The method of the record's intervention."""
         return self.interventions[record].method
 
     def prompts(self, record: str | None) -> tuple[Prompt, ...]:
+        """The record's rewritings of prompts, innermost first."""
         self.variant(record)
         return self.interventions[str(record)].prompts
 
     def set_rows(self, records: Sequence[str]) -> None:
+        """Say of which record each row of the coming forward passes is."""
         self._set_rows([self.variant(record) for record in records])
 
 

@@ -83,6 +83,7 @@ class Architecture:
 
     @property
     def hidden_size(self) -> int:
+        """Width of the residual stream."""
         return int(self._text_config.hidden_size)
 
     @property

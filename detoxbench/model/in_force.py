@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 class Rewriting(Protocol):
     """A rewriting of prompts (`interventions.channels.Prompt`)."""
 
-    def rewrite(self, prompt: str, chat: bool) -> str: ...
+    def rewrite(self, prompt: str, chat: bool) -> str:
+        """The prompt as the model is to get it."""
 
 
 class Factors(Protocol):
     """A low-rank change `b @ a` of a linear map, [out, rank] times [rank, in] (`interventions.channels.LowRank`)."""
 
     @property
-    def a(self) -> Tensor: ...
+    def a(self) -> Tensor:
+        """[rank, in]."""
 
     @property
-    def b(self) -> Tensor: ...
+    def b(self) -> Tensor:
+        """[out, rank]."""
 
 
 class Route(Protocol):

@@ -99,10 +99,12 @@ class Model:
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type of its weights."""
         return self.model.dtype
 
     @property

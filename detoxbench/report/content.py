@@ -103,6 +103,8 @@ class Diagnostic:
 
 @dataclass(frozen=True)
 class Content:
+    """All that a report shows."""
+
     sections: list[Section]
     notes: list[str]
     methods: list[str]
@@ -114,6 +116,7 @@ class Content:
 
     @property
     def models(self) -> list[str]:
+        """Names of the models, in the order of their tables."""
         return list(dict.fromkeys(section.table.model for section in self.sections))
 
     @property

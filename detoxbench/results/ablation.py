@@ -55,6 +55,7 @@ class Ablation:
 
     @property
     def title(self) -> str:
+        """What was varied, of which runs."""
         names = self.names
         return (
             f"{names['method']} over {' and '.join(self.knobs)} · {names['model']} · {names['suite']} · "
@@ -67,6 +68,7 @@ class Ablation:
         return sorted(found.values(), key=order)
 
     def at(self, *values: Any) -> Point | None:
+        """The setting with these values of the knobs; None where it was not run."""
         return next((point for point in self.points if point.values == values), None)
 
 

@@ -48,6 +48,7 @@ class Bin(NamedTuple):
 
 
 def share(yes: int, n: int) -> Share:
+    """`yes` of `n` with Wilson's interval."""
     return Share(yes, n, yes / n, *wilson(yes, n)) if n else Share(0, 0, None, None, None)
 
 

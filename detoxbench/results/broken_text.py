@@ -49,6 +49,7 @@ _WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
+    """The words of a text; each character of Chinese and Japanese counts as one."""
     return _WORD.findall(text)
 
 

@@ -58,6 +58,8 @@ class Changed(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
+    """One run's answer: its score, and its text where texts are shown."""
+
     score: float
     text: str | None
 

@@ -154,6 +154,7 @@ def compared(
 
 
 def pairs(panel: ColumnPanel, labels: list[str], broken: Sequence[bool]) -> Pairwise:
+    """The differences between all pairs of rows in one column, tested together (Holm)."""
     pairs, found = [], []
     for j in range(len(labels) - 1):
         rows = list(range(j + 1, len(labels)))

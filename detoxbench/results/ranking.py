@@ -47,6 +47,8 @@ class RankInterval(NamedTuple):
 
 
 class Axis(NamedTuple):
+    """A metric or cost that rows are compared by, and which way it is better."""
+
     name: str
     better: Direction
 

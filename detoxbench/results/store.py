@@ -95,6 +95,7 @@ class Clusters(msgspec.Struct, kw_only=True):
 
     @classmethod
     def of(cls, measures: Sequence[Measure]) -> Clusters:
+        """Of measures, by their names."""
         return cls(
             total={m.name: dict(m.total) for m in measures},
             count={m.name: dict(m.count) for m in measures},
@@ -127,6 +128,7 @@ class Run:
             raise DetoxbenchError(f"{self.folder / 'run.json'}: {error}") from None
 
     def clusters(self) -> Clusters:
+        """clusters.json. Raises Damaged where it is not what was written."""
         return msgspec.json.decode(self._read("clusters.json"), type=Clusters)
 
     def verified(self) -> Verified | None:
@@ -135,9 +137,11 @@ class Run:
         return msgspec.json.decode(self._read(VERIFIED), type=Verified) if there else None
 
     def samples(self) -> list[Sample]:
+        """samples.jsonl, in the order of the suite's requests. Raises Damaged where it is not what was written."""
         return decode_lines(self._read("samples.jsonl"), Sample, self.folder / "samples.jsonl")
 
     def scores(self) -> list[Scored]:
+        """scores.jsonl, in the order of the samples. Raises Damaged where it is not what was written."""
         return decode_lines(self._read("scores.jsonl"), Scored, self.folder / "scores.jsonl")
 
     def check(self, *names: str) -> None:

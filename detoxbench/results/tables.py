@@ -145,6 +145,7 @@ class Table:
 
     @property
     def title(self) -> str:
+        """Model, suite and scorer."""
         return f"{self.model} · {self.suite} · scored by {self.scorer}"
 
 
@@ -157,6 +158,7 @@ class Board:
 
 
 def mean_by_key(many: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Means of what is known; None where nothing is."""
     means: dict[str, float | None] = {}
     for key in dict.fromkeys(k for values in many for k in values):
         known = [v for values in many if (v := values.get(key)) is not None]

@@ -27,6 +27,7 @@ def number(value: float, unit: str, like: float, sign: str = "") -> str:
 
 
 def bounded(value: float, low: float | None, high: float | None, unit: str, like: float, sign: str = "") -> str:
+    """A number with its interval, where it has one."""
     text = number(value, unit, like, sign)
     if low is None or high is None:
         return text

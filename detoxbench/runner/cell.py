@@ -63,6 +63,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
+        """Of the run's results."""
         return Path(self.spec.runs_dir) / self.keys.run
 
     @property
@@ -71,14 +72,17 @@ class Cell:
 
     @property
     def fit_folder(self) -> Path:
+        """Of the stage that fits."""
         return self._stages / f"fit-{self.keys.fit}"
 
     @property
     def generation_folder(self) -> Path:
+        """Of the stage that generates and reads."""
         return self._stages / f"generate-{self.keys.generation}"
 
     @property
     def score_folder(self) -> Path:
+        """Of the stage that scores."""
         return self._stages / f"score-{self.keys.run}"
 
     @property

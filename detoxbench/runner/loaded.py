@@ -18,6 +18,7 @@ _HOW = ("dtype", "device", "chat_template", "template_args", "template_date", "t
 
 
 def language_model(cell: Cell) -> LanguageModel:
+    """The cell's model in memory."""
     model = cell.spec.model
     lm = _loaded(
         (model.path, model.revision, model.seed),
@@ -38,6 +39,7 @@ def _loaded(where: tuple[str, str | None, int], how: bytes, fingerprint: str) ->
 
 
 def fitted_intervention(cell: Cell) -> Intervention:
+    """What the stage that fits has saved."""
     from detoxbench.interventions.intervention import Intervention
 
     return Intervention.load(cell.fit_folder / "intervention")

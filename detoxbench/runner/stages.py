@@ -48,6 +48,7 @@ class RunResult:
 
     @property
     def run_id(self) -> str:
+        """The digest of everything that can change a number."""
         return self.record.run_id
 
 

@@ -103,6 +103,7 @@ def require_consistent(config: Any, name: str) -> None:
 
 
 def softmax(logits: Sequence[float]) -> list[float]:
+    """Probabilities of the classes, of logits [classes]."""
     largest = max(logits)
     powers = [math.exp(x - largest) for x in logits]
     return [power / sum(powers) for power in powers]

@@ -59,6 +59,7 @@ class Verdict:
 
     @property
     def verified(self) -> bool:
+        """Whether everything that could be computed again is as claimed."""
         return not self.problems
 
 

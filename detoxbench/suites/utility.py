@@ -154,6 +154,7 @@ def answered(text: str) -> str:
 
 
 def first_line(text: str) -> str:
+    """The first line of an answer that holds more than blanks."""
     return text.strip().partition("\n")[0]
 
 

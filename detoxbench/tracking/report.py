@@ -21,6 +21,8 @@ GROUP_LENGTH = 100
 
 @dataclass(frozen=True)
 class Table:
+    """Columns and rows of a table at the tracker."""
+
     columns: list[str]
     rows: list[list[Any]]
 

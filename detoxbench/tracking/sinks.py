@@ -48,5 +48,6 @@ def ask(url: str) -> None:
 
 
 def sink(name: str) -> Sink:
+    """The sink of a tracker, by its name."""
     module, _, cls = SINKS[name].partition(":")
     return cast(Sink, getattr(import_module(module), cls)())

@@ -18,9 +18,12 @@ SERVERS = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
 class TrackioSink:
+    """Runs as trackio keeps them: a database on this machine, sent when that is asked for."""
+
     later = "`TRACKIO_DIR=RUNS/trackio trackio sync --project PROJECT` sends it later"
 
     def write(self, report: Report, folder: Path, spec: TrackerSpec) -> None:
+        """Keep a report on this machine. See `sinks.Sink`."""
         for name in SERVERS:
             os.environ.pop(name, None)
         os.environ |= {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1"}  # else it asks the hub who we are
@@ -32,6 +35,7 @@ class TrackioSink:
             raise DetoxbenchError(f"trackio did not write the whole run to {folder}: is the disk full?")
 
     def send(self, report: Report, folder: Path, spec: TrackerSpec) -> None:
+        """Send what is kept. See `sinks.Sink`."""
         space, server = (os.environ.get(name) for name in SERVERS)
         if not (space or server):
             raise DetoxbenchError(f"set {' or '.join(SERVERS)} for tracker.mode=online")

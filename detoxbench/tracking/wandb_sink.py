@@ -22,9 +22,12 @@ TAG_LENGTH = 64
 
 
 class WandbSink:
+    """Runs as wandb keeps them: a folder on this machine, sent when that is asked for."""
+
     later = "`wandb sync RUNS/wandb/offline-run-*` sends it later"
 
     def write(self, report: Report, folder: Path, spec: TrackerSpec) -> None:
+        """Keep a report on this machine. See `sinks.Sink`."""
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # before the import, which would report its troubles home
         import wandb
 
@@ -49,6 +52,7 @@ class WandbSink:
             raise DetoxbenchError(f"wandb did not write the whole run to {folder}: is the disk full?")
 
     def send(self, report: Report, folder: Path, spec: TrackerSpec) -> None:
+        """Send what is kept. See `sinks.Sink`."""
         import wandb
 
         ask(wandb.setup().settings.base_url)

@@ -58,6 +58,7 @@ class _Question(msgspec.Struct):
 
 
 def parse_question_answers(found: Iterable[Row]) -> list[QuestionAnswer]:
+    """Questions with accepted answers, of rows that were read."""
     given_rows, made = [*found], []
     question, answer = column(given_rows, "prompt", "question", "document"), column(given_rows, "answer", "summary")
     contexts = [optional_text(row, "context", "passage") for row in given_rows]
@@ -95,6 +96,7 @@ class _TruthfulQARow(msgspec.Struct):
 
 
 def parse_truthfulqa(found: Iterable[Row]) -> list[TrueAndFalse]:
+    """TruthfulQA's questions with their true and false answers, of rows that were read."""
     made = []
     for row in found:
         if optional(row, "Best Answer") is not None:
@@ -144,6 +146,7 @@ def halueval(path: str | Path) -> list[tuple[str, str, str]]:
 
 
 def parse_halueval(found: Iterable[Row]) -> list[tuple[str, str, str]]:
+    """(question, right answer, hallucinated answer) of rows that were read."""
     made = []
     for row in found:
         if isinstance(row.value, Mapping) and "document" in row.value:

@@ -38,6 +38,7 @@ class SafeEditEdit(msgspec.Struct, frozen=True, kw_only=True):
     knowledge: Knowledge | None = msgspec.field(name="knowledge constrain", default=None)
 
     def edit_record(self) -> EditRecord:
+        """What DINM learns from, with the harmless question where there is one."""
         kept = (self.knowledge.prompt, self.knowledge.answer) if self.knowledge else ()
         return EditRecord(self.adversarial_prompt, self.safe_generation, self.unsafe_generation, *kept)
 
@@ -58,6 +59,7 @@ def safeedit(path: str | Path) -> list[SafeEditRecord]:
 
 
 def parse_safeedit(found: Iterable[Row]) -> list[SafeEditRecord]:
+    """SafeEdit records of rows that were read; ids are unique."""
     return unique([(row, convert(row, SafeEditRecord)) for row in found], lambda record: str(record.id))
 
 
@@ -85,6 +87,7 @@ class _Input(msgspec.Struct):
 
 
 def parse_safeedit_inputs(found: Iterable[Row]) -> list[SafeEditInput]:
+    """Inputs of test_ALL of rows that were read; ids are unique."""
     given_rows, made = [*found], []
     text = column(given_rows, "malicious input", "input")
     for row in given_rows:
@@ -100,4 +103,5 @@ def edit_records(path: str | Path) -> list[EditRecord]:
 
 
 def parse_edit_records(found: Iterable[Row]) -> list[EditRecord]:
+    """Edit records of rows that were read."""
     return [convert(row, SafeEditEdit).edit_record() for row in found]

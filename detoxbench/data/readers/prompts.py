@@ -85,6 +85,7 @@ class _PlainRow(msgspec.Struct):
 
 def parse_toxicity_prompts(found: Iterable[Row]) -> list[ToxicityPrompt]:
     # The published prompts hold some texts twice, so only equal ids are an error.
+    """Prompts with the toxicity that their file gives them, of rows that were read."""
     given_rows, made = [*found], []
     text = column(given_rows, "prompt", "text")
     for row in given_rows:
@@ -115,6 +116,7 @@ class _AskedInstructionRow(msgspec.Struct):
 
 
 def parse_asked_instructions(found: Iterable[Row]) -> list[AskedInstruction]:
+    """Instructions with the half that they belong to, of rows that were read."""
     given_rows, made = [*found], []
     instruction = column(given_rows, *_REQUEST)
     for row in given_rows:
@@ -135,6 +137,7 @@ def harmful_requests(path: str | Path) -> list[HarmfulRequest]:
 
 
 def parse_harmful_requests(found: Iterable[Row]) -> list[HarmfulRequest]:
+    """Harmful requests with their categories, of rows that were read."""
     given_rows = [*found]
     text = column(given_rows, *_REQUEST)
     kept = [row for row, safe in zip(given_rows, is_safe(given_rows), strict=True) if not safe]
@@ -189,6 +192,7 @@ class _Identified(msgspec.Struct):
 
 
 def parse_labelled_prompts(found: Iterable[Row]) -> list[LabelledPrompt]:
+    """Prompts labelled safe or unsafe, of rows that were read."""
     given_rows, made = [*found], []
     prompt = column(given_rows, *_REQUEST)
     for row, safe in zip(given_rows, is_safe(given_rows), strict=True):
@@ -254,6 +258,7 @@ class _GroupPromptRow(msgspec.Struct):
 
 
 def parse_group_prompts(found: Iterable[Row]) -> list[GroupPrompt]:
+    """Beginnings of texts about groups of people, of rows that were read."""
     made = []
     for row in found:
         given = convert(row, _GroupPromptRow)

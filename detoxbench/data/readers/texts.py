@@ -32,6 +32,7 @@ class _LambadaRow(msgspec.Struct):
 
 
 def parse_lambada(found: Iterable[Row]) -> list[str]:
+    """The texts of LAMBADA, of rows that were read."""
     made = []
     for row in found:
         text = convert(row, _LambadaRow).text.strip()
@@ -79,6 +80,7 @@ class _BlimpRow(msgspec.Struct):
 
 
 def parse_blimp(found: Iterable[Row]) -> list[tuple[str, str, str]]:
+    """(good sentence, bad sentence, paradigm) of rows that were read."""
     given = [convert(row, _BlimpRow) for row in found]
     return [(row.sentence_good, row.sentence_bad, row.UID) for row in given]
 
@@ -96,6 +98,7 @@ class _RatedRow(msgspec.Struct):
 
 
 def parse_rated_sentences(found: Iterable[Row]) -> list[RatedSentence]:
+    """Sentences with their label, toxicity and groups, of rows that were read."""
     made = []
     for row in found:
         given = convert(row, _RatedRow)

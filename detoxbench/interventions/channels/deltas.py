@@ -16,6 +16,7 @@ class Dense:
     delta: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
+        """By the name that each is saved under."""
         return {"delta": self.delta}
 
 
@@ -27,6 +28,7 @@ class LowRank:
     b: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
+        """By the name that each is saved under."""
         return {"a": self.a, "b": self.b}
 
     def __add__(self, other: LowRank) -> LowRank:
@@ -41,9 +43,11 @@ class LowRank:
         return LowRank(self.a, (self.b * factors).to(self.b.dtype))
 
     def double(self) -> LowRank:
+        """The same in float64."""
         return LowRank(self.a.double(), self.b.double())
 
     def transposed(self) -> LowRank:
+        """The change of the transposed matrix."""
         return LowRank(self.b.T, self.a.T)
 
     def row_dots(self, other: LowRank) -> Tensor:
