@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detoxbench.config import knob
-from detoxbench.data.examples import FitData
-from detoxbench.interventions.channels import Prompt
-from detoxbench.interventions.intervention import Intervention
-from detoxbench.lm import LanguageModel
-from detoxbench.methods.base import Method
-from detoxbench.records import Measure, Request, Sample, Scored, by_cluster
-from detoxbench.suites.base import Suite
+from detoxbench import (
+    FitData,
+    Intervention,
+    LanguageModel,
+    Measure,
+    Method,
+    Prompt,
+    Request,
+    Sample,
+    Scored,
+    Suite,
+    by_cluster,
+    knob,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
