@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.config import GenSpec, ModelSpec, RunSpec, TrackerSpec, build, texts, unescaped
-from detoxbench.data.roles import fit_spec
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.registry import REGISTRIES
 
@@ -169,6 +168,8 @@ def run_spec(cfg: DictConfig) -> RunSpec:
     """A composed configuration as a typed, validated run. Raises UsageError naming key, place and remedy."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+
+    from detoxbench.data.roles import fit_spec
 
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
