@@ -83,6 +83,7 @@ def fit(lm: LanguageModel) -> Intervention:
 NOT_FOLLOWED = "torch transformers numpy msgspec sklearn scipy peft omegaconf hydra safetensors huggingface_hub rich"
 
 
+@pytest.mark.slow
 def test_type_checkers_find_the_methods(tmp_path: Path) -> None:
     """For a user's file, strictly and without ignoring anything; reading torch would take mypy minutes."""
     (tmp_path / "user.py").write_text(USERS_FILE)

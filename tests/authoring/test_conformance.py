@@ -277,6 +277,7 @@ def test_the_command_says_a_line_a_check(capsys: pytest.CaptureFixture[str]) -> 
     assert [line[:7] for line in lines] == ["ok     "] * len(conformance.CHECKS)
 
 
+@pytest.mark.slow
 def test_a_third_partys_method_is_checked_with_settings_of_its_own(tmp_path: Path) -> None:
     site = third_party.install(tmp_path)
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))

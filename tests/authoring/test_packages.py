@@ -24,6 +24,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_they_install_pass_their_tests_and_run(written: Path, tmp_path: Path) -> None:
     python, _ = fresh(tmp_path / "env", ROOT)
     pip(python, "install", *(part for name in NAMES.values() for part in ("-e", written / name)), cwd=tmp_path)

@@ -199,7 +199,7 @@ def test_a_lock_that_is_held_is_waited_for(tmp_path: Path, caplog: pytest.LogCap
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
 
-LONG = ["suite=real_toxicity_prompts", "suite.prompts=50", "gen.n=4", "method=destein", "with_base=false"]
+LONG = ["suite=real_toxicity_prompts", "suite.prompts=24", "gen.n=4", "method=destein", "with_base=false"]
 SMALL_BATCHES = ["gen.batch_tokens=200"]
 
 
@@ -225,7 +225,7 @@ def test_killed_twice_the_third_try_finishes_with_the_same_bytes(tmp_path: Path)
     first = partial.read_bytes()
     with open(partial, "ab") as file:  # a kill can also hit in the middle of a line
         file.write(b'{"sample":{"id":"torn')
-    kill_when(start(tmp_path / "killed", *SMALL_BATCHES), partial, first.count(b"\n") + 40)
+    kill_when(start(tmp_path / "killed", *SMALL_BATCHES), partial, first.count(b"\n") + 24)
     kept = partial.read_bytes()
     assert kept.startswith(first)  # nothing that was finished is made again
     assert not planned.finished
