@@ -12,8 +12,17 @@ import msgspec
 
 from detoxbench import methods
 from detoxbench.errors import UsageError, did_you_mean
-from detoxbench.results.ablation_effects import effects
-from detoxbench.results.ablation_runs import base_runs, by_setting, caused_by_knobs, choose, entries, order, written
+from detoxbench.results.ablation_effects import Effects, effects
+from detoxbench.results.ablation_runs import (
+    AblationRun,
+    base_runs,
+    by_setting,
+    caused_by_knobs,
+    choose,
+    entries,
+    order,
+    written,
+)
 from detoxbench.results.settings import embedded
 from detoxbench.results.store import RunRecord
 from detoxbench.results.table_notes import broken_warning
@@ -29,7 +38,8 @@ class Point:
     run_ids: list[str]
     cells: dict[str, Cell]
     broken: bool = False
-    """More than half of its texts are broken for sure: none of its numbers is called better, and no trend over it."""
+    """More than half of its texts are broken (`tables.Row.broken`): none of its numbers, and no trend, is called
+    better."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,8 @@ class Ablation:
 
     def levels(self, knob: int) -> list[Any]:
         """The values of a knob, in order."""
-        found = {written(point.values[knob]): point.values[knob] for point in self.points}
-        return sorted(found.values(), key=order)
+        by_text = {written(point.values[knob]): point.values[knob] for point in self.points}
+        return sorted(by_text.values(), key=order)
 
     def at(self, *values: Any) -> Point | None:
         """The setting with these values of the knobs; None where it was not run."""
@@ -107,23 +117,34 @@ def ablation(
     values = [tuple(same[0].known[knob] for knob in over) for same in settings]
     reference = _reference(against, over, values, bool(base), default)
     rows = [*settings, base] if base else settings
-    found = effects(rows, over, values, columns, reference, notes)
-    points = [
-        Point(own, [e.record.seed for e in row], [e.record.run_id for e in row], found.cells[r], found.broken[r])
-        for r, (own, row) in enumerate(zip([*values, ()] if base else values, rows, strict=True))
-    ]
-    made = Ablation(
+    outcome = effects(rows, over, values, columns, reference, notes)
+    points = _points(rows, values, outcome)
+    result = Ablation(
         knobs=list(over),
         names={key: getattr(record, key) for key in ("model", "method", "suite", "scorer")},
         columns=columns,
         points=points[: len(settings)],
         base=points[-1] if base else None,
         against=_reference_name(reference, values),
-        trends=found.trends,
-        interactions=found.interactions,
+        trends=outcome.trends,
+        interactions=outcome.interactions,
     )
-    also = _warnings(made, record, along, caused, default) + _missing_notes(made)
-    return replace(made, notes=notes + also)
+    also = _warnings(result, record, along, caused, default) + _missing_notes(result)
+    return replace(result, notes=notes + also)
+
+
+def _points(rows: Sequence[Sequence[AblationRun]], values: Sequence[tuple[Any, ...]], outcome: Effects) -> list[Point]:
+    """A point for each row: one for each setting, and behind them the base's, which has no values."""
+    return [
+        Point(
+            setting,
+            [entry.record.seed for entry in row],
+            [entry.record.run_id for entry in row],
+            outcome.cells[r],
+            outcome.broken[r],
+        )
+        for r, (setting, row) in enumerate(zip([*values, ()][: len(rows)], rows, strict=True))
+    ]
 
 
 def _columns(record: RunRecord, metrics: Sequence[str], all_metrics: bool) -> list[Column]:
@@ -139,10 +160,10 @@ def _defaults(over: Sequence[str], record: RunRecord) -> dict[str, Any]:
     """The defaults of those knobs that are a method's."""
     if record.method not in methods.names():
         return {}
-    config = methods.get(record.method).Config()  # with switches that are null turned into what they stand for
+    config = methods.get(record.method).Config()  # null switches are resolved to the values that they stand for
     names = {f"method.{f.name}": f.name for f in fields(config)}
-    made: dict[str, Any] = msgspec.to_builtins({k: getattr(config, names[k]) for k in over if k in names})
-    return made
+    defaults: dict[str, Any] = msgspec.to_builtins({k: getattr(config, names[k]) for k in over if k in names})
+    return defaults
 
 
 def _reference(
@@ -160,7 +181,7 @@ def _reference(
         if not has_base:
             raise UsageError("--against base: there is no run of method=none under the same setting; run it first")
         return len(values)
-    names = [" ".join(map(written, own)) for own in values]
+    names = [" ".join(map(written, setting)) for setting in values]
     wanted = against if against is not None else " ".join(written(default.get(knob)) for knob in over)
     if wanted in names:
         return names.index(wanted)
@@ -176,33 +197,33 @@ def _reference_name(reference: int | None, values: Sequence[tuple[Any, ...]]) ->
 
 
 def _warnings(
-    made: Ablation, record: RunRecord, along: Sequence[str], caused: Sequence[str], default: Mapping[str, Any]
+    result: Ablation, record: RunRecord, along: Sequence[str], caused: Sequence[str], default: Mapping[str, Any]
 ) -> list[str]:
-    """What a reader has to know of the numbers, and the knobs' defaults."""
-    over = made.knobs
-    settings = [f"{','.join(over)}={','.join(map(written, p.values))}" for p in made.points if p.broken]
-    notes = broken_warning([*settings, *(["the base"] if made.base and made.base.broken else [])])
+    """Warnings about the numbers, and the defaults of the knobs."""
+    over = result.knobs
+    settings = [f"{','.join(over)}={','.join(map(written, p.values))}" for p in result.points if p.broken]
+    notes = broken_warning([*settings, *(["the base"] if result.base and result.base.broken else [])])
     if embedded(record):
         notes.append(EMBEDDED)
     if along:
         notes.append(f"{', '.join(along)}: varies along, so what is seen may be owed to it")
     if caused:
         notes.append(f"{', '.join(caused)}: another one where {' or '.join(over)} is another")
-    if told := [f"{knob}={written(value)}" for knob, value in default.items()]:
-        notes.append(f"default: {', '.join(told)}")
+    if defaults := [f"{knob}={written(value)}" for knob, value in default.items()]:
+        notes.append(f"default: {', '.join(defaults)}")
     return notes
 
 
-def _missing_notes(made: Ablation) -> list[str]:
-    """What is missing for a comparison of all seeds, a trend or an interaction."""
+def _missing_notes(result: Ablation) -> list[str]:
+    """What is missing for a comparison over all seeds, for a trend or for an interaction."""
     notes = []
-    points = made.points
-    if len({tuple(point.seeds) for point in (*points, *([made.base] if made.base else []))}) > 1:
+    points = result.points
+    if len({tuple(point.seeds) for point in (*points, *([result.base] if result.base else []))}) > 1:
         notes.append("not all have the same seeds: differences are over those in common")
-    for k, knob in enumerate(made.knobs):
+    for k, knob in enumerate(result.knobs):
         several = {written(point.values[k]) for point in points}
         if len(several) > 2 and not all(isinstance(point.values[k], int | float) for point in points):
             notes.append(f"the values of {knob} have no order: no trend")
-    if len(made.knobs) == 2 and not made.trends and len(points) < math.prod(len(made.levels(k)) for k in (0, 1)):
+    if len(result.knobs) == 2 and not result.trends and len(points) < math.prod(len(result.levels(k)) for k in (0, 1)):
         notes.append("not every combination of values is there: no trends and no interaction")
     return notes

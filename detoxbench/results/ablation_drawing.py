@@ -16,7 +16,7 @@ from detoxbench.text import clean, short
 UNDATED: dict[str, dict[str, None]] = {
     ".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None},
 }  # fmt: skip
-"""Kinds of files, and the metadata that would make each another one every time."""
+"""Suffixes of files, and the metadata to leave out, so that equal figures give equal bytes."""
 SETTINGS: dict[str, Any] = {
     "svg.hashsalt": "detoxbench",
     "font.size": 8,
@@ -30,7 +30,7 @@ MARKERS = "osD^vP"
 BETTER = {"higher": " (higher is better)", "lower": " (lower is better)", "neither": ""}
 
 
-def draw(found: Ablation, out: str | Path) -> None:
+def draw(ablation: Ablation, out: str | Path) -> None:
     """Write the curves to a .png, .svg or .pdf file.
 
     Raises UsageError for another kind of file, DetoxbenchError without matplotlib.
@@ -46,53 +46,53 @@ def draw(found: Ablation, out: str | Path) -> None:
     from matplotlib import pyplot
 
     with pyplot.rc_context(SETTINGS):
-        figure = _figure(found)
+        figure = _figure(ablation)
         figure.savefig(out, dpi=150, metadata=UNDATED[out.suffix])
         pyplot.close(figure)
 
 
-def _figure(found: Ablation) -> Any:
+def _figure(ablation: Ablation) -> Any:
     from matplotlib import pyplot
 
-    across = min(3, len(found.columns))
-    down = -(-len(found.columns) // across)
+    across = min(3, len(ablation.columns))
+    down = -(-len(ablation.columns) // across)
     size = (3.4 * across, 2.6 * down + 0.3)
     figure, grid = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
-    for axes, column in zip(grid.flat, found.columns, strict=False):
-        _panel(axes, found, column)
-    for axes in grid.flat[len(found.columns) :]:
+    for axes, column in zip(grid.flat, ablation.columns, strict=False):
+        _panel(axes, ablation, column)
+    for axes in grid.flat[len(ablation.columns) :]:
         axes.remove()
-    if len(found.knobs) == 2:
+    if len(ablation.knobs) == 2:
         handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, [f"{found.knobs[1]}={text}" for text in labels], loc="outside lower center", ncols=4)
-    figure.suptitle(clean(found.title), fontsize=9)
+        figure.legend(handles, [f"{ablation.knobs[1]}={text}" for text in labels], loc="outside lower center", ncols=4)
+    figure.suptitle(clean(ablation.title), fontsize=9)
     return figure
 
 
-def _panel(axes: Any, found: Ablation, column: Column) -> None:
+def _panel(axes: Any, ablation: Ablation, column: Column) -> None:
     """One metric: a line for each value of the second knob, the base as a dashed one."""
     scale = 100 if column.unit == "share" else 1
-    _lines(axes, found, column, scale)
-    if found.base and (value := found.base.cells[column.name].value) is not None:
+    _lines(axes, ablation, column, scale)
+    if ablation.base and (value := ablation.base.cells[column.name].value) is not None:
         axes.axhline(scale * value, color="0.4", linewidth=0.8, linestyle="--")
         place = (1, scale * value)
         axes.annotate("base", place, xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
-    names = [clean(short(written(x), 14)) for x in found.levels(0)]  # evenly apart, as a trend counts steps
+    names = [clean(short(written(x), 14)) for x in ablation.levels(0)]  # evenly apart, as a trend counts steps
     axes.set_xticks(range(len(names)), names, rotation=20 if sum(map(len, names)) > 30 else 0)
-    axes.set_xlabel(clean(found.knobs[0]))
+    axes.set_xlabel(clean(ablation.knobs[0]))
     axes.set_title(f"{clean(column.name)}{', %' if scale == 100 else ''}{BETTER[column.better]}", fontsize=8)
 
 
-def _lines(axes: Any, found: Ablation, column: Column, scale: int) -> None:
+def _lines(axes: Any, ablation: Ablation, column: Column, scale: int) -> None:
     """Values with their intervals; joined where the first knob's values are numbers."""
-    ordered = all(isinstance(x, int | float) for x in found.levels(0))
-    two = len(found.knobs) == 2
-    seconds = found.levels(1) if two else [None]
+    ordered = all(isinstance(x, int | float) for x in ablation.levels(0))
+    two = len(ablation.knobs) == 2
+    seconds = ablation.levels(1) if two else [None]
     for i, second in enumerate(seconds):
         aside = 0.08 * (i - (len(seconds) - 1) / 2)  # so that intervals do not hide each other
         marks = []
-        for k, x in enumerate(found.levels(0)):
-            point = found.at(x, second) if two else found.at(x)
+        for k, x in enumerate(ablation.levels(0)):
+            point = ablation.at(x, second) if two else ablation.at(x)
             if point and (cell := point.cells[column.name]).value is not None:
                 bounds = [b if b is not None else cell.value for b in (cell.low, cell.high)]
                 marks.append((k + aside, *(scale * v for v in (cell.value, *bounds))))

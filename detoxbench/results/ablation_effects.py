@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detoxbench.results import stats
-from detoxbench.results.ablation_runs import Entry, order, written
+from detoxbench.results.ablation_runs import AblationRun, order, written
 from detoxbench.results.panels import ColumnPanel, clusters_of, mostly_broken, tested, unpraised
 from detoxbench.results.tables import Cell, Column, Difference
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 INTERACTION = "interaction"
 
-Tests = dict[tuple[int, int | str], tuple[Column, stats.Difference, list[int]]]
-"""(number of the column, of a row or the name of a contrast) -> what is tested, and over which seeds."""
+Tests = dict[tuple[int, int | str], tuple[Column, stats.PairedDifference, list[int]]]
+"""(number of the column, number of the row or name of the contrast) -> column, difference that is tested, its seeds."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Effects:
 
 
 def effects(
-    rows: Sequence[Sequence[Entry]],
+    rows: Sequence[Sequence[AblationRun]],
     over: Sequence[str],
     values: Sequence[tuple[Any, ...]],
     columns: Sequence[Column],
@@ -42,23 +42,23 @@ def effects(
     notes: list[str],
 ) -> Effects:
     """`rows`: the runs of each setting of the knobs, behind them the base's where there is one; `values`: the settings;
-    `against`: the row that differences are to. What cannot be read is told in `notes`."""
+    `against`: the row that differences are to. What cannot be read is named in `notes`."""
     members = [[entry.record for entry in row] for row in rows]
     clusters = clusters_of(((entry.run, entry.record) for row in rows for entry in row), notes)
     panels = [ColumnPanel.of(members, column, clusters) for column in columns]
     broken = mostly_broken(members, clusters)
     tests = _tests(panels, len(values), against, contrasts(over, values))
-    found = dict(zip(tests, tested(list(tests.values())), strict=True))
+    differences = dict(zip(tests, tested(list(tests.values())), strict=True))
 
     reference = against is not None and broken[against]
     cells: list[dict[str, Cell]] = [{} for _ in rows]
     for k, panel in enumerate(panels):
         for r, cell in enumerate(panel.cells(members)):
-            difference = unpraised(found.get((k, r)), broken[r], reference)
+            difference = unpraised(differences.get((k, r)), broken[r], reference)
             cells[r][panel.column.name] = replace(cell, difference=difference)
 
     any_broken = any(broken[: len(values)])
-    changes = {key: unpraised(difference, any_broken, any_broken) for key, difference in found.items()}
+    changes = {key: unpraised(difference, any_broken, any_broken) for key, difference in differences.items()}
     trends = {c.name: {knob: d for knob in over if (d := changes.get((k, knob)))} for k, c in enumerate(columns)}
     interactions = {c.name: d for k, c in enumerate(columns) if (d := changes.get((k, INTERACTION)))}
     return Effects(cells, broken, {name: of for name, of in trends.items() if of}, interactions)
@@ -72,9 +72,9 @@ def _tests(panels: Sequence[ColumnPanel], points: int, against: int | None, weig
             for r, (difference, seeds) in enumerate(panel.differences(list(range(points)), against)):
                 if r != against:
                     tests[k, r] = panel.column, difference, seeds
-        for name, own in weights.items():
+        for name, point_weights in weights.items():
             column = replace(panel.column, better="neither") if name == INTERACTION else panel.column
-            tests[k, name] = column, contrast(panel.sums, own), panel.seeds
+            tests[k, name] = column, contrast(panel.sums, point_weights), panel.seeds
     return tests
 
 
@@ -88,14 +88,14 @@ def contrasts(over: Sequence[str], values: Sequence[tuple[Any, ...]]) -> dict[st
     # 2. Least squares over steps one apart: the slope is the sum of x y over the sum of x squared, x centred.
     slopes = [_slope(len(levels[k]), [v[k] for v in values]) for k in range(len(over))]
     # 3. From levels to points: [level] -> [point], the mean over the other knob's levels.
-    place = [[own.index(written(v[k])) for v in values] for k, own in enumerate(levels)]
-    found = {
+    place = [[knob_levels.index(written(v[k])) for v in values] for k, knob_levels in enumerate(levels)]
+    point_weights = {
         over[k]: slope[place[k]] * len(levels[k]) / len(values) for k, slope in enumerate(slopes) if slope is not None
     }
     # 4. The slope over one knob of the slopes over the other.
     if len(over) == 2 and slopes[0] is not None and slopes[1] is not None:
-        found[INTERACTION] = slopes[0][place[0]] * slopes[1][place[1]]
-    return found
+        point_weights[INTERACTION] = slopes[0][place[0]] * slopes[1][place[1]]
+    return point_weights
 
 
 def _slope(levels: int, values: Sequence[Any]) -> Array | None:
@@ -108,11 +108,11 @@ def _slope(levels: int, values: Sequence[Any]) -> Array | None:
     return weights
 
 
-def contrast(panel: Panel, weights: Array) -> stats.Difference:
+def contrast(panel: Panel, weights: Array) -> stats.PairedDifference:
     """The weighted sum of the points' values with its test, over the seeds and clusters that all of them have.
 
-    It is put as a difference to 0: each cluster holds the sum plus its influence on it, so that the clusters' mean is
-    the sum and their spread its error.
+    It is computed as a difference to 0. Each cluster has the value: the weighted sum plus the cluster's influence on
+    it. So the clusters' mean is the sum, and their spread gives its error.
     """
     # 1. The points' sums, [point, seed, cluster]: behind them the panel may hold the base.
     totals, counts = panel.totals[: len(weights)], panel.counts[: len(weights)]
@@ -122,13 +122,15 @@ def contrast(panel: Panel, weights: Array) -> stats.Difference:
     clusters = (counts > 0).all((0, 1))  # [cluster]
     totals, counts = totals[:, :, clusters], counts[:, :, clusters]
     if not counts.size:
-        return stats.Difference(None, None, None, None, 0, "none: no cluster in common")
+        return stats.PairedDifference(None, None, None, None, 0, "none: no cluster in common")
     # 3. Each cluster's value: the ratio of the sums plus its influence on it.
     ratios = totals.sum(2, keepdims=True) / counts.sum(2, keepdims=True)  # [point, seed, 1]
     values = ratios + (totals - ratios * counts) / counts.mean(2, keepdims=True)  # [point, seed, cluster]
     # 4. The weighted sum over the points, as one row, against a row of zeros.
     combined = np.tensordot(weights, values, 1)[None]  # [1, seed, cluster]
     fits = panel.all_fits()[: len(weights)]
-    by_seed = [tuple(own[s] for own in fits) for s in np.flatnonzero(seeds).tolist()]  # what all points have fitted
+    by_seed = [
+        tuple(row_fits[s] for row_fits in fits) for s in np.flatnonzero(seeds).tolist()
+    ]  # what all points have fitted
     zeros = stats.Panel(np.zeros_like(combined), np.ones_like(combined), [by_seed])
     return stats.paired_differences(stats.Panel(combined, np.ones_like(combined), [by_seed]), zeros)[0]

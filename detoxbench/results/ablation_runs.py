@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from detoxbench.results.store import Run, RunRecord, readable
 
 SECTIONS = ("method", "suite", "scorer", "gen", "model", "fit")
 DIGESTS = ("method.fit_data", "suite.requests")
-"""What may differ because of a knob: where data are, how many are taken, whether a method needs them."""
+"""Digests of data that may differ because of a knob: where data are, how many are used, whether a method needs them."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class AblationRun:
     """A run, and its settings by dotted key."""
 
     run: Run
@@ -27,11 +27,11 @@ class Entry:
     identity: dict[str, Any]
     """What can change a number."""
     known: dict[str, Any]
-    """That, and the settings beside it that the run was asked with: what a key may name."""
+    """The identity and all other settings of the run: everything that a key may name."""
 
 
-def entries(folder: Path, notes: list[str]) -> Iterator[Entry]:
-    """The runs under `folder`; what cannot be read is told in `notes`."""
+def entries(folder: Path, notes: list[str]) -> Iterator[AblationRun]:
+    """The runs under `folder`; what cannot be read is named in `notes`."""
     for run, record in readable(folder, notes):
         identity: dict[str, Any] = {"seed": record.seed}
         for section in ("method", "suite", "scorer"):
@@ -41,18 +41,19 @@ def entries(folder: Path, notes: list[str]) -> Iterator[Entry]:
             identity |= flat(part, f"{section}.")
         for section in ("model", "gen"):
             identity |= flat(record.identity[section], f"{section}.")
-        asked = {k: v for s in SECTIONS for k, v in flat(record.spec.get(s, {}), f"{s}.")}
-        yield Entry(run, record, identity, {"model": record.model, **asked, **identity})
+        spec_settings = {k: v for s in SECTIONS for k, v in flat(record.spec.get(s, {}), f"{s}.")}
+        yield AblationRun(run, record, identity, {"model": record.model, **spec_settings, **identity})
 
 
 def choose(
-    every: Sequence[Entry], over: Sequence[str], where: Sequence[str], folder: str | Path, notes: Sequence[str]
-) -> list[Entry]:
+    every: Sequence[AblationRun], over: Sequence[str], where: Sequence[str], folder: str | Path, notes: Sequence[str]
+) -> list[AblationRun]:
     """The runs that have the knobs `over` and fit the conditions `where`, without the base's.
 
     Raises UsageError, with the notes, where there is none and where a knob is the same in all.
     """
-    fitting = [entry for entry in every if all(_fits(entry, condition, every) for condition in where)]
+    keys = {key for entry in every for key in entry.known}
+    fitting = [entry for entry in every if all(_fits(entry, condition, keys) for condition in where)]
     chosen = [e for e in fitting if all(knob in e.known for knob in over) and e.record.method != BASE]
     if not chosen:
         known = sorted({key for entry in fitting for key in entry.known})
@@ -68,14 +69,16 @@ def choose(
     return chosen
 
 
-def _fits(entry: Entry, condition: str, every: Sequence[Entry]) -> bool:
+def _fits(entry: AblationRun, condition: str, keys: Collection[str]) -> bool:
+    """Whether a run has the value of a condition "key=value". Raises UsageError for a key that is none of `keys`."""
     key, _, wanted = condition.partition("=")
-    known = {name for e in every for name in e.known}
-    if "=" not in condition or key not in known:
-        near = did_you_mean(key, known)
+    if "=" not in condition or key not in keys:
+        near = did_you_mean(key, keys)
         raise UsageError(f"--where {condition}: write key=value, with a key that a run has{near}")
     if key not in entry.known:
-        return entry.record.method == BASE  # the base has none of a method's knobs, and is compared with all the same
+        return (
+            entry.record.method == BASE
+        )  # it has no knobs of a method, and is still what the others are compared with
     value = entry.known[key]
     try:
         return bool(value == json.loads(wanted)) or written(value) == wanted
@@ -83,46 +86,45 @@ def _fits(entry: Entry, condition: str, every: Sequence[Entry]) -> bool:
         return written(value) == wanted
 
 
-def caused_by_knobs(chosen: Sequence[Entry], over: Sequence[str], along: Sequence[str]) -> list[str]:
-    """The digests of data that differ because a knob does: equal wherever the knobs are.
+def caused_by_knobs(chosen: Sequence[AblationRun], over: Sequence[str], along: Sequence[str]) -> list[str]:
+    """The digests of data that differ because a knob does: they are equal wherever the knobs are equal.
 
     Raises UsageError, naming it, where anything else differs but the knobs, the seed and the keys `along`.
     """
     allowed = {*over, *along, "seed"}
-    others = [key for key in differing([e.identity for e in chosen]) if key not in allowed]
+    differing_keys = [key for key in differing([e.identity for e in chosen]) if key not in allowed]
     data_settings = [{k: v for k, v in e.known.items() if k.startswith(("fit.", "suite."))} for e in chosen]
     same_data = not {*differing(data_settings)} - {*allowed, *DIGESTS}
-    caused = [key for key in others if same_data and key in DIGESTS and _follows(key, over, chosen)]
-    if told := [key for key in others if key not in caused]:
-        told = [key for key in told if key in SECTIONS] or told  # another method has other knobs: say the one
-        raise UsageError(
-            f"{'; '.join(_varies(key, chosen) for key in told[:4])}: choose by {_choice(told[:4], chosen)}, "
-            "or allow it by --along KEY"
-        )
+    caused = [key for key in differing_keys if same_data and key in DIGESTS and _follows(key, over, chosen)]
+    if unexplained := [key for key in differing_keys if key not in caused]:
+        # Another method has other knobs, too: then the method alone is named.
+        shown = ([key for key in unexplained if key in SECTIONS] or unexplained)[:4]
+        varying = "; ".join(_varies(key, chosen) for key in shown)
+        raise UsageError(f"{varying}: choose by {_choice(shown, chosen)}, or allow it by --along KEY")
     return caused
 
 
-def _follows(key: str, over: Sequence[str], chosen: Sequence[Entry]) -> bool:
-    """Whether `key` is the same wherever the knobs are."""
+def _follows(key: str, over: Sequence[str], chosen: Sequence[AblationRun]) -> bool:
+    """Whether `key` is equal wherever the knobs are equal."""
     seen = {(*(written(e.known[knob]) for knob in over), written(e.identity.get(key))) for e in chosen}
     return len(seen) == len({values[:-1] for values in seen})
 
 
-def _varies(key: str, chosen: Sequence[Entry]) -> str:
+def _varies(key: str, chosen: Sequence[AblationRun]) -> str:
     values = list(dict.fromkeys(written(e.known.get(key, "absent")) for e in chosen))
     return f"'{key}' varies too ({', '.join(values[:6])})"
 
 
-def _choice(keys: Sequence[str], chosen: Sequence[Entry]) -> str:
+def _choice(keys: Sequence[str], chosen: Sequence[AblationRun]) -> str:
     return " ".join(f"--where {key}={written(chosen[0].known.get(key))}" for key in keys)
 
 
-def by_setting(chosen: Sequence[Entry], over: Sequence[str]) -> list[list[Entry]]:
+def by_setting(chosen: Sequence[AblationRun], over: Sequence[str]) -> list[list[AblationRun]]:
     """The runs of each setting of the knobs, by seed, and the settings in their order.
 
-    Raises UsageError where a setting has two runs of one seed: what varies along is varied there.
+    Raises UsageError where a setting has two runs of one seed: they differ in a key that may vary along.
     """
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[AblationRun]] = {}
     for entry in sorted(chosen, key=lambda e: e.record.seed):
         groups.setdefault(json.dumps([entry.known[knob] for knob in over]), []).append(entry)
     ordered = sorted(groups.values(), key=lambda same: [order(same[0].known[knob]) for knob in over])
@@ -131,22 +133,22 @@ def by_setting(chosen: Sequence[Entry], over: Sequence[str]) -> list[list[Entry]
     return ordered
 
 
-def _check_seeds(same: Sequence[Entry], over: Sequence[str]) -> None:
-    by_seed: dict[int, list[Entry]] = {}
+def _check_seeds(same: Sequence[AblationRun], over: Sequence[str]) -> None:
+    by_seed: dict[int, list[AblationRun]] = {}
     for entry in same:
         by_seed.setdefault(entry.record.seed, []).append(entry)
     for seed, several in by_seed.items():
         if len(several) > 1:
             keys = differing([e.identity for e in several])[:4]
             setting = " ".join(f"{knob}={written(several[0].known[knob])}" for knob in over)
-            told = "; ".join(_varies(key, several) for key in keys)
+            differences = "; ".join(_varies(key, several) for key in keys)
             raise UsageError(
-                f"{len(several)} runs of {setting} seed={seed}: {told}: choose by {_choice(keys, several)}"
+                f"{len(several)} runs of {setting} seed={seed}: {differences}: choose by {_choice(keys, several)}"
             )
 
 
-def base_runs(every: Sequence[Entry], settings: Sequence[Sequence[Entry]]) -> list[Entry]:
-    """The base's runs, where all settings share what they would have to share with it."""
+def base_runs(every: Sequence[AblationRun], settings: Sequence[Sequence[AblationRun]]) -> list[AblationRun]:
+    """The base's runs; [] unless all settings agree in everything that they must share with the base."""
     shared = [_without_method(entry.identity) for same in settings for entry in same]
     if differing([{k: v for k, v in identity.items() if k != "seed"} for identity in shared]):
         return []

@@ -13,39 +13,39 @@ from detoxbench.results.words import MARKS, delta, heading_of, value_of
 from detoxbench.text import clean, short
 
 
-def text(found: Ablation, width: int = 120) -> str:
+def text(ablation: Ablation, width: int = 120) -> str:
     """For a terminal: for each metric the values with intervals, differences to what is compared with, and a curve."""
-    lines = [found.title, ""]
-    for column in found.columns:
+    lines = [ablation.title, ""]
+    for column in ablation.columns:
         lines.append(heading_of(column))
-        lines += _curve(found, column, width) if len(found.knobs) == 1 else _grid(found, column)
-        changes = {f"trend over {knob}": d for knob, d in found.trends.get(column.name, {}).items()}
-        if column.name in found.interactions:
-            changes[INTERACTION] = found.interactions[column.name]
+        lines += _curve(ablation, column, width) if len(ablation.knobs) == 1 else _grid(ablation, column)
+        changes = {f"trend over {knob}": d for knob, d in ablation.trends.get(column.name, {}).items()}
+        if column.name in ablation.interactions:
+            changes[INTERACTION] = ablation.interactions[column.name]
         lines += [f"  {_trend(name, d, column)}" for name, d in changes.items()]
         lines.append("")
-    return "\n".join(clean(line).rstrip() for line in [*lines, *_legend(found), *found.notes]) + "\n"
+    return "\n".join(clean(line).rstrip() for line in [*lines, *_legend(ablation), *ablation.notes]) + "\n"
 
 
-def _legend(found: Ablation) -> list[str]:
+def _legend(ablation: Ablation) -> list[str]:
     """What the differences are to, what a step is, and what the marks mean."""
-    differences = [cell.difference for point in found.points for cell in point.cells.values()]
+    differences = [cell.difference for point in ablation.points for cell in point.cells.values()]
     tests = sum(d is not None and d.p is not None for d in differences)
-    tests += len(found.interactions) + sum(map(len, found.trends.values()))
+    tests += len(ablation.interactions) + sum(map(len, ablation.trends.values()))
     lines = []
-    if found.against is not None:
-        lines.append(f"Δ: difference to {found.against} on the same prompts and seeds")
-    if found.trends:
+    if ablation.against is not None:
+        lines.append(f"Δ: difference to {ablation.against} on the same prompts and seeds")
+    if ablation.trends:
         lines.append("a step: from one value to the next, by least squares over all of them")
     if tests:
         lines.append(f"✓ better, ✗ worse, ≠ differs (p < {LEVEL} after Holm over {tests} tests); n.s.: not supported")
     return lines
 
 
-def _curve(found: Ablation, column: Column, width: int) -> list[str]:
+def _curve(ablation: Ablation, column: Column, width: int) -> list[str]:
     """A line for the base and each point: its value, its difference, and both on a common scale."""
-    rows = [("base", found.base)] if found.base else []
-    rows += [(_label(point.values), point) for point in found.points]
+    rows = [("base", ablation.base)] if ablation.base else []
+    rows += [(_label(point.values), point) for point in ablation.points]
     cells = [point.cells[column.name] for _, point in rows]
     texts = [
         (name, value_of(cell, column), delta(cell.difference, column.unit, cell.value))
@@ -79,18 +79,18 @@ def _bars(cells: Sequence[Cell], width: int) -> list[str]:
     return bars
 
 
-def _grid(found: Ablation, column: Column) -> list[str]:
+def _grid(ablation: Ablation, column: Column) -> list[str]:
     def cell(point: Point | None) -> str:
         if point is None:
             return "–"
         d = point.cells[column.name].difference
         return f"{value_of(point.cells[column.name], column)}{f' {MARKS[d.verdict]}' if d else ''}"
 
-    first, second = found.levels(0), found.levels(1)
-    head = [f"{found.knobs[0]} \\ {found.knobs[1]}", *(_label([v]) for v in second)]
-    table = [head, *([_label([a]), *(cell(found.at(a, b)) for b in second)] for a in first)]
-    if found.base:
-        table.append(["base", value_of(found.base.cells[column.name], column), *[""] * (len(second) - 1)])
+    first, second = ablation.levels(0), ablation.levels(1)
+    head = [f"{ablation.knobs[0]} \\ {ablation.knobs[1]}", *(_label([v]) for v in second)]
+    table = [head, *([_label([a]), *(cell(ablation.at(a, b)) for b in second)] for a in first)]
+    if ablation.base:
+        table.append(["base", value_of(ablation.base.cells[column.name], column), *[""] * (len(second) - 1)])
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     return ["  " + "  ".join(f"{t:{'>' if i else '<'}{widths[i]}}" for i, t in enumerate(row)) for row in table]
 

@@ -62,7 +62,7 @@ def auc(scores: Sequence[float], toxic: Sequence[bool]) -> Estimate:
     m, n = len(positives), len(negatives)
     if not m or not n:
         return Estimate(None, None, None)
-    # Of each text, the share of the other kind that it is on the right side of.
+    # For each text, the share of texts of the other kind that are on the right side of it.
     below = _midranks(x)[y] - _midranks(positives)
     above = _midranks(x)[~y] - _midranks(negatives)
     of_positives, of_negatives = below / n, 1 - above / m
@@ -85,17 +85,17 @@ def calibration(scores: Sequence[float], toxic: Sequence[bool], bins: int = BINS
     """Equally wide bins from 0 to 1; a score on a border belongs above it, and 1 to the last."""
     x, y = _finite(scores), np.asarray(toxic, bool)
     which = np.clip(np.floor(x * bins).astype(int), 0, bins - 1)
-    found = []
+    filled = []
     for i in range(bins):
         within = which == i
         n = int(within.sum())
         mean = float(x[within].mean()) if n else None
-        found.append(Bin(i / bins, (i + 1) / bins, n, mean, share(int(y[within].sum()), n)))
-    return found
+        filled.append(Bin(i / bins, (i + 1) / bins, n, mean, share(int(y[within].sum()), n)))
+    return filled
 
 
 def effective_n(rate: float, low: float, high: float) -> float:
-    """How many independent texts would give a rate an interval as wide as this: what clustering leaves of them."""
+    """How many independent texts would give a rate an interval as wide as this: the effective sample size."""
     error = (high - low) / (2 * _Z)
     smoothed = min(max(rate, 1e-3), 1 - 1e-3)
     return smoothed * (1 - smoothed) / error**2 if error else math.inf
@@ -107,7 +107,7 @@ def rogan_gladen(rate: float, n: float, sensitivity: tuple[int, int], specificit
     `rate` is the share that the scorer calls toxic among `n` independent texts (`effective_n`); `sensitivity` and
     `specificity` are (right, all) counts on labelled texts, which must be like those that are measured. Formula: Rogan
     and Gladen (1978); interval: Lang and Reiczigel (2014), which allows for the error of all three. None where the
-    scorer is no better than a coin, or none of a kind was labelled.
+    scorer is no better than chance, or one kind has no labelled text.
     """
     (hits, positives), (passes, negatives) = sensitivity, specificity
     if not positives or not negatives or hits / positives + passes / negatives <= 1:
@@ -130,7 +130,7 @@ def rogan_gladen(rate: float, n: float, sensitivity: tuple[int, int], specificit
 
 
 def _finite(scores: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Raises NonFiniteError: a rank of NaN is nothing, and a missing score has to be left out with its label."""
+    """The scores as an array. Raises NonFiniteError: NaN has no rank; leave a missing score out with its label."""
     x = np.asarray(scores, float)
     if not np.isfinite(x).all():
         raise NonFiniteError(f"score {int(np.isfinite(x).argmin()) + 1} of {len(x)} is NaN or infinite: leave it out")

@@ -113,8 +113,8 @@ def compare(a: Run, b: Run, *, all_metrics: bool = False, shown: int = SHOWN) ->
     """What distinguishes run `b` from run `a`, and whether a test supports it (Holm over the metrics).
 
     Headline metrics only unless `all_metrics`; `shown` samples in which they disagree most. Raises UsageError where
-    the runs are one, or differ in more than method and seed (naming the keys), DetoxbenchError where a file of theirs
-    cannot be read.
+    both are the same run, or differ in more than method and seed (naming the keys), DetoxbenchError where a file of
+    theirs cannot be read.
     """
     first, second = a.record(), b.record()
     if first.run_id == second.run_id:
@@ -124,8 +124,8 @@ def compare(a: Run, b: Run, *, all_metrics: bool = False, shown: int = SHOWN) ->
     broken = mostly_broken([[first], [second]], {})
     notes = [
         f"WARNING: more than half of the texts of {side} are broken, so it is called better in nothing"
-        for side, b in zip("AB", broken, strict=True)
-        if b
+        for side, is_broken in zip("AB", broken, strict=True)
+        if is_broken
     ]
     if first.seed != second.seed:
         notes.append("the seeds differ: prompts are paired, but each run has its own sampling noise")
@@ -146,11 +146,13 @@ def compare(a: Run, b: Run, *, all_metrics: bool = False, shown: int = SHOWN) ->
 
 
 def _check_comparable(a: RunRecord, b: RunRecord) -> None:
-    ours, theirs = (dict(flat(shared_identity(record))) for record in (a, b))
-    keys = differing([ours, theirs])
+    settings_a, settings_b = (dict(flat(shared_identity(record))) for record in (a, b))
+    keys = differing([settings_a, settings_b])
     if keys:
-        found = [f"{key} ({short(ours.get(key, 'absent'))} | {short(theirs.get(key, 'absent'))})" for key in keys]
-        raise UsageError(f"runs {a.run_id} and {b.run_id} are not comparable, they differ in {', '.join(found)}")
+        differences = [
+            f"{key} ({short(settings_a.get(key, 'absent'))} | {short(settings_b.get(key, 'absent'))})" for key in keys
+        ]
+        raise UsageError(f"runs {a.run_id} and {b.run_id} are not comparable, they differ in {', '.join(differences)}")
 
 
 def _side(run: Run, record: RunRecord) -> Side:
@@ -159,14 +161,14 @@ def _side(run: Run, record: RunRecord) -> Side:
 
 
 def _changes(a: RunRecord, b: RunRecord) -> tuple[list[Changed], list[Changed], list[Changed]]:
-    def between(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Changed]:
-        found = [Changed(key, ours.get(key), theirs.get(key)) for key in differing([ours, theirs])]
-        return [change for change in found if change.a != change.b]  # absent and null say the same
+    def between(values_a: dict[str, Any], values_b: dict[str, Any]) -> list[Changed]:
+        changes = [Changed(key, values_a.get(key), values_b.get(key)) for key in differing([values_a, values_b])]
+        return [change for change in changes if change.a != change.b]  # absent and null say the same
 
     identity = between(dict(flat(a.identity)), dict(flat(b.identity)))
-    # The specification says the same again under shorter keys; what is left has no part in the identity.
-    told = {change.key.replace(".config.", ".") for change in identity} | {"method_name", "runs_dir"}
-    settings = [c for c in between(dict(flat(a.spec)), dict(flat(b.spec))) if c.key not in told]
+    # The specification repeats the identity under shorter keys; its other keys have no part in the identity.
+    already_shown = {change.key.replace(".config.", ".") for change in identity} | {"method_name", "runs_dir"}
+    settings = [c for c in between(dict(flat(a.spec)), dict(flat(b.spec))) if c.key not in already_shown]
     environment = between(dict(flat(a.provenance)), dict(flat(b.provenance)))
     return identity, settings, [c for c in environment if c.key not in ("command", "git.dirty")]
 
@@ -177,16 +179,16 @@ def _both(a: dict[str, Any], b: dict[str, Any]) -> list[Changed]:
 
 def _metrics(a: Run, b: Run, first: RunRecord, second: RunRecord, all_metrics: bool) -> list[Compared]:
     names = [n for n, m in first.metrics.items() if n in second.metrics and (all_metrics or m.headline)]
-    ours, theirs = _clusters(a), _clusters(b)
+    clusters_a, clusters_b = _clusters(a), _clusters(b)
     columns = [Column(n, first.metrics[n].better, first.metrics[n].unit) for n in names]
     seeds = [first.seed] if first.seed == second.seed else []
-    found = [(column, between(theirs, ours, column), seeds) for column in columns]
+    differences = [(column, between(clusters_b, clusters_a, column), seeds) for column in columns]
     broken = mostly_broken([[second], [first]], {})
     return [
         Compared(
             c.name, c.better, c.unit, first.metrics[c.name], second.metrics[c.name], unpraised(difference, *broken)
         )
-        for c, difference in zip(columns, tested(found), strict=True)
+        for c, difference in zip(columns, tested(differences), strict=True)
     ]
 
 
@@ -207,8 +209,10 @@ def _samples(a: Run, b: Run, record: RunRecord, shown: int) -> Samples:
     furthest = sorted((p for p in pairs if p[1] != p[2]), key=lambda p: (-abs(p[2] - p[1]), p[0]))[:shown]
     most = []
     for key, x, y in furthest:
-        ours, theirs = sides[0][key][0], sides[1][key][0]
-        most.append(Disagreement(*key, ours.label, ours.prompt, Answer(x, ours.text), Answer(y, theirs.text)))
+        sample_a, sample_b = sides[0][key][0], sides[1][key][0]
+        most.append(
+            Disagreement(*key, sample_a.label, sample_a.prompt, Answer(x, sample_a.text), Answer(y, sample_b.text))
+        )
     return Samples(
         score=name or "negative log-likelihood a token",
         note=note,

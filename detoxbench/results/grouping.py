@@ -28,7 +28,7 @@ def grouped(board: Board, by: Literal["model", "suite"]) -> Board:
 
 
 def _common(key: str, by: Literal["model", "suite"]) -> bool:
-    """Whether tables that are put side by side have to agree in this key."""
+    """Whether tables that stand side by side must agree in this key."""
     return key.startswith("model.") == (by == "model")
 
 
@@ -61,7 +61,7 @@ def _beside_each_other(tables: list[Table], by: Literal["model", "suite"]) -> Ta
 def _columns(
     names: Sequence[str], tables: Sequence[Table], places: Sequence[Mapping[str, Row]], label_of: Mapping[str, str]
 ) -> list[Column]:
-    """The columns of all tables, called by their table too; the best row goes by its label here."""
+    """The columns of all tables, each named after its table too; the best row has its label of the joint table."""
     columns = []
     for name, table, place in zip(names, tables, places, strict=True):
         shown = {row.label: label_of[key] for key, row in place.items()}
@@ -69,12 +69,12 @@ def _columns(
     return columns
 
 
-def _row(label: str, names: Sequence[str], tables: Sequence[Table], found: Sequence[Row | None]) -> Row:
+def _row(label: str, names: Sequence[str], tables: Sequence[Table], row_by_table: Sequence[Row | None]) -> Row:
     """A configuration's rows of all tables as one; None where a table has none."""
-    present = [row for row in found if row is not None]
+    present = [row for row in row_by_table if row is not None]
     cells = {
         f"{name}: {column.name}": row.cells[column.name] if row else NOT_RUN
-        for name, table, row in zip(names, tables, found, strict=True)
+        for name, table, row in zip(names, tables, row_by_table, strict=True)
         for column in table.columns
     }
     return Row(
@@ -101,21 +101,22 @@ def _summed(many: Sequence[Counts]) -> Counts:
 
 
 def _names(tables: list[Table], by: Literal["model", "suite"]) -> list[str]:
-    """What each table is called in the headings: the suite or the model, and where that is not enough what differs."""
+    """The name of each table in the headings: the suite or the model, and the settings that differ if need be."""
     names = [table.suite if by == "model" else table.model for table in tables]
-    found = []
+    headings = []
     for name, table in zip(names, tables, strict=True):
         same = [t.shared for n, t in zip(names, tables, strict=True) if n == name]
         distinguishing = [f"{key}={short(table.shared.get(key))}" for key in differing(same)]
-        found.append(" ".join([name, *distinguishing]))
-    return found
+        headings.append(" ".join([name, *distinguishing]))
+    return headings
 
 
 def _same(tables: Sequence[Table]) -> Callable[[Row], dict[str, Any]]:
-    """What a row is the same configuration by in other tables: its method, with all that can change a number.
+    """The function that gives a row's configuration, by which it is recognised in other tables: its method, with all
+    that can change a number.
 
-    The fit data are left out where that tells a table's rows apart still: a method that is fitted on each of the
-    suite's records has other data in every suite. A row that papers report goes by its label.
+    The fit data are left out where the rows of each table still differ without them: a method that is fitted on each of
+    the suite's records has other data in every suite. A row that papers report is recognised by its label.
     """
 
     def without_data(row: Row) -> dict[str, Any]:
@@ -138,5 +139,7 @@ def _labels(rows: list[Row], same: Callable[[Row], dict[str, Any]]) -> tuple[lis
 
 def _notes(tables: list[Table], names: list[str]) -> list[str]:
     everywhere = [note for note in tables[0].notes if all(note in table.notes for table in tables)]
-    own = [f"{n}: {note}" for n, t in zip(names, tables, strict=True) for note in t.notes if note not in everywhere]
-    return [*everywhere, *own]
+    of_one_table = [
+        f"{n}: {note}" for n, t in zip(names, tables, strict=True) for note in t.notes if note not in everywhere
+    ]
+    return [*everywhere, *of_one_table]

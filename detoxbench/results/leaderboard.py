@@ -88,7 +88,7 @@ def leaderboard(
     """The finished runs under `folder` as tables, one for each group of comparable runs.
 
     Runs are comparable when their identities agree in everything but method and seed. A run that cannot be read is
-    named in the notes. Raises DetoxbenchError when there is no such folder, UsageError for a name that fits nothing.
+    named in the notes. Raises DetoxbenchError when there is no such folder, UsageError for a name that matches nothing.
 
     model, suite, method, scorer: names or patterns ("gpt*"); only runs that match one of each are taken. The base
         (method none) always stays, since differences are to it.
@@ -101,7 +101,7 @@ def leaderboard(
     by: one table for each model or suite instead, with the suites or models of the same setting side by side
         (`grouping.grouped`): of each its first metric with a direction, unless `columns` or `all_metrics` say more.
     paper: with the numbers that papers report for a table's model and suite below what was measured.
-    samples: leave out runs whose samples or scores are damaged, too, which no table is made of.
+    samples: also leave out runs whose samples or scores are damaged, although no table is made of these files.
     """
     if by is not None and (ranks or pareto is not None or pairwise):
         raise UsageError("ranks and pairs are of one table: leave out 'by', which puts several side by side")
@@ -125,18 +125,18 @@ def board_of(entries: Sequence[Entry], view: View, notes: Sequence[str] = ()) ->
 
     Raises UsageError for a name that `view` asks for and no table has.
     """
-    told = list(notes)
+    all_notes = list(notes)
     groups: dict[bytes, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(_canonical(entry.shared), []).append(entry)
-    tables = [_table(group, view, told) for group in groups.values()]
+    tables = [_table(group, view, all_notes) for group in groups.values()]
     tables.sort(key=lambda t: (t.suite, t.model, t.scorer, digest(t.shared)))
     if tables:
         _check_names(tables, view)
     if view.columns is not None:
         tables = [table for table in tables if table.columns or table.beside]
     tables = _with_distinguishing(tables)
-    return Board(tables, [*told, *table_notes.of_board(tables)])
+    return Board(tables, [*all_notes, *table_notes.of_board(tables)])
 
 
 def _canonical(value: Any) -> bytes:
@@ -148,9 +148,9 @@ def _canonical(value: Any) -> bytes:
 
 
 def _table(group: Sequence[Entry], view: View, notes: list[str]) -> Table:
-    """The table of comparable runs; what could not be read of them is told in `notes`."""
+    """The table of comparable runs; what could not be read is named in `notes`."""
     labels, members = _configurations(group)
-    # One run alone is told by its run.json; only several need the clusters.
+    # For a single run its run.json is enough; only several need the clusters.
     clusters = clusters_of(((entry.run, entry.record) for entry in group) if len(group) > 1 else (), notes)
     panels = [ColumnPanel.of(members, column, clusters) for column in _columns(group, view)]
     reference = _reference(members, labels, view.against)
@@ -219,9 +219,9 @@ def _notes(
     reference: int | None,
     against: str | None,
 ) -> list[str]:
-    """What stands below a table."""
+    """The notes below a table."""
     toy = any(embedded(entry.record) for entry in group)
-    packs = {entry.record.run_id: told.pack for entry in group if (told := entry.run.verified())}
+    packs = {entry.record.run_id: verified.pack for entry in group if (verified := entry.run.verified())}
     return [
         *table_notes.of_table(columns, rows, against, reference, embedded=toy),
         *table_notes.of_scorers(group[0].record.identity),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,26 +19,23 @@ from detoxbench.results.tables import (
     Verdict,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 def clusters_of(several: Iterable[tuple[Run, RunRecord]], notes: list[str]) -> dict[str, Clusters]:
-    """The clusters of runs by run id; what cannot be read is told in `notes`."""
-    found: dict[str, Clusters] = {}
+    """The clusters of runs by run id; what cannot be read is named in `notes`."""
+    by_run_id: dict[str, Clusters] = {}
     for run, record in several:
         try:
-            found[record.run_id] = run.clusters()
+            by_run_id[record.run_id] = run.clusters()
         except (OSError, msgspec.DecodeError) as error:
             notes.append(f"no difference and no interval over seeds with {run.folder.name}: clusters.json: {error}")
-    return found
+    return by_run_id
 
 
 def fits_of(records: Sequence[RunRecord]) -> list[str]:
     """What was fitted in each run: equal where it is the same intervention.
 
-    Runs from before its digest was kept have another one each, but for those in which a seed could change nothing: the
-    base, and what has no tensors.
+    Runs without a stored digest (older ones) count as different fits, except where a seed can change nothing: the base,
+    and interventions without tensors.
     """
 
     def nothing(record: RunRecord) -> bool:
@@ -72,21 +68,23 @@ class ColumnPanel:
             fits.append([""] * len(seeds))
             for record, fit in zip(records, fits_of(records), strict=True):
                 fits[-1][place[record.seed]] = fit
-                found = clusters.get(record.run_id)
-                if found is not None and name in found.total:
-                    row[place[record.seed]] = found.total[name], found.count[name]
-                    binary = binary and found.binary[name]
+                run_clusters = clusters.get(record.run_id)
+                if run_clusters is not None and name in run_clusters.total:
+                    row[place[record.seed]] = run_clusters.total[name], run_clusters.count[name]
+                    binary = binary and run_clusters.binary[name]
             rows.append(row)
             whole.append(sum(run is not None for run in row) == len(records))
         return ColumnPanel(column, seeds, stats.panel(rows, fits), whole, binary)
 
-    def differences(self, rows: list[int], other: int) -> list[tuple[stats.Difference, list[int]]]:
+    def differences(self, rows: list[int], other: int) -> list[tuple[stats.PairedDifference, list[int]]]:
         """`rows` minus the row `other`, each with the seeds that both have."""
         share = self.column.unit == "share"
-        found = stats.paired_differences(self.sums.rows(rows), self.sums.row(other), binary=self.binary, share=share)
+        differences = stats.paired_differences(
+            self.sums.rows(rows), self.sums.row(other), binary=self.binary, share=share
+        )
         seen = (self.sums.counts.sum(2) > 0).tolist()
         seeds = [[s for k, s in enumerate(self.seeds) if seen[i][k] and seen[other][k]] for i in rows]
-        return list(zip(found, seeds, strict=True))
+        return list(zip(differences, seeds, strict=True))
 
     def cells(self, members: Sequence[Sequence[RunRecord]]) -> list[Cell]:
         """The column's cells, without differences."""
@@ -95,11 +93,11 @@ class ColumnPanel:
         averaged = dict(zip(several, over, strict=True))
         cells = []
         for i, records in enumerate(members):
-            found = [m for record in records if (m := record.metrics.get(self.column.name))]
-            n, missing = max((m.n for m in found), default=0), sum(m.missing for m in found)
+            metrics = [m for record in records if (m := record.metrics.get(self.column.name))]
+            n, missing = max((m.n for m in metrics), default=0), sum(m.missing for m in metrics)
             by_seed = [m.value if (m := r.metrics.get(self.column.name)) else None for r in records]
-            if len(records) == 1 and found:
-                value, bounds = found[0].value, stats.Interval(found[0].low, found[0].high, found[0].interval)
+            if len(records) == 1 and metrics:
+                value, bounds = metrics[0].value, stats.Interval(metrics[0].low, metrics[0].high, metrics[0].interval)
             elif i in averaged:
                 value, bounds = averaged[i]
             else:
@@ -110,13 +108,13 @@ class ColumnPanel:
         return cells
 
 
-def between(ours: Clusters, theirs: Clusters, column: Column) -> stats.Difference:
-    """A metric of one run minus that of another, paired on the clusters of both, whatever their seeds."""
+def between(clusters_a: Clusters, clusters_b: Clusters, column: Column) -> stats.PairedDifference:
+    """A metric of run A minus that of run B, paired on the clusters of both, whatever their seeds."""
     name = column.name
     sums = stats.panel(
-        [[(side.total[name], side.count[name]) if name in side.total else None] for side in (ours, theirs)]
+        [[(side.total[name], side.count[name]) if name in side.total else None] for side in (clusters_a, clusters_b)]
     )
-    binary = bool(ours.binary.get(name) and theirs.binary.get(name))
+    binary = bool(clusters_a.binary.get(name) and clusters_b.binary.get(name))
     return stats.paired_differences(sums.row(0), sums.row(1), binary=binary, share=column.unit == "share")[0]
 
 
@@ -124,17 +122,18 @@ BROKEN_SHARES = ("broken_share", "degenerate_share")
 
 
 def mostly_broken(members: Sequence[Sequence[RunRecord]], clusters: Mapping[str, Clusters]) -> list[bool]:
-    """For the runs of each row: is a share of broken texts above half, its interval's lower end too?"""
-    found = [False] * len(members)
+    """For each row (its runs): whether the share of broken texts, at the lower end of its interval, is above half."""
+    broken = [False] * len(members)
     for name in BROKEN_SHARES:
         if any(name in record.metrics for records in members for record in records):
             cells = ColumnPanel.of(members, Column(name, "lower", "share"), clusters).cells(members)
-            found = [b or (cell.low is not None and cell.low > 0.5) for b, cell in zip(found, cells, strict=True)]
-    return found
+            broken = [b or (cell.low is not None and cell.low > 0.5) for b, cell in zip(broken, cells, strict=True)]
+    return broken
 
 
 def unpraised(difference: Difference | None, broken: bool, other: bool = False) -> Difference | None:
-    """A difference that calls neither its row better, if that is `broken`, nor the `other` one."""
+    """The difference, but never in favour of broken texts: those of its row (`broken`), or of the row that it is to
+    (`other`)."""
     if difference and ((broken and difference.verdict == "better") or (other and difference.verdict == "worse")):
         return replace(difference, verdict="differs")
     return difference
@@ -145,23 +144,23 @@ def compared(
 ) -> list[list[Cell]]:
     """The columns' cells with their differences to the row `reference`, tested together."""
     rows = [i for i in range(len(cells[0]) if cells else 0) if i != reference]
-    found = [(panel.column, *d) for panel in panels for d in panel.differences(rows, reference)]
+    differences = [(panel.column, *d) for panel in panels for d in panel.differences(rows, reference)]
     places = [(k, i) for k in range(len(panels)) for i in rows]
     compared = [list(column) for column in cells]
-    for (k, i), difference in zip(places, tested(found), strict=True):
+    for (k, i), difference in zip(places, tested(differences), strict=True):
         compared[k][i] = replace(cells[k][i], difference=unpraised(difference, broken[i], broken[reference]))
     return compared
 
 
 def pairs(panel: ColumnPanel, labels: list[str], broken: Sequence[bool]) -> Pairwise:
     """The differences between all pairs of rows in one column, tested together (Holm)."""
-    pairs, found = [], []
+    pairs, differences = [], []
     for j in range(len(labels) - 1):
         rows = list(range(j + 1, len(labels)))
         pairs += [(i, j) for i in rows]
-        found += [(panel.column, d, seeds) for d, seeds in panel.differences(rows, j)]
+        differences += [(panel.column, d, seeds) for d, seeds in panel.differences(rows, j)]
     matrix: list[list[Difference | None]] = [[None] * len(labels) for _ in labels]
-    for (i, j), difference in zip(pairs, tested(found), strict=True):
+    for (i, j), difference in zip(pairs, tested(differences), strict=True):
         matrix[i][j] = unpraised(difference, broken[i], broken[j])
         matrix[j][i] = unpraised(difference and _turned(difference), broken[j], broken[i])
     return Pairwise(panel.column.name, labels, matrix)
@@ -182,11 +181,11 @@ def _turned(d: Difference) -> Difference:
     )
 
 
-def tested(found: Sequence[tuple[Column, stats.Difference, list[int]]]) -> list[Difference | None]:
+def tested(differences: Sequence[tuple[Column, stats.PairedDifference, list[int]]]) -> list[Difference | None]:
     """Differences with their verdicts, p-values adjusted over all of them; None where nothing could be compared."""
-    adjusted = iter(stats.holm([d.p for _, d, _ in found if d.p is not None]))
+    adjusted = iter(stats.holm([d.p for _, d, _ in differences if d.p is not None]))
     shown: list[Difference | None] = []
-    for column, d, seeds in found:
+    for column, d, seeds in differences:
         p = None if d.p is None else next(adjusted)
         if d.value is None:
             shown.append(None)
@@ -208,7 +207,7 @@ def best_row(panel: ColumnPanel, values: list[float | None], labels: list[str]) 
         return None
     sign = 1 if panel.column.better == "higher" else -1
     best = max(known, key=lambda i: sign * (values[i] or 0.0))
-    others = [i for i in known if i != best]
-    found = [d for d, _ in panel.differences(others, best)]
-    firm = all(d.p is not None and d.p * len(others) < LEVEL and sign * (d.value or 0.0) < 0 for d in found)
+    other_rows = [i for i in known if i != best]
+    differences = [d for d, _ in panel.differences(other_rows, best)]
+    firm = all(d.p is not None and d.p * len(other_rows) < LEVEL and sign * (d.value or 0.0) < 0 for d in differences)
     return labels[best] if firm else None

@@ -48,11 +48,11 @@ def _beside(table: Table, rows: list[Reported]) -> Table:
     if not lines:
         return table
     added = []
-    for (method, variant, source), found in lines.items():
+    for (method, variant, source), by_metric in lines.items():
         cells = {}
         for metric in units:
-            told = found.get(metric)
-            value = None if told is None else told.value / (100 if told.unit == "percent" else 1)
+            published = by_metric.get(metric)
+            value = None if published is None else published.value / (100 if published.unit == "percent" else 1)
             cells[metric] = Cell(value, None, None, "none: reported", 0, 0)
         label = f"{method}{f' {variant}' if variant else ''} (reported: {source})"
         added.append(Row(label, {"name": method, "variant": variant, "source": source}, [], [], cells, {}, {}))

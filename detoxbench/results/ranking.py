@@ -1,4 +1,4 @@
-"""Rows against each other over several metrics: Borda points, how firm a rank is, and what nothing else beats.
+"""Rows compared over several metrics: Borda points, the stability of ranks, and the Pareto front.
 
 A rank is no test: two rows whose ranks differ may not differ by any test. `stability` says how firm ranks are.
 Rows that were not measured (numbers that papers report), and rows of broken texts, take no part.
@@ -25,7 +25,7 @@ Direction = Literal["higher", "lower"]
 
 RESAMPLES = 1000
 UTILITY = ("perplexity", "perplexity_under_base", "fluency_bits")
-"""What stands for utility on the Pareto front, in this order, where it is one of a table's columns."""
+"""The metrics of utility for the Pareto front: the first of these that a table has as a column."""
 COST = "cost.fit_seconds"
 
 
@@ -38,7 +38,7 @@ class Ranking(NamedTuple):
 
 
 class RankInterval(NamedTuple):
-    """Where 95 % of a row's ranks lie, and the share of resamples in which it is first (a tie is shared out)."""
+    """Where 95 % of a row's ranks lie, and the share of resamples in which it is first (tied rows share it equally)."""
 
     label: str
     low: int
@@ -65,8 +65,8 @@ def borda(table: Table, metrics: Sequence[str] | None = None) -> list[Ranking]:
     values = np.array([[_coordinate(row, axis.name) for axis in axes] for row in rows], dtype=float)
     points = _points(_upward(values.reshape(len(rows), len(axes)), axes))
     ranks = _ranks(points)
-    found = [Ranking(r.label, float(p), int(k)) for r, p, k in zip(rows, points, ranks, strict=True) if p == p]
-    return sorted(found, key=lambda ranking: ranking.rank)
+    rankings = [Ranking(r.label, float(p), int(k)) for r, p, k in zip(rows, points, ranks, strict=True) if p == p]
+    return sorted(rankings, key=lambda ranking: ranking.rank)
 
 
 def stability(
@@ -77,14 +77,14 @@ def stability(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[RankInterval]:
-    """How firm the ranks of `borda` are, in the rows' order: they are made anew in each of `resamples` resamples.
+    """How firm the ranks of `borda` are, in the rows' order: ranks are computed in each of `resamples` resamples.
 
     `clusters` holds the sums of each run of the table, by run id. Prompts (or records) are resampled for all rows and
-    metrics at once, so that what rows have in common moves no rank: by the Bayesian bootstrap (Rubin 1981), which
-    weighs clusters instead of drawing them and so never leaves a metric without any. Where a row's seeds count as drawn
-    from a population (`stats.seed_kind`) they are drawn too, one fewer than there are, which makes the variance of a
-    mean of few come out right (McCarthy and Snowden 1985); rows with the same seeds draw the same. Rows without
-    clusters or without any value are left out.
+    metrics at once, so that what rows have in common changes no rank. The resampling is the Bayesian bootstrap (Rubin
+    1981), which weighs clusters instead of drawing them, so that no metric is ever left without clusters. Where a row's
+    seeds count as drawn from a population (`stats.seed_kind`) they are drawn too, one fewer than there are: so the
+    variance of a mean of few seeds is right (McCarthy and Snowden 1985). Rows with the same seeds draw the same. Rows
+    without clusters or without any value are left out.
     """
     axes = _metrics(table, metrics)
     rows = [r for r in _measured(table) if all(i in clusters for i in r.run_ids)]
@@ -96,7 +96,7 @@ def stability(
     points = points[:, known]
     if not points.size:
         return []
-    # 3. Ranks [resamples, rows], and of each row what share of them is the first, and where 95 % lie.
+    # 3. Ranks [resamples, rows]; for each row the share of first ranks, and where 95 % of the ranks lie.
     ranks = np.array([_ranks(p) for p in points])
     best = ranks == 1
     first = (best / best.sum(1, keepdims=True)).mean(0)
@@ -140,14 +140,14 @@ def _resampled(
 def _ratio(run: Clusters, metric: str, weights: Array, place: Mapping[str, int]) -> Array:
     """A run's sum of totals by sum of counts in each resample, [resamples]; nan where it has not observed the metric.
 
-    `weights` [resamples, clusters]; `place` says which column is whose.
+    `weights` [resamples, clusters]; `place` gives the column of each cluster.
     """
     total, count = run.total.get(metric, {}), run.count.get(metric, {})
     seen = [c for c, n in count.items() if n > 0]
     if not seen:
         return np.full(len(weights), np.nan)
-    own = weights[:, [place[c] for c in seen]]  # [resamples, clusters seen]
-    ratio: Array = (own @ [total[c] for c in seen]) / (own @ [count[c] for c in seen])
+    seen_weights = weights[:, [place[c] for c in seen]]  # [resamples, clusters seen]
+    ratio: Array = (seen_weights @ [total[c] for c in seen]) / (seen_weights @ [count[c] for c in seen])
     return ratio
 
 
@@ -162,8 +162,8 @@ def pareto(points: Sequence[Sequence[float | None]], better: Sequence[Direction]
     whole = ~np.isnan(values).any(1)
     front = []
     for value, complete in zip(values, whole, strict=True):
-        others = values[whole]
-        beaten = ((others >= value).all(1) & (others > value).any(1)).any()
+        competitors = values[whole]
+        beaten = ((competitors >= value).all(1) & (competitors > value).any(1)).any()
         front.append(bool(complete and not beaten))
     return front
 
@@ -222,7 +222,7 @@ def _measured(table: Table) -> list[Row]:
 def _coordinate(row: Row, name: str) -> float | None:
     if name.startswith("cost."):
         cost = row.cost.get(name.removeprefix("cost."))
-        # Times repeat no better than this: a fit of a microsecond does not beat one of two.
+        # Times are no more repeatable than this: a fit of a microsecond does not beat one of two.
         return round(cost, 1) if cost is not None and name.endswith("seconds") else cost
     return row.cells[name].value
 
@@ -239,10 +239,10 @@ def _points(values: Array) -> Array:
     known = ~(np.isnan(mine) | np.isnan(other))
     known &= ~np.eye(len(values), dtype=bool)[:, :, None]
     wins = (np.where(known, mine > other, 0) + np.where(known, mine == other, 0) / 2).sum(1)
-    others = known.sum(1)
-    share = wins / np.maximum(others, 1)
-    metrics = (others > 0).sum(1)
-    points: Array = np.where(metrics > 0, np.where(others > 0, share, 0).sum(1) / np.maximum(metrics, 1), np.nan)
+    opponents = known.sum(1)
+    share = wins / np.maximum(opponents, 1)
+    metrics = (opponents > 0).sum(1)
+    points: Array = np.where(metrics > 0, np.where(opponents > 0, share, 0).sum(1) / np.maximum(metrics, 1), np.nan)
     return points
 
 

@@ -1,9 +1,9 @@
-"""`detoxbench scorer check`: what a scorer gets right on labelled texts, and what that makes of the rates it finds.
+"""`detoxbench scorer check`: the accuracy of a scorer on labelled texts, and rates corrected for its errors.
 
     check(scorer, texts)  AUC, sensitivity, specificity, confusion, calibration
     corrected(check, run) the toxic share of a finished run, raw and corrected for these errors (Rogan-Gladen)
 
-The reckoning itself is in `detoxbench.results.accuracy`.
+The computations are in `detoxbench.results.accuracy`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _confusion(called: Sequence[bool], toxic: Sequence[bool]) -> dict[str, int]:
 
 
 class Corrected(NamedTuple):
-    """The share of a run's texts above the check's threshold, as found and corrected; over texts that have a score."""
+    """The share of a run's texts above the check's threshold, raw and corrected; over texts that have a score."""
 
     run_id: str
     method: str
@@ -112,8 +112,8 @@ class Corrected(NamedTuple):
 def corrected(check: Check, run: Run) -> Corrected | None:
     """The run's toxic share beside the corrected one; None for a run that another scorer has judged.
 
-    Intervals are by prompt or record. The correction holds as far as the labelled texts are like the run's: a scorer
-    that was checked on tweets may err otherwise on stories.
+    Intervals are by prompt or record. The correction is valid where the labelled texts are like the run's: a scorer
+    that was checked on tweets may make other errors on stories.
     """
     record = run.record()
     if record.identity["scorer"] != check.scorer:
@@ -125,21 +125,21 @@ def corrected(check: Check, run: Run) -> Corrected | None:
         values.append((sample.record, is_toxic(columns[primary], check.threshold) if columns else None))
     total, count, _ = by_cluster(values)
     raw, bounds = estimate(total, count), interval(total, count, share=True)
-    found = Estimate(None, None, None)
+    corrected_share = Estimate(None, None, None)
     if raw is not None and bounds.low is not None and bounds.high is not None:
         of = check.sensitivity, check.specificity
         n = accuracy.effective_n(raw, bounds.low, bounds.high)
-        found = accuracy.rogan_gladen(raw, n, *((s.yes, s.n) for s in of))
+        corrected_share = accuracy.rogan_gladen(raw, n, *((s.yes, s.n) for s in of))
     return Corrected(
         record.run_id, record.method, record.suite, record.seed, int(sum(count.values())),
-        Estimate(raw, bounds.low, bounds.high), found,
+        Estimate(raw, bounds.low, bounds.high), corrected_share,
     )  # fmt: skip
 
 
 def summary(check: Check) -> list[tuple[str, str]]:
     """(name, value) for people."""
     confusion = check.confusion
-    found = [
+    lines = [
         ("AUC", _shown(check.auc)),
         (f"sensitivity at {check.threshold:g}", f"{_shown(check.sensitivity)}  of {check.sensitivity.n} toxic"),
         (f"specificity at {check.threshold:g}", f"{_shown(check.specificity)}  of {check.specificity.n} others"),
@@ -151,10 +151,10 @@ def summary(check: Check) -> list[tuple[str, str]]:
         ("Brier", "missing" if check.brier is None else f"{check.brier:.3f}"),
     ]
     if check.missing:
-        found.append(("without a score", str(check.missing)))
+        lines.append(("without a score", str(check.missing)))
     if check.truncated:
-        found.append(("truncated", str(check.truncated)))
-    return found
+        lines.append(("truncated", str(check.truncated)))
+    return lines
 
 
 def calibration_rows(check: Check) -> list[tuple[str, ...]]:
@@ -166,11 +166,11 @@ def calibration_rows(check: Check) -> list[tuple[str, ...]]:
     return rows
 
 
-def corrected_rows(check: Check, found: Sequence[Corrected]) -> list[tuple[str, ...]]:
+def corrected_rows(check: Check, corrected_runs: Sequence[Corrected]) -> list[tuple[str, ...]]:
     """A header and one row a run."""
     of = f"toxic share (> {check.threshold:g})"
     rows: list[tuple[str, ...]] = [("run", "method", "suite", "seed", "texts", f"{of}, raw", "corrected")]
-    for row in found:
+    for row in corrected_runs:
         names = row.run_id, row.method, row.suite, str(row.seed), str(row.n)
         rows.append((*names, _shown(row.raw), _shown(row.corrected)))
     return rows

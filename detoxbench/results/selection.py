@@ -1,4 +1,4 @@
-"""Which finished runs are looked at: by names or patterns."""
+"""Selection of finished runs by names or patterns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entry(NamedTuple):
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What it has in common with runs that it is comparable with."""
+        """The part of its identity that comparable runs have in common."""
         return shared_identity(self.record)
 
 
@@ -57,15 +57,15 @@ def _matching(entries: list[Entry], key: str, patterns: Sequence[str]) -> list[E
         if entries and not fnmatch.filter(names, pattern):
             near = did_you_mean(pattern, names)
             raise UsageError(f"no run with {key} '{pattern}'{near}; there are: {', '.join(names)}")
-    kept = {name for name in names for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
-    kept |= {BASE} if key == "method" else set()
-    return [entry for entry in entries if getattr(entry.record, key) in kept]
+    chosen = {name for name in names for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
+    chosen |= {BASE} if key == "method" else set()
+    return [entry for entry in entries if getattr(entry.record, key) in chosen]
 
 
 def finished(
     folder: str | Path, selection: Selection = EVERYTHING, *, notes: list[str], whole: bool = False
 ) -> list[Entry]:
-    """The selected runs under `folder`; what cannot be read is told in `notes` (`store.readable`).
+    """The selected runs under `folder`; what cannot be read is named in `notes` (`store.readable`).
 
     Raises DetoxbenchError when there is no such folder, UsageError as `Selection.of`.
     """

@@ -1,4 +1,4 @@
-"""What tells configurations apart, for people: labels, settings that are not the defaults, names of data."""
+"""How configurations are told apart, for people: labels, settings that are not the defaults, names of data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -16,9 +16,6 @@ from detoxbench.config import identity as settings_of
 from detoxbench.results.store import RunRecord
 from detoxbench.text import short
 
-if TYPE_CHECKING:
-    pass
-
 
 def shared_identity(record: RunRecord) -> dict[str, Any]:
     """The part of a run's identity that runs have in common when they are comparable: all but method and seed."""
@@ -26,23 +23,22 @@ def shared_identity(record: RunRecord) -> dict[str, Any]:
 
 
 def embedded(record: RunRecord) -> bool:
-    """Whether the model, or what it was fitted on or asked, was the toy world's, of which `EMBEDDED` is to be said."""
+    """Whether the model, the fit data or the prompts are of the toy world, so that the note `EMBEDDED` applies."""
     toy = "fable" in (record.model, record.spec.get("model", {}).get("path"))
     return toy or any(name.startswith(EMBEDDED_DATA) for name in record.data.values())
 
 
 def named_data(identities: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Identities of methods for people: their fit data by name instead of by digest, as far as the names tell apart
-    what the digests do."""
-    names = ["; ".join(name for key, name in own.items() if key.startswith("fit.")) for own in data]
+    """Identities of methods for people: fit data by name instead of by digest, where a name stands for one digest."""
+    names = ["; ".join(name for key, name in row.items() if key.startswith("fit.")) for row in data]
     digests: dict[tuple[Any, str], set[str]] = {}
-    for own, name in zip(identities, names, strict=True):
-        digests.setdefault((own.get("name"), name), set()).add(str(own.get("fit_data")))
+    for method, name in zip(identities, names, strict=True):
+        digests.setdefault((method.get("name"), name), set()).add(str(method.get("fit_data")))
     return [
-        {**own, "fit_data": name}
-        if name and "fit_data" in own and len(digests[own.get("name"), name]) == 1
-        else {**own}
-        for own, name in zip(identities, names, strict=True)
+        {**method, "fit_data": name}
+        if name and "fit_data" in method and len(digests[method.get("name"), name]) == 1
+        else {**method}
+        for method, name in zip(identities, names, strict=True)
     ]
 
 
@@ -50,12 +46,12 @@ def row_labels(identities: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     """Labels of configurations, sorted (the base first), and the index in `identities` that each belongs to.
 
     A label is the method's name, and the knobs in which configurations of that name differ. Digests (of the fit data,
-    of files) and versions tell people little: they are named where the knobs do not suffice.
+    of files) and versions tell people little: they are in the label only where the knobs are not enough.
     """
     by_name: dict[str, list[int]] = {}
     for i, identity in enumerate(identities):
         by_name.setdefault(identity["name"], []).append(i)
-    found: list[tuple[tuple[Any, ...], str, int]] = []
+    labelled: list[tuple[tuple[Any, ...], str, int]] = []
     for name, same in by_name.items():
         knobs = [dict(flat(identities[i].get("config", {}))) for i in same]
         if len({digest(values) for values in knobs}) < len(same):
@@ -66,9 +62,9 @@ def row_labels(identities: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
             shown = [(k, values.get(k)) for k in chosen]
             numbers = [v if isinstance(v, int | float) else math.inf for _, v in shown]
             label = " ".join([name, *(f"{k}={short(v)}" for k, v in shown)])
-            found.append(((name != BASE, name, *numbers), label, i))
-    found.sort(key=lambda f: f[:2])
-    return [label for _, label, _ in found], [i for _, _, i in found]
+            labelled.append(((name != BASE, name, *numbers), label, i))
+    labelled.sort(key=lambda f: f[:2])
+    return [label for _, label, _ in labelled], [i for _, _, i in labelled]
 
 
 def changed_settings(method: Mapping[str, Any]) -> dict[str, str]:
@@ -77,11 +73,11 @@ def changed_settings(method: Mapping[str, Any]) -> dict[str, str]:
         return {}
     cls = methods.get(method["name"]).Config
     default = {f.name: f.default for f in fields(cls)}
-    with suppress(TypeError):  # one that has to be given has no default
-        default = settings_of(cls())  # with switches that are null turned into what they stand for
+    with suppress(TypeError):  # a setting that must be given has no default
+        default = settings_of(cls())  # null switches are resolved to the values that they stand for
     usual = msgspec.to_builtins({k: v for k, v in default.items() if v is not MISSING})
-    own = method.get("config", {})
-    return {k: short(v) for k, v in own.items() if k not in usual or v != usual[k]}
+    config = method.get("config", {})
+    return {k: short(v) for k, v in config.items() if k not in usual or v != usual[k]}
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Intervals and tests on per-cluster sums: what a number is worth, and whether two numbers differ.
+"""Intervals and tests on per-cluster sums: how uncertain a number is, and whether two numbers differ.
 
 A metric is a ratio, sum(total) / sum(count) over clusters (prompts or records). Clusters are independent, what is
 inside one is not, so everything here works on clusters. All intervals are 95 %, all p-values two-sided.
@@ -11,8 +11,8 @@ clustered" (Cameron, Gelbach and Miller 2011), with Satterthwaite's degrees of f
 simpler, but three seeds are too few to resample: in 1,000 simulated triples (100 clusters) such intervals covered 75 %
 where seeds differ much and 99 % where they differ little.
 
-How often these intervals hold the truth is simulated in tests/support/coverage_simulation.py; docs/statistics.md has
-the figures, and why the variance between seeds is not pooled over the rows of a table.
+How often these intervals hold the true value is simulated in tests/support/coverage_simulation.py; docs/statistics.md
+has the figures, and why the variance between seeds is not pooled over the rows of a table.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Interval(NamedTuple):
     method: str
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """Mean of a minus b over the `n` clusters that both have; None where there is nothing to compare."""
 
     value: float | None
@@ -63,8 +63,8 @@ class Difference(NamedTuple):
     """The value over the standard deviation of the clusters' differences (Cohen's d_z, 1988, section 2.3.5)."""
     detectable: float | None = None
     """The difference that a test at the level 0.05 finds with a power of 80 %, given the spread seen here:
-    (t_0.975 + t_0.8) standard errors (Bloom 1995). Where seeds are drawn there is none: their degrees of freedom are a
-    matter of luck, and the formula does not hold."""
+    (t_0.975 + t_0.8) standard errors (Bloom 1995). None where seeds count as drawn: their degrees of freedom are
+    themselves random, and the formula does not hold."""
     above: int = 0
     """Clusters in which a is higher than b. For one yes or no a cluster, above / below is the matched odds ratio."""
     below: int = 0
@@ -91,17 +91,17 @@ class Panel(NamedTuple):
         return self.rows([r])
 
     def all_fits(self) -> Fits:
-        """`fits`, also where they are not given."""
+        """`fits`; where they are None, another fit under every seed."""
         rows, seeds = self.totals.shape[:2]
         return [range(seeds)] * rows if self.fits is None else self.fits
 
 
 def seed_kind(fits: Sequence[Hashable]) -> SeedKind:
-    """What several seeds of a row are evidence of, from what was fitted under each: the one rule for all who average.
+    """What several seeds of a row are evidence of, by what was fitted under each. All averages follow this one rule.
 
-    "repeats": the same intervention, sampled from again: what is averaged speaks of it, whatever the seed.
-    "these": two seeds with different fits: what is averaged speaks of these two, since two cannot say how far others
-    would lie. "drawn": three or more: it speaks of new seeds too.
+    "repeats": the same intervention, sampled again. The average describes this intervention, whatever the seed.
+    "these": two seeds with different fits. The average describes these two: two cannot say how far others would lie.
+    "drawn": three or more seeds with different fits. The average describes new seeds too.
     """
     if len(set(fits)) < 2:
         return "repeats"
@@ -165,23 +165,23 @@ def _bootstrap(totals: Array, counts: Array, seed: int) -> Interval:
     order = np.lexsort((*counts[::-1], *totals[::-1]))
     totals, counts = totals[:, order], counts[:, order]
     clusters = totals.shape[1]
-    # 2. The estimate, and how far each cluster pulls it, [clusters].
+    # 2. The estimate, and the influence of each cluster on it, [clusters].
     ratios = _per_cluster(totals.sum(1), counts.sum(1))  # [seeds]
     value = float(ratios.mean())
     influence = _influence(totals[None], counts[None], ratios[None])[0].mean(0)
     if np.abs(influence).max() <= 1e-12 * np.abs(_per_cluster(totals, counts)).max():
         return Interval(None, None, "none: all clusters equal")
-    # 3. The estimates of resamples, and what is off in them: bias and acceleration (Efron 1987).
+    # 3. The estimates of the resamples, their bias and their acceleration (Efron 1987).
     draws = _resampled(totals, counts, ratios, np.random.default_rng(seed))  # [resamples]
     acceleration = float((influence**3).sum() / (6 * (influence**2).sum() ** 1.5))
     tie = 1e-12 * np.abs(draws).max()  # resamples equal to the estimate count half, whatever rounding made of them
     below = ((draws < value - tie).mean() + (draws <= value + tie).mean()) / 2
     bias = _NORMAL.inv_cdf(min(max(float(below), 1 / RESAMPLES), 1 - 1 / RESAMPLES))
-    # 4. The levels whose quantiles are the bounds: those of the t distribution, moved by both.
+    # 4. The levels whose quantiles are the bounds: those of the t distribution, corrected for both.
     reach = math.sqrt(clusters / (clusters - 1)) * _t_quantile(0.975, clusters - 1)
     levels = [_NORMAL.cdf(bias + (bias + z) / max(1 - acceleration * (bias + z), 1e-3)) for z in (-reach, reach)]
     low, high = np.quantile(draws, levels)
-    # Holds the estimate by construction, but for rounding or a bias beyond `reach`, which no data we tried has.
+    # The interval holds the estimate, except for rounding or a bias beyond `reach`, which no data we tried has.
     return Interval(min(float(low), value), max(float(high), value), "cluster bootstrap (BCa)")
 
 
@@ -206,10 +206,12 @@ def panel(rows: Sequence[Sequence[Sums | None]], fits: Fits | None = None) -> Pa
 
     Raises ValueError naming a cluster whose sum or count is not finite.
     """
-    asked = {tuple(run[1]) for seeds in rows for run in seeds if run}  # mostly one: all runs have the same clusters
-    names = sorted({c for clusters in asked for c in clusters})
+    cluster_tuples = {
+        tuple(run[1]) for seeds in rows for run in seeds if run
+    }  # mostly one: all runs have the same clusters
+    names = sorted({c for clusters in cluster_tuples for c in clusters})
     place = {name: k for k, name in enumerate(names)}
-    where = {clusters: [place[c] for c in clusters] for clusters in asked}
+    where = {clusters: [place[c] for c in clusters] for clusters in cluster_tuples}
     totals = np.zeros((len(rows), max(map(len, rows), default=0), len(names)))
     counts = np.zeros_like(totals)
     for r, seeds in enumerate(rows):
@@ -229,60 +231,60 @@ def panel(rows: Sequence[Sequence[Sums | None]], fits: Fits | None = None) -> Pa
 
 
 def over_seeds(
-    found: Panel, *, binary: bool = False, share: bool = False, seed: int = 0
+    sums: Panel, *, binary: bool = False, share: bool = False, seed: int = 0
 ) -> list[tuple[float | None, Interval]]:
     """For each row the mean over seeds of its values, and the 95 % interval of that.
 
-    Seeds without an observation are left out. What seeds stand for is said by `seed_kind`: repeats of one fit, and two
-    seeds, are taken as they are, and the interval speaks of new prompts. Seeds that count as drawn make it speak of new
-    prompts and new seeds; shares are then treated on the logit scale. All intervals stay within what a metric can be.
+    Seeds without an observation are left out. `seed_kind` says what the seeds stand for. Repeats of one fit, and two
+    seeds, are taken as they are: the interval is for new prompts. Where seeds count as drawn, it is for new prompts and
+    new seeds; shares are then treated on the logit scale. All intervals stay within the range of the metric.
     """
     results: list[tuple[float | None, Interval]] = []
-    for at in _chunks(found):
-        part = found.rows(at)
+    for at in _chunks(sums):
+        part = sums.rows(at)
         totals, counts = part.totals, part.counts
-        ratios, there = _ratios(totals, counts)
-        kinds = _seed_kinds(there, part.all_fits())
-        value = ratios.sum(1) / np.maximum(there.sum(1), 1)
+        ratios, has_value = _ratios(totals, counts)
+        kinds = _seed_kinds(has_value, part.all_fits())
+        value = ratios.sum(1) / np.maximum(has_value.sum(1), 1)
         influence, clusters = _influence(totals, counts, ratios), (counts > 0).any(1).sum(1)
-        error, freedom = _two_way(influence, ratios, there, clusters, kinds)
+        error, freedom = _two_way(influence, ratios, has_value, clusters, kinds)
         for r, kind in enumerate(kinds):
             observed = (counts[r] > 0).any(0)
-            t, n = totals[r][there[r]][:, observed], counts[r][there[r]][:, observed]
+            t, n = totals[r][has_value[r]][:, observed], counts[r][has_value[r]][:, observed]
             v = float(value[r]) if len(t) else None
             if v is None or kind != "drawn":
                 bounds = _over_clusters(t, n, binary, share, seed)
             else:
                 bounds = _degenerate(t, n, share) or _t_interval(v, float(error[r]), float(freedom[r]), t, n, share)
-            told = bounds.method + (_SUFFIX[kind] if bounds.low is not None else "")
-            results.append((v, bounds._replace(method=told)))
+            method = bounds.method + (_SUFFIX[kind] if bounds.low is not None else "")
+            results.append((v, bounds._replace(method=method)))
     return results
 
 
 _SUFFIX: dict[SeedKind, str] = {"repeats": "", "these": ", for these 2 seeds", "drawn": ""}
-"""What a method's name says of the seeds."""
+"""What the name of an interval's method says of the seeds."""
 
 
-def _seed_kinds(there: NDArray[np.bool_], *fits: Fits) -> list[SeedKind]:
-    """`seed_kind` of each row, over the seeds that it has. Of a difference, both sides' fits: it is enough if those of
-    one side differ."""
+def _seed_kinds(has_value: NDArray[np.bool_], *fits: Fits) -> list[SeedKind]:
+    """`seed_kind` of each row, over the seeds that it has. A difference has the fits of both sides: two seeds count as
+    different fits where those of one side differ."""
     return [
-        seed_kind([tuple(f[r][s] for f in fits) for s in np.flatnonzero(seen).tolist()]) for r, seen in enumerate(there)
+        seed_kind([tuple(f[r][s] for f in fits) for s in np.flatnonzero(seen).tolist()])
+        for r, seen in enumerate(has_value)
     ]
 
 
-def paired_differences(a: Panel, b: Panel, *, binary: bool = False, share: bool = False) -> list[Difference]:
+def paired_differences(a: Panel, b: Panel, *, binary: bool = False, share: bool = False) -> list[PairedDifference]:
     """Each row of `a` minus the same row of `b` (or its only row): over seeds the mean of the differences of values.
 
     A cluster enters a seed's difference where both sides have observed it. What two runs have in common in a cluster
-    cancels, which is why this interval is narrower than the two runs' own: the difficulty of the prompt, and, since
-    sampling noise is keyed by seed, prompt, sample and token, the part of each sample's luck that the two models share
-    (a cluster's sums are over the same samples, so pairing clusters pairs the samples). The variance is that of the
-    clusters' differences, averaged over seeds (paired t); where the seeds of either side count as drawn (`seed_kind`)
-    it has two levels, as in `over_seeds`. The p-value is of the same t, except for one seed of yes or no answers:
-    McNemar's exact test.
+    cancels, so this interval is narrower than the two runs' own. They have in common the difficulty of the prompt, and
+    a part of the sampling noise: it is keyed by seed, prompt, sample and token, and a cluster's sums are over the same
+    samples, so pairing clusters pairs the samples. The variance is that of the clusters' differences, averaged over
+    seeds (paired t); where the seeds of either side count as drawn (`seed_kind`) it has two levels, as in `over_seeds`.
+    The p-value is of the same t, except for one seed of yes or no answers: McNemar's exact test.
     """
-    results: list[Difference] = []
+    results: list[PairedDifference] = []
     for at in _chunks(a):
         sides = a.rows(at), (b.row(0) if len(b.totals) == 1 else b.rows(at))
         both = (sides[0].counts > 0) & (sides[1].counts > 0)
@@ -297,7 +299,7 @@ def _where(observed: NDArray[np.bool_], side: Panel) -> Panel:
 
 
 class _Rows(NamedTuple):
-    """What is known of the differences of many rows, each [rows]."""
+    """The statistics of the differences of many rows, each [rows]."""
 
     value: Array
     clusters: NDArray[np.int64]
@@ -312,13 +314,13 @@ class _Rows(NamedTuple):
     scale: Array
     """The largest number among the clusters: what differs by less than 1e-12 of it is equal."""
     flat: NDArray[np.bool_]
-    """Whether no cluster differs from the others by more than rounding; nor do drawn seeds."""
+    """Whether all clusters are equal but for rounding; where seeds count as drawn, these too."""
     exact: NDArray[np.bool_]
     """Whether McNemar's exact test is for it: one seed, one yes or no a cluster."""
     kinds: Sequence[SeedKind]
 
 
-def _paired(a: Panel, b: Panel, binary: bool, share: bool) -> list[Difference]:
+def _paired(a: Panel, b: Panel, binary: bool, share: bool) -> list[PairedDifference]:
     """`paired_differences` of panels in which both sides have the same clusters."""
     rows = _rows_of(a, b, binary)
     return [_difference(rows, r, a, b, share) for r in range(len(rows.value))]
@@ -327,42 +329,42 @@ def _paired(a: Panel, b: Panel, binary: bool, share: bool) -> list[Difference]:
 def _rows_of(a: Panel, b: Panel, binary: bool) -> _Rows:
     """The arithmetic of `paired_differences`, all rows at once."""
     # 1. Each seed's difference, [rows, seeds], and its mean over seeds, [rows].
-    ratios_a, there = _ratios(a.totals, a.counts)
+    ratios_a, has_value = _ratios(a.totals, a.counts)
     ratios_b, _ = _ratios(b.totals, b.counts)
     by_seed = ratios_a - ratios_b
-    seeds, clusters = there.sum(1), (a.counts > 0).any(1).sum(1)  # [rows]
+    seeds, clusters = has_value.sum(1), (a.counts > 0).any(1).sum(1)  # [rows]
     value = by_seed.sum(1) / np.maximum(seeds, 1)
-    # 2. How far each cluster pulls the difference of its seed, [rows, seeds, clusters]: the standard error is of that.
+    # 2. The influence of each cluster on the difference of its seed, [rows, seeds, clusters], and its standard error.
     influence = _influence(a.totals, a.counts, ratios_a) - _influence(b.totals, b.counts, ratios_b)
-    kinds = _seed_kinds(there, a.all_fits(), b.all_fits())
-    error, freedom = _two_way(influence, by_seed, there, clusters, kinds)
+    kinds = _seed_kinds(has_value, a.all_fits(), b.all_fits())
+    error, freedom = _two_way(influence, by_seed, has_value, clusters, kinds)
     spread = np.sqrt((_over(influence.sum(1), seeds) ** 2).sum(1) / np.maximum(clusters - 1, 1))
-    # 3. What is no spread but rounding.
-    own_a, own_b = _per_cluster(a.totals, a.counts), _per_cluster(b.totals, b.counts)  # [rows, seeds, clusters]
-    scale = np.maximum(*(np.abs(own).max((1, 2), initial=0) for own in (own_a, own_b)))
+    # 3. Rows whose whole spread is rounding.
+    values_a, values_b = _per_cluster(a.totals, a.counts), _per_cluster(b.totals, b.counts)  # [rows, seeds, clusters]
+    scale = np.maximum(*(np.abs(values).max((1, 2), initial=0) for values in (values_a, values_b)))
     drawn = np.array([kind == "drawn" for kind in kinds])[:, None]  # [rows, 1]
-    seeds_off = np.where(there & drawn, np.abs(by_seed - value[:, None]), 0)  # [rows, seeds]
+    seeds_off = np.where(has_value & drawn, np.abs(by_seed - value[:, None]), 0)  # [rows, seeds]
     clusters_off = np.where(drawn, np.abs(influence).max(1, initial=0), np.abs(influence.sum(1)))  # [rows, clusters]
     flat = np.maximum(clusters_off.max(1, initial=0), seeds_off.max(1, initial=0)) <= 1e-12 * scale
-    # 4. In how many clusters which side is higher, over the mean of the seeds, [rows, clusters].
-    means = _over(own_a.sum(1) - own_b.sum(1), seeds)
+    # 4. In how many clusters each side is higher, by the means over seeds, [rows, clusters].
+    means = _over(values_a.sum(1) - values_b.sum(1), seeds)
     above, below = (means > 1e-12 * scale[:, None]).sum(1), (means < -1e-12 * scale[:, None]).sum(1)
     exact = (seeds == 1) & (_one_each(a.totals, a.counts) & _one_each(b.totals, b.counts) & binary)
     return _Rows(value, clusters, above, below, error, freedom, spread, scale, flat, exact, kinds)
 
 
-def _difference(rows: _Rows, r: int, a: Panel, b: Panel, share: bool) -> Difference:
-    """That of row `r`, with its interval and test."""
+def _difference(rows: _Rows, r: int, a: Panel, b: Panel, share: bool) -> PairedDifference:
+    """The difference of row `r`, with its interval and test."""
     v, n, signs = float(rows.value[r]), int(rows.clusters[r]), (int(rows.above[r]), int(rows.below[r]))
     if n == 0:
-        return Difference(None, None, None, None, 0, "none: no cluster in common")
+        return PairedDifference(None, None, None, None, 0, "none: no cluster in common")
     if n == 1:
-        return Difference(v, None, None, None, 1, "none: one cluster", None, None, *signs)
+        return PairedDifference(v, None, None, None, 1, "none: one cluster", None, None, *signs)
     if rows.flat[r]:
-        # No spread to make an interval of; the sign test is left, one sign a cluster.
+        # Without spread there is no interval; the sign test is left, one sign a cluster.
         p = 2.0 ** (1 - n) if abs(v) > 1e-12 * rows.scale[r] else 1.0
-        return Difference(v, None, None, p, n, "none: every cluster differs by the same", None, None, *signs)
-    # 1. The interval, within what a difference of the metric can be.
+        return PairedDifference(v, None, None, p, n, "none: every cluster differs by the same", None, None, *signs)
+    # 1. The interval, within the possible range of a difference of the metric.
     error, freedom = float(rows.error[r]), float(rows.freedom[r])
     half = _t_quantile(0.975, freedom) * error
     lowest, highest = _range(np.concatenate([_observed(side.totals[r], side.counts[r]) for side in (a, b)]))
@@ -375,7 +377,7 @@ def _difference(rows: _Rows, r: int, a: Panel, b: Panel, share: bool) -> Differe
     # 3. How large it is, and how large it would have to be.
     effect = v / float(rows.spread[r]) if rows.spread[r] > 0 else None
     detectable = None if drawn else half + _t_quantile(POWER, freedom) * error
-    return Difference(v, low, high, p, n, method, effect, detectable, *signs)
+    return PairedDifference(v, low, high, p, n, method, effect, detectable, *signs)
 
 
 def _observed(totals: Array, counts: Array) -> Array:
@@ -386,13 +388,13 @@ def _observed(totals: Array, counts: Array) -> Array:
 
 
 def _range(values: Array) -> tuple[float, float]:
-    """What a mean of a metric can be, as far as single clusters' `values` show it: no further from 0 than they are, so
-    never negative where none of them is, and never above 1 where none can be."""
+    """The range of the mean of a metric, as far as the `values` of single clusters show it: no further from 0 than
+    they are. So it is never negative where none of them is, and never above 1 where none can be."""
     return min(0.0, float(values.min())), max(0.0, float(values.max()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: compare each with the level wanted for all of them together (Holm 1979)."""
+    """p-values after Holm's step-down adjustment, to compare with the level for all tests together (Holm 1979)."""
     adjusted = [0.0] * len(p_values)
     least = 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -401,15 +403,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _chunks(found: Panel) -> Iterator[slice]:
-    """The rows in parts that bound the memory: about 16 MB an array."""
-    rows, seeds, clusters = found.totals.shape
+def _chunks(sums: Panel) -> Iterator[slice]:
+    """The rows in parts that limit the memory: about 16 MB an array."""
+    rows, seeds, clusters = sums.totals.shape
     step = max(1, 2_000_000 // max(1, seeds * clusters))
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _over(sums: Array, seeds: NDArray[np.int64]) -> Array:
-    """sums[row, ...] / seeds[row], for rows that have none unchanged."""
+    """sums[row, ...] / seeds[row]; a row without seeds is unchanged."""
     divided: Array = sums / np.maximum(seeds, 1)[:, None]
     return divided
 
@@ -427,9 +429,9 @@ def _ratios(totals: Array, counts: Array) -> tuple[Array, NDArray[np.bool_]]:
 
 
 def _influence(totals: Array, counts: Array, ratios: Array) -> Array:
-    """How far each cluster pulls its seed's ratio from where it is, [rows, seeds, clusters].
+    """The influence of each cluster on its seed's ratio, [rows, seeds, clusters].
 
-    Its mean over the clusters that any seed of the row has observed is 0, and so is what was not observed.
+    Its mean over the clusters that any seed of the row has observed is 0. It is 0 for clusters without observations.
     """
     clusters = (counts > 0).any(1).sum(1)
     mean = counts.sum(2) / np.maximum(clusters, 1)[:, None]
@@ -440,30 +442,30 @@ def _influence(totals: Array, counts: Array, ratios: Array) -> Array:
 def _two_way(
     influence: Array,
     ratios: Array,
-    there: NDArray[np.bool_],
+    has_value: NDArray[np.bool_],
     clusters: NDArray[np.int64],
     kinds: Sequence[SeedKind],
 ) -> tuple[Array, Array]:
     """Standard error of each row's mean of `ratios` over seeds, and its degrees of freedom.
 
-    The variance between clusters and that between seeds both hold the noise that is neither's, so it is taken off
-    once. Where seeds differ by no more than that noise they are taken not to differ at all.
-    Seeds that do not count as drawn leave the variance between clusters alone.
+    The variance between clusters and that between seeds both contain the residual noise, so it is subtracted once.
+    Where seeds differ by no more than that noise, they are taken not to differ at all. Where seeds do not count as
+    drawn, the variance is that between clusters alone.
     """
     # 1. Degrees of freedom of clusters (c) and of seeds (s), [rows].
-    seeds = np.maximum(there.sum(1), 1)
+    seeds = np.maximum(has_value.sum(1), 1)
     c, s = np.maximum(clusters - 1, 1), np.maximum(seeds - 1, 1)
     # 2. Variance of the value by its clusters, [rows], from each one's mean over seeds, [rows, clusters].
     mean = _over(influence.sum(1), seeds)
     between_clusters = (mean**2).sum(1) / c / np.maximum(clusters, 1)
     # 3. Variance of the value by its seeds, [rows], from how far each is from their mean, [rows, seeds].
-    off = np.where(there, ratios - (ratios.sum(1) / seeds)[:, None], 0)
+    off = np.where(has_value, ratios - (ratios.sum(1) / seeds)[:, None], 0)
     between_seeds = (off**2).sum(1) / s / seeds
-    # 4. The noise that both hold, [rows]: the sum of squares around each cluster's mean over seeds is the sum of all
+    # 4. The residual noise, [rows]: the sum of squares around each cluster's mean over seeds is the sum of all
     #    squares, over [seeds, clusters], less that of the means.
     squares = (influence**2).sum((1, 2)) - seeds * (mean**2).sum(1)
     rest = np.maximum(squares, 0) / (s * c) / (seeds * np.maximum(clusters, 1))
-    # 5. Both together, that noise once, with Satterthwaite's degrees of freedom, [rows].
+    # 5. The sum of both variances less that noise, with Satterthwaite's degrees of freedom, [rows].
     within = np.maximum(between_clusters, rest)
     variance = np.maximum(between_clusters + between_seeds - rest, within)
     parts = between_clusters**2 / c + between_seeds**2 / s
@@ -476,7 +478,7 @@ def _two_way(
 
 
 def _t_interval(value: float, error: float, freedom: float, totals: Array, counts: Array, share: bool) -> Interval:
-    """Of one row, [seeds, clusters], kept within what the metric can be."""
+    """The interval of one row, [seeds, clusters], within the range of the metric."""
     half = _t_quantile(0.975, freedom) * error
     if not (share and 0 < value < 1):
         lowest, highest = _range(_observed(totals, counts))
@@ -488,7 +490,7 @@ def _t_interval(value: float, error: float, freedom: float, totals: Array, count
 
 
 def _degenerate(totals: Array, counts: Array, share: bool) -> Interval | None:
-    """Of one row, [seeds, clusters]: the interval where no spread is there to estimate one from; None where it is."""
+    """The interval of one row, [seeds, clusters], where there is no spread to estimate it from; None where there is."""
     clusters = totals.shape[1]
     if clusters == 0:
         return Interval(None, None, "none: no cluster")
@@ -498,7 +500,7 @@ def _degenerate(totals: Array, counts: Array, share: bool) -> Interval | None:
     if np.ptp(values) > 1e-12 * np.abs(values).max():
         return None
     if share and values[0] in (0.0, 1.0):
-        # All or nothing still bounds a share: as if every cluster had given a single answer.
+        # All yes or all no still bounds a share: computed as if every cluster had given a single answer.
         return Interval(*wilson(clusters * float(values[0]), clusters), "Wilson on clusters")
     return Interval(None, None, "none: all clusters equal")
 
@@ -518,7 +520,7 @@ def wilson(yes: float, n: float) -> tuple[float, float]:
 
 
 def _mcnemar(above: int, below: int) -> float:
-    """Exact: of the clusters where a and b disagree, how surprising is the split under a fair coin?"""
+    """McNemar's exact p-value: the chance that a fair coin splits the clusters that disagree at least as unevenly."""
     from scipy.special import bdtr  # imported late: a table without tests needs no scipy, and answers sooner
 
     return min(1.0, 2 * float(bdtr(min(above, below), above + below, 0.5)))

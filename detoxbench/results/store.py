@@ -40,7 +40,7 @@ class MetricRecord(msgspec.Struct, kw_only=True):
     n: int
     """Clusters (prompts or records) it is computed from."""
     missing: int
-    """Observations that could not be had."""
+    """Observations without a value."""
     better: Literal["higher", "lower", "neither"]
     unit: Literal["share", "number"]
     interval: str
@@ -70,8 +70,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     counts: Counts
     """requests, samples, empty, degenerate, truncated (stopped by length), missing_scores (of the main scorer),
     cut_texts (too long for a scorer), contested_tokens, cut_prompts (too long for the context), prompts_in_fit_data
-    (what the method has read of what it is asked), equal_to_base (samples that are the base's own).
-    None where nobody counted."""
+    (prompts of the run that the method was fitted on), equal_to_base (samples equal to the base's).
+    None where nothing was counted."""
     cost: dict[str, float | None]
     """By the keys of `costs.COSTS`; None where it was not measured."""
     diagnostics: dict[str, Any]
@@ -80,10 +80,10 @@ class RunRecord(msgspec.Struct, kw_only=True):
     """The run of the base model under the same suite, scorer, generation and seed."""
     provenance: dict[str, Any]
     fit: str | None = None
-    """Digest of the fitted intervention (`Intervention.digest`): runs with the same differ by sampling alone, whatever
-    their seeds. None in runs from before it was kept."""
+    """Digest of the fitted intervention (`Intervention.digest`): runs with the same digest differ in sampling alone,
+    whatever their seeds. None in runs that are older than this field."""
     data: dict[str, str] = {}
-    """By setting (fit.ROLE, suite.data): what the data are called, and how many were taken."""
+    """By setting (fit.ROLE, suite.data): the name of the data, and how many items were used."""
 
 
 class Clusters(msgspec.Struct, kw_only=True):
@@ -113,13 +113,14 @@ class Verified(msgspec.Struct, kw_only=True):
 
 
 class Run:
-    """A finished run's folder, read on demand. What is read is what was written, or `Damaged` is raised."""
+    """The folder of a finished run, read when needed. A file that is not as it was written raises `Damaged`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def record(self) -> RunRecord:
-        """run.json, where no file is missing or of another size. Raises DetoxbenchError when it is malformed."""
+        """run.json. Raises Damaged where a file of the run is missing or has another size, DetoxbenchError where
+        run.json is malformed."""
         if self._sealed is not None:
             check_sizes(self.folder, self._sealed)
         try:
@@ -132,9 +133,9 @@ class Run:
         return msgspec.json.decode(self._read("clusters.json"), type=Clusters)
 
     def verified(self) -> Verified | None:
-        """What verified it, if it came from a pack (`detoxbench verify --into`)."""
-        there = (self.folder / VERIFIED).is_file() if self._sealed is None else VERIFIED in self._sealed
-        return msgspec.json.decode(self._read(VERIFIED), type=Verified) if there else None
+        """The pack that it came from (`detoxbench verify --into`); None where it was made here."""
+        was_verified = (self.folder / VERIFIED).is_file() if self._sealed is None else VERIFIED in self._sealed
+        return msgspec.json.decode(self._read(VERIFIED), type=Verified) if was_verified else None
 
     def samples(self) -> list[Sample]:
         """samples.jsonl, in the order of the suite's requests. Raises Damaged where it is not what was written."""
@@ -157,12 +158,12 @@ class Run:
 
     @cached_property
     def _sealed(self) -> Mapping[str, SealedFile] | None:
-        """What the folder should hold; None of a run of schema 1, which says nothing of it, or of a newer one."""
+        """What the folder should hold. None for a run of schema 1, which has no digests, or of a newer schema."""
         if not (self.folder / "run.json").is_file():
             raise Damaged(self.folder, "run.json is missing")
         if (self.folder / SEAL).is_file() or SEALED_SINCE <= _schema(self.folder / "run.json") <= SCHEMA_VERSION:
             return sealed_files(self.folder)
-        return None  # a newer version may keep its digests elsewhere, and is refused by its schema
+        return None  # a newer version may store digests elsewhere; readers refuse it by its schema
 
 
 SEALED_SINCE = 2
@@ -181,24 +182,24 @@ def _schema(path: Path) -> int:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` holds a run, if a damaged one: a folder whose run.json is gone is still told by the rest."""
+    """Whether `folder` holds a run, damaged or not: without run.json it is recognised by its other files."""
     if folder.name.startswith(".") or ASIDE in folder.name:
         return False
     return any((folder / name).is_file() for name in ("run.json", SEAL, "clusters.json", "scores.jsonl"))
 
 
 def _without_false_zeros(record: RunRecord) -> RunRecord:
-    """Schema 1 wrote 0 also where nobody counted: such a 0 is not measured."""
+    """The record with None for a 0 that means "not counted": schema 1 wrote 0 there."""
     if record.schema == 1:
-        told_by_scorers = {"degenerate", "cut_texts"} - (
+        counted_by_scorers = {"degenerate", "cut_texts"} - (
             {"degenerate"} if "degenerate_share" in record.metrics else set()
         )
-        record.counts = {k: None if k in told_by_scorers and n == 0 else n for k, n in record.counts.items()}
+        record.counts = {k: None if k in counted_by_scorers and n == 0 else n for k, n in record.counts.items()}
     return record
 
 
 def runs(folder: Path) -> Iterator[Run]:
-    """The finished runs under `folder`, by name, damaged ones too. Raises DetoxbenchError for a folder that is none."""
+    """The finished runs under `folder`, by name, damaged ones too. Raises DetoxbenchError where it is no folder."""
     if not folder.is_dir():
         raise DetoxbenchError(
             f"no runs folder '{folder}': run something first (detoxbench run), or name another folder"
@@ -207,8 +208,8 @@ def runs(folder: Path) -> Iterator[Run]:
 
 
 def readable(folder: Path, notes: list[str], *, whole: bool = False) -> Iterator[tuple[Run, RunRecord]]:
-    """The finished runs under `folder` with their records; what is damaged, cannot be read, or is there twice, is told
-    in `notes`. With `whole` samples and scores are checked too, not only for their sizes.
+    """The finished runs under `folder` with their records. A run that is damaged, unreadable or a copy of another is
+    left out and named in `notes`. With `whole` the contents of samples and scores are checked, not only their sizes.
 
     Raises DetoxbenchError when there is no such folder.
     """
@@ -245,12 +246,14 @@ def find_run(name: str, folder: str | Path = "runs") -> Run:
     """
     if is_run(Path(name)):
         return Run(Path(name))
-    there = list(runs(Path(folder)))
-    found = [run for run in there if run.folder.name.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        near = did_you_mean(name, [run.folder.name for run in there])
+    all_runs = list(runs(Path(folder)))
+    matches = [run for run in all_runs if run.folder.name.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        near = did_you_mean(name, [run.folder.name for run in all_runs])
         raise UsageError(f"no run '{name}' in '{folder}'{near}: give a run's folder, or the beginning of its id")
-    some = ", ".join(run.folder.name for run in found[:5])
-    raise UsageError(f"'{name}' is the beginning of {len(found)} runs in '{folder}': {some}{' ...' * (len(found) > 5)}")
+    some = ", ".join(run.folder.name for run in matches[:5])
+    raise UsageError(
+        f"'{name}' is the beginning of {len(matches)} runs in '{folder}': {some}{' ...' * (len(matches) > 5)}"
+    )

@@ -1,4 +1,4 @@
-"""What is said below tables: how to read them, what is missing, what is not supported, what keeps tables apart."""
+"""The notes below tables: how to read them, what is missing, what is not supported, in what tables differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detoxbench.text import short
 def of_table(
     columns: Sequence[Column], rows: Sequence[Row], against: str | None, reference: int | None, *, embedded: bool
 ) -> list[str]:
-    """What stands below a table whose differences are to the row `reference`, which `against` asked for."""
+    """The notes below a table whose differences are to the row `reference`, chosen by `against`."""
     return [
         *([EMBEDDED] if embedded else []),
         *broken_warning([row.label for row in rows if row.broken]),
@@ -29,7 +29,7 @@ def of_table(
         *_tests(columns, rows, against),
         *(_no_reference(rows, against) if reference is None else _other_seeds(rows, rows[reference], against)),
         *_seeds(columns, rows),
-        *_made(rows),
+        *_data_and_settings(rows),
         *_counted(rows),
         *_read_before(rows),
         *(note for name in rows[0].cells for note in _without_numbers(name, rows)),
@@ -66,25 +66,25 @@ def _no_reference(rows: Sequence[Row], against: str | None) -> list[str]:
 
 def _other_seeds(rows: Sequence[Row], reference: Row, against: str | None) -> list[str]:
     """The rows that were not run under the reference's seeds."""
-    name, theirs = "base" if against is None else "the other", _listed(reference.seeds)
+    name, reference_seeds = "base" if against is None else "the other", _listed(reference.seeds)
     notes = []
     for row in rows:
         if row.seeds != reference.seeds:
             common = sorted(set(row.seeds) & set(reference.seeds))
             over = f"differences are over {_listed(common)}" if common else "none in common, so no differences"
-            notes.append(f"{row.label}: seeds {_listed(row.seeds)}, {name} {theirs}: {over}")
+            notes.append(f"{row.label}: seeds {_listed(row.seeds)}, {name} {reference_seeds}: {over}")
     return notes
 
 
 def _read_before(rows: Sequence[Row]) -> list[str]:
-    """The rows whose fits have read what they are asked."""
+    """The rows that were fitted on texts which are prompts of the run."""
     read = {row.label: (row.counts.get("prompts_in_fit_data"), row.counts.get("requests")) for row in rows}
-    flagged = [f"{label} ({n} of {asked})" for label, (n, asked) in read.items() if n]
+    flagged = [f"{label} ({n} of {requests})" for label, (n, requests) in read.items() if n]
     return [f"flagged, fitted on texts that are asked here (too good, maybe): {', '.join(flagged)}"] if flagged else []
 
 
 def _without_numbers(name: str, rows: Sequence[Row]) -> list[str]:
-    """Of one metric: which values are missing, which rows have none, and which have no interval."""
+    """For one metric: the rows with missing values, those without any value, and those without an interval."""
     notes = []
     if missing := [f"{row.label} {row.cells[name].missing}" for row in rows if row.cells[name].missing]:
         notes.append(f"{name}: missing values, left out: {', '.join(missing)}")
@@ -105,14 +105,14 @@ def broken_warning(labels: Sequence[str]) -> list[str]:
 
 
 def _idle(rows: Sequence[Row]) -> list[str]:
-    """Methods whose every sample is the base's own."""
+    """The rows whose samples are all equal to the base's."""
     same = [row for row in rows if (n := row.counts.get("equal_to_base")) and n == row.counts.get("samples")]
-    told = (f"{row.label} ({row.counts['equal_to_base']} of {row.counts['samples']} samples)" for row in same)
-    return [f"this method did nothing, all is as the base has it: {', '.join(told)}"] if same else []
+    labels = (f"{row.label} ({row.counts['equal_to_base']} of {row.counts['samples']} samples)" for row in same)
+    return [f"this method did nothing, all is as the base has it: {', '.join(labels)}"] if same else []
 
 
 def _counted(rows: Sequence[Row]) -> list[str]:
-    """What never happened, and what nobody counted."""
+    """The counts that are 0 in all rows, and those that were not counted."""
     never, unknown = [], []
     for key in dict.fromkeys(key for row in rows for key in row.counts):
         name, without = key.replace("_", " "), [row.label for row in rows if row.counts.get(key) is None]
@@ -125,7 +125,7 @@ def _counted(rows: Sequence[Row]) -> list[str]:
 
 
 def of_scorers(identity: Mapping[str, Any]) -> list[str]:
-    """What is known to turn the numbers of the scorers, the suite's own included, by which runs were judged."""
+    """The known caveats of the scorers that judged the runs, the suite's own included."""
     judges = [identity["scorer"], *identity["suite"].get("scorers", {}).values()]
     notes = []
     for name in dict.fromkeys(str(judge["name"]) for judge in judges):
@@ -138,7 +138,7 @@ def of_scorers(identity: Mapping[str, Any]) -> list[str]:
 
 
 def _seeds(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
-    """What the rows' seeds stand for (`stats.seed_kind`), and what each of two gave."""
+    """What the rows' seeds stand for (`stats.seed_kind`); where there are two, the values under each."""
     several = [row for row in rows if len(row.seeds) > 1]
     kinds = {row.label: stats.seed_kind(row.fits) for row in several}
     notes = []
@@ -157,21 +157,21 @@ def _seeds(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
 
 
 def made_by(records: Iterable[RunRecord]) -> list[str]:
-    """Which detoxbench made the runs, each told once."""
-    told: dict[str, None] = {}
+    """The versions of detoxbench that made the runs, each once."""
+    versions: dict[str, None] = {}
     for record in records:
         git, packages = record.provenance.get("git") or {}, record.provenance.get("packages") or {}
         commit = f", commit {git['commit'][:12]}" if git.get("commit") else ""
         dirty = " with uncommitted changes" if commit and git.get("dirty") else ""
         if version := packages.get("detoxbench"):
-            told[f"detoxbench {version}{commit}{dirty}"] = None
-    return [f"made by {' | '.join(told)}"] if told else []
+            versions[f"detoxbench {version}{commit}{dirty}"] = None
+    return [f"made by {' | '.join(versions)}"] if versions else []
 
 
-def _made(rows: Sequence[Row]) -> list[str]:
-    """What was asked and fitted on, by name, and the settings that are not the methods' defaults nor in a label."""
-    asked = dict.fromkeys(row.data["suite.data"] for row in rows if "suite.data" in row.data)
-    notes = [f"asked: {' | '.join(asked)}"] if asked else []
+def _data_and_settings(rows: Sequence[Row]) -> list[str]:
+    """The names of prompts and fit data, and the settings that are neither the methods' defaults nor in a label."""
+    suite_data = dict.fromkeys(row.data["suite.data"] for row in rows if "suite.data" in row.data)
+    notes = [f"asked: {' | '.join(suite_data)}"] if suite_data else []
     fitted: dict[str, list[str]] = {}
     for row in rows:
         if names := [f"{k.removeprefix('fit.')} {v}" for k, v in row.data.items() if k.startswith("fit.")]:
@@ -179,54 +179,58 @@ def _made(rows: Sequence[Row]) -> list[str]:
     notes += [f"fitted on {names}: {', '.join(labels)}" for names, labels in fitted.items()]
     settings = []
     for row in rows:
-        found = [f"{k}={v}" for k, v in changed_settings(row.method).items()] if row.run_ids else []
-        if untold := [setting for setting in found if setting not in row.label.split(" ")]:
-            settings.append(f"{row.label}: {', '.join(untold)}")
+        changed = [f"{k}={v}" for k, v in changed_settings(row.method).items()] if row.run_ids else []
+        if not_in_label := [setting for setting in changed if setting not in row.label.split(" ")]:
+            settings.append(f"{row.label}: {', '.join(not_in_label)}")
     return notes + ([f"settings that are not the method's defaults: {'; '.join(settings)}"] if settings else [])
 
 
 def _by_seed(columns: Sequence[Column], row: Row) -> str:
     """Each metric under each seed."""
-    told = []
+    parts = []
     for column in columns:
         values = [v if v is None or column.unit == "number" else 100 * v for v in row.cells[column.name].by_seed]
-        told.append(f"{column.name} {' and '.join('missing' if v is None else f'{v:.3g}' for v in values)}")
-    return f"seeds {_listed(row.seeds)}: {', '.join(told)}"
+        parts.append(f"{column.name} {' and '.join('missing' if v is None else f'{v:.3g}' for v in values)}")
+    return f"seeds {_listed(row.seeds)}: {', '.join(parts)}"
 
 
 def verified(rows: Sequence[Row], packs: Mapping[str, str]) -> list[str]:
-    """Which rows came in packs and were computed again; `packs` is by run id."""
+    """The rows that came in packs and were computed again; `packs` is by run id."""
     sure = [row for row in rows if all(run_id in packs for run_id in row.run_ids)]
-    told = (f"{row.label} ({', '.join(sorted({packs[run_id] for run_id in row.run_ids}))})" for row in sure)
-    return [f"verified, computed again from samples and scores: {', '.join(told) or 'no row'}"] if packs else []
+    labels = (f"{row.label} ({', '.join(sorted({packs[run_id] for run_id in row.run_ids}))})" for row in sure)
+    return [f"verified, computed again from samples and scores: {', '.join(labels) or 'no row'}"] if packs else []
 
 
 def weight_changes(labels: Sequence[str], members: Sequence[Sequence[RunRecord]]) -> list[str]:
     """How the rows' changes of weights take effect, where rounding to the weights' type can lose a part of them.
 
-    `members` are the runs of each row. Rows in which nothing is rounded away, and old runs that do not tell, are not
+    `members` are the runs of each row. Rows in which nothing is rounded away, and old runs without this record, are not
     named.
     """
-    told = []
+    notes = []
     for label, records in zip(labels, members, strict=True):
-        found = [d for r in records if isinstance(d := r.diagnostics.get("weight_changes"), dict)]
-        shares = [d["surviving_share"] for d in found if d["surviving_share"] is not None]
+        changes = [d for r in records if isinstance(d := r.diagnostics.get("weight_changes"), dict)]
+        shares = [d["surviving_share"] for d in changes if d["surviving_share"] is not None]
         share = statistics.mean(shares) if shares else None
         lost = share is not None and share < ENOUGH
         lower = any(r.identity.get("model", {}).get("dtype") in ("bfloat16", "float16") for r in records)
-        if found and (lower or lost):
+        if changes and (lower or lost):
             # Where each record has its own fit, the form is a count by form.
-            form = found[0]["form"] if isinstance(found[0]["form"], str) else " or ".join(found[0]["form"])
-            kept = "not known what share survives" if share is None else f"{100 * share:.3g} % of it survives rounding"
+            form = changes[0]["form"] if isinstance(changes[0]["form"], str) else " or ".join(changes[0]["form"])
+            survival = (
+                "not known what share survives" if share is None else f"{100 * share:.3g} % of it survives rounding"
+            )
             if form == "side path":
-                kept = "exact" if share is None else f"exact; merged, {100 * share:.3g} % of it would survive rounding"
+                survival = (
+                    "exact" if share is None else f"exact; merged, {100 * share:.3g} % of it would survive rounding"
+                )
             less = ", so less than was fitted is measured" if lost and "merged" in form else ""
-            told.append(f"{label}: {form} ({kept}{less})")
-    return [f"changes of weights: {'; '.join(told)}"] if told else []
+            notes.append(f"{label}: {form} ({survival}{less})")
+    return [f"changes of weights: {'; '.join(notes)}"] if notes else []
 
 
 def _detectable(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
-    """What this many clusters can tell apart, in words: for each metric the median over the rows' differences."""
+    """The difference that this many clusters can detect: for each metric the median over the rows' differences."""
     by_n: dict[int, list[str]] = {}
     for column in columns:
         differences = [d for row in rows if (d := row.cells[column.name].difference) and d.detectable is not None]
@@ -239,7 +243,7 @@ def _detectable(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
 
 
 def of_board(tables: Sequence[Table]) -> list[str]:
-    """By which keys the tables of one suite are kept apart."""
+    """The settings in which the tables of one suite differ."""
     notes = []
     for suite in sorted({t.suite for t in tables}):
         same = [t for t in tables if t.suite == suite]

@@ -1,4 +1,4 @@
-"""What a table of finished runs holds: values that are made once and never written to."""
+"""The frozen values of which a table of finished runs is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEVEL = 0.05
 
 
 BESIDE = ("cost.", "counts.")
-"""How the names of columns that are no metrics begin."""
+"""Prefixes of the names of columns that are not metrics."""
 
 
 EMBEDDED = "the embedded world 'fable' demonstrates the harness and is no evidence about methods"
@@ -28,7 +28,7 @@ class Difference:
 
     `effect` is in standard deviations of the clusters' differences, `detectable` the smallest difference that a test
     at 0.05 finds with a power of 80 % given the spread seen; `above` and `below` count the clusters that are higher and
-    lower here (all as in `stats.Difference`). `p_holm` is adjusted over the tests it was made with.
+    lower here (all as in `stats.PairedDifference`). `p_holm` is adjusted over the tests it was made with.
     """
 
     value: float
@@ -87,9 +87,10 @@ class Row:
     fits: list[str] = field(default_factory=list)
     """What was fitted under each seed: equal where it is the same intervention (`stats.seed_kind`); empty: unknown."""
     data: dict[str, str] = field(default_factory=dict)
-    """What the data are called that were fitted on and asked, by setting."""
+    """Names of the data for the fit and for the prompts, by setting."""
     broken: bool = False
-    """More than half of its texts are broken for sure, so its other numbers mean little, and none is called better."""
+    """More than half of its texts are broken (the interval's lower end is above one half, too), so its other numbers
+    mean little, and none is called better."""
 
     @property
     def shown(self) -> str:
@@ -126,7 +127,7 @@ class Table:
 
     `apart` is the part of it in which this table differs from another of the same suite. `against` is the label of the
     row that differences are to. `beside` names what is shown beside the metrics, as "cost.KEY" and "counts.KEY"; None
-    is the usual. `front` names the axes of the Pareto front that `standings` tells of.
+    is the usual. `front` names the axes of the Pareto front in `standings`.
     """
 
     model: str
@@ -151,7 +152,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Board:
-    """Tables, and what is to be said of all of them or of what is in none."""
+    """Tables, and the notes on all of them or on runs that are in none."""
 
     tables: list[Table]
     notes: list[str]

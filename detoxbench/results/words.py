@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from detoxbench.results.tables import Cell, Column, Difference, Verdict
-
-if TYPE_CHECKING:
-    pass
-
 
 MARKS: dict[Verdict, str] = {"better": "✓", "worse": "✗", "differs": "≠", "unsupported": "n.s."}
 

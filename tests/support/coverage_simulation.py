@@ -167,7 +167,7 @@ def differences(case: Situation, rows: int, seed: int) -> tuple[float, float, st
 def power(case: Situation, rows: int, seed: int) -> float:
     """How often a difference of one seed is found that is as large as what is called detectable while it is there."""
     rng, apart = np.random.default_rng(seed), 0.0
-    found: list[stats.Difference] = []
+    found: list[stats.PairedDifference] = []
     for _ in range(6):  # the spread depends on the difference, for shares: until the two agree
         a, b, _truth = two_of(case, rng, rows, apart)
         found = stats.paired_differences(a, b, binary=case.binary, share=case.share)

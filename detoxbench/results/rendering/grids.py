@@ -42,11 +42,11 @@ def delta_of(cell: Cell, column: Column) -> str:
 
 def extra_columns(table: Table) -> list[tuple[str, list[str]]]:
     """The costs and counts beside the metrics: (heading, a text for each row)."""
-    made = []
+    columns = []
     for name in _extra_names(table):
         kind, _, key = name.partition(".")
-        made.append(_count_column(table, key) if kind == "counts" else _cost_column(table, key))
-    return made
+        columns.append(_count_column(table, key) if kind == "counts" else _cost_column(table, key))
+    return columns
 
 
 def _extra_names(table: Table) -> list[str]:

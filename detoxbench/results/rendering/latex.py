@@ -50,7 +50,7 @@ def _table_environment(table: Table) -> list[str]:
 
 
 def _caption(table: Table) -> str:
-    """Not escaped yet: what the table is, and what its marks mean, of those that can be in it."""
+    """What the table is, and what the marks in it mean; not escaped yet."""
     caption = f"{table.title}. In brackets: 95 % intervals."
     if table.against is not None:
         caption += f" *: differs from {table.against} (p < {LEVEL}, paired, Holm)."

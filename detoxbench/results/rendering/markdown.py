@@ -11,7 +11,7 @@ from detoxbench.text import clean
 
 
 def render(board: Board) -> str:
-    """The board as Markdown, nothing of which any name in it can change."""
+    """The board as Markdown. Names are escaped: they cannot change its structure."""
     lines = [line for table in board.tables for line in _section(table)]
     lines += [f"- {_escaped(note)}" for note in board.notes]
     return "\n".join(lines).rstrip("\n") + "\n"

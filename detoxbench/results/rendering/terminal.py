@@ -1,4 +1,4 @@
-"""Boards for a terminal, by rich: in colour where it has some, and as wide as it is."""
+"""Boards for a terminal, by rich: in colour where the terminal has colours, and as wide as it is."""
 
 from __future__ import annotations
 
@@ -117,10 +117,10 @@ def _rich_table(names: Sequence[str], label_width: int, columns: Sequence[tuple[
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    made.add_column("method", width=label_width, overflow="fold")
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("method", width=label_width, overflow="fold")
     for heading, _ in columns:
-        made.add_column(Text(heading), justify="right", no_wrap=True)
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for i, name in enumerate(names):
-        made.add_row(Text(name, style="bold" if i == 0 else ""), *(texts[i] for _, texts in columns))
-    return made
+        table.add_row(Text(name, style="bold" if i == 0 else ""), *(texts[i] for _, texts in columns))
+    return table
