@@ -18,7 +18,7 @@ from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_atomic
 from detoxbench.report import samples as texts
-from detoxbench.report.content import Content, Section, axes, content, default_axes, names
+from detoxbench.report.content import Content, Section, axes, default_axes, names, read_content
 from detoxbench.results.costs import COSTS
 from detoxbench.results.rendering.grids import extra_columns, setting
 from detoxbench.results.selection import EVERYTHING, Selection
@@ -36,7 +36,7 @@ SCRIPTS = ("elements", "numbers", "marks", "charts", "tradeoff", "sections", "fi
 TOXIC = 0.5
 """A text whose score is above counts as toxic in the sample browser, as in the metrics (`metrics.is_toxic`)."""
 LOOKS = 8
-"""Colours and marks that tell methods apart (style.css, script/marks.js); they come round again after so many."""
+"""How many colours and marks tell methods apart (style.css, script/marks.js); after so many they repeat."""
 WORDS: dict[Verdict, str] = {
     "better": "better than the base",
     "worse": "worse than the base",
@@ -65,20 +65,20 @@ def report(
     """Write the runs under `folder` as one page that needs no network and no other file.
 
     At most `inside` bytes of samples are in the page; the others go to OUTPUT-STEM.samples-N.js beside it, `beside`
-    bytes each, which the page loads when its reader asks. The same runs give the same bytes. With `paper`, what
-    papers report stands in the tables. Raises DetoxbenchError where there are no finished runs, a run's samples cannot
-    be read or `output` cannot be written.
+    bytes each, which the page loads on request. The same runs give the same bytes. With `paper`, the tables also hold
+    the numbers that papers report. Raises DetoxbenchError where there are no finished runs, a run's samples cannot be
+    read or `output` cannot be written.
     """
     output = Path(output)
     if output.is_dir():
         raise DetoxbenchError(f"'{output}' is a folder: name a file for the report (-o report.html)")
-    found = content(folder, only, paper=paper)
-    chosen = texts.samples(found, inside=inside, beside=beside)
+    content = read_content(folder, only, paper=paper)
+    chosen = texts.samples(content, inside=inside, beside=beside)
     side = {
         i: output.with_name(f"{output.stem}.samples-{i + 1}.js") for i, c in enumerate(chosen) if c.beside is not None
     }
-    data = _data(found, chosen, {i: path.name for i, path in side.items()})
-    page = _page(found, data).encode()
+    data = _data(content, chosen, {i: path.name for i, path in side.items()})
+    page = _page(content, data).encode()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         for old in output.parent.glob(f"{glob.escape(output.stem)}.samples-*.js"):
@@ -93,23 +93,26 @@ def report(
     return Written(output, list(side.values()))
 
 
-def _data(found: Content, chosen: list[texts.Chosen], side: dict[int, str]) -> dict[str, Any]:
+def _data(content: Content, chosen: list[texts.Chosen], side: dict[int, str]) -> dict[str, Any]:
     """What the page's script reads; `side`: the name of a section's side file, where it has one."""
-    sections = zip(names(found), found.sections, chosen, strict=True)
+    sections = zip(names(content), content.sections, chosen, strict=True)
     tradeoffs = [
-        {"model": model, "axes": axes(found, model), "chosen": default_axes(found, model)} for model in found.models
+        {"model": model, "axes": axes(content, model), "chosen": default_axes(content, model)}
+        for model in content.models
     ]
     data: dict[str, Any] = {
-        "sections": [_section(name, section, own, side.get(i)) for i, (name, section, own) in enumerate(sections)],
-        "methods": found.methods,
+        "sections": [
+            _section(name, section, samples, side.get(i)) for i, (name, section, samples) in enumerate(sections)
+        ],
+        "methods": content.methods,
         "base": BASE,
         "toxic": TOXIC,
-        "labels": found.labels,
+        "labels": content.labels,
         "marks": MARKS,
         "costs": {key: {"words": cost.words, "better": cost.better, "unit": cost.unit} for key, cost in COSTS.items()},
         "tradeoffs": tradeoffs,
-        "curves": found.curves,
-        "diagnostics": found.diagnostics,
+        "curves": content.curves,
+        "diagnostics": content.diagnostics,
     }
     data = msgspec.to_builtins(data)
     data["digest"] = hashlib.sha256(msgspec.json.encode(data)).hexdigest()[:16]
@@ -146,16 +149,16 @@ def _row(row: Row, key: str) -> dict[str, Any]:
     }
 
 
-def _page(found: Content, data: dict[str, Any]) -> str:
+def _page(content: Content, data: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     style, script = (HERE / "style.css").read_text(encoding="utf-8"), _script()
     page = _template().render(
-        content=found,
-        names=names(found),
-        summary=_summary(found),
-        verdicts=[_verdicts(found, model) for model in found.models],
-        looks=_looks(found.methods),
+        content=content,
+        names=names(content),
+        summary=_summary(content),
+        verdicts=[_verdicts(content, model) for model in content.models],
+        looks=_looks(content.methods),
         embedded=EMBEDDED,
         level=LEVEL,
         base=BASE,
@@ -175,7 +178,7 @@ def _page(found: Content, data: dict[str, Any]) -> str:
 
 
 def _script() -> str:
-    """All scripts as one that shares its names with nothing else on the page."""
+    """All scripts as one, whose names are private to it."""
     parts = [(HERE / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     return "\n".join(['"use strict";', "(() => {", *parts, "})();", ""])
 
@@ -194,9 +197,9 @@ def _template() -> Template:
 
 
 def _looks(methods: Sequence[str]) -> dict[str, int | str]:
-    """Which colour and mark each method has: the base one of its own, the others by number."""
-    others = [name for name in methods if name != BASE]
-    return {name: "base" if name == BASE else others.index(name) % LOOKS for name in methods}
+    """The colour and mark of each method: the base has its own, the others have one by number."""
+    other_methods = [name for name in methods if name != BASE]
+    return {name: "base" if name == BASE else other_methods.index(name) % LOOKS for name in methods}
 
 
 def _policy(style: str, script: str, *, side: bool) -> str:
@@ -205,8 +208,8 @@ def _policy(style: str, script: str, *, side: bool) -> str:
     def sha(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    own = " 'self'" if side else ""
-    allowed = f"style-src {sha(style)}; script-src {sha(script)}{own}"
+    own_folder = " 'self'" if side else ""
+    allowed = f"style-src {sha(style)}; script-src {sha(script)}{own_folder}"
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
@@ -236,35 +239,35 @@ def _shown(cell: Cell, column: Column) -> dict[str, str]:
     }
 
 
-def _summary(found: Content) -> dict[str, Any]:
+def _summary(content: Content) -> dict[str, Any]:
     """The figures that the page opens with."""
     differences = [
         cell.difference
-        for section in found.sections
+        for section in content.sections
         for row in section.table.rows
         for cell in row.cells.values()
         if cell.difference is not None
     ]
     verdicts = [d.verdict for d in differences]
-    created = sorted(record.created for _, record in found.records.values())
+    created = sorted(record.created for _, record in content.records.values())
     return {
-        "runs": len(found.records),
-        "suites": len({section.table.suite for section in found.sections}),
-        "configurations": len(found.labels),
+        "runs": len(content.records),
+        "suites": len({section.table.suite for section in content.sections}),
+        "configurations": len(content.labels),
         "tested": sum(d.p is not None for d in differences),
         **{verdict: verdicts.count(verdict) for verdict in WORDS},
         "first": created[0][:10] if created else "",
         "last": created[-1][:10] if created else "",
-        "made_by": made_by(record for _, record in found.records.values()),
-        "embedded": any(EMBEDDED in section.table.notes for section in found.sections),
+        "made_by": made_by(record for _, record in content.records.values()),
+        "embedded": any(EMBEDDED in section.table.notes for section in content.sections),
     }
 
 
-def _verdicts(found: Content, model: str) -> dict[str, Any]:
-    """What is supported at a glance: a line a metric, a column a configuration."""
-    sections = [(name, s) for name, s in zip(names(found), found.sections, strict=True) if s.table.model == model]
+def _verdicts(content: Content, model: str) -> dict[str, Any]:
+    """The verdicts of all differences to the base: a line a metric, a column a configuration."""
+    sections = [(name, s) for name, s in zip(names(content), content.sections, strict=True) if s.table.model == model]
     by_key = {s.keys[i]: str(s.table.rows[i].method["name"]) for _, s in sections for i in s.measured}
-    keys = [key for key in found.labels if by_key.get(key, BASE) != BASE]
+    keys = [key for key in content.labels if by_key.get(key, BASE) != BASE]
     blocks = []
     for name, section in sections:
         cells = {section.keys[i]: section.table.rows[i].cells for i in section.measured}
@@ -272,7 +275,7 @@ def _verdicts(found: Content, model: str) -> dict[str, Any]:
             (column, [cells[key][column.name].difference if key in cells else None for key in keys])
             for column in section.table.columns
         ]
-        if any(d for _, own in lines for d in own):
+        if any(d for _, differences in lines for d in differences):
             blocks.append((name, lines))
-    columns = [(by_key[key], found.labels[key]) for key in keys]
+    columns = [(by_key[key], content.labels[key]) for key in keys]
     return {"model": model, "columns": columns, "blocks": blocks}

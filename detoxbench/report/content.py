@@ -1,4 +1,4 @@
-"""What a report shows, read off finished runs: tables, categories, sweeps, points of a trade-off, fit diagnostics."""
+"""What a report shows of finished runs: tables, categories, sweeps, points of a trade-off, fit diagnostics."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Section:
 
     table: Table
     keys: list[str]
-    """Per row: names its method and configuration, also in other tables."""
+    """Per row: identifies its method and configuration, also in other tables."""
     groups: list[Group]
     sweeps: list[Sweep]
 
@@ -64,8 +64,8 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A metric or cost of one section that points of a trade-off can be placed by."""
+class ChartAxis:
+    """A metric or cost of one section that can be an axis of a trade-off."""
 
     section: int
     name: str
@@ -128,11 +128,11 @@ class Content:
         return {keys[i]: label for label, i in zip(labels, order, strict=True)}
 
 
-def content(folder: str | Path, only: Selection = EVERYTHING, *, paper: bool = False) -> Content:
-    """Read the runs under `folder`, those whose samples or scores are damaged left out.
+def read_content(folder: str | Path, only: Selection = EVERYTHING, *, paper: bool = False) -> Content:
+    """Read the runs under `folder`; those whose samples or scores are damaged are left out.
 
     Raises DetoxbenchError where there is no such folder, or no finished run in it, UsageError for a name in `only` that
-    fits nothing.
+    matches nothing.
     """
     notes: list[str] = []
     entries = finished(folder, only, notes=notes, whole=True)
@@ -143,11 +143,11 @@ def content(folder: str | Path, only: Selection = EVERYTHING, *, paper: bool = F
     board = beside(board) if paper else board
     whole = {digest(t.shared): t for t in board_of(entries, View(all_metrics=True)).tables}
     keys = _keys(board.tables)
-    sections = [_section(t, whole[digest(t.shared)], own) for t, own in zip(board.tables, keys, strict=True)]
+    sections = [_section(t, whole[digest(t.shared)], row_keys) for t, row_keys in zip(board.tables, keys, strict=True)]
     shown = {run_id for table in board.tables for row in table.rows for run_id in row.run_ids}
     records = {entry.record.run_id: (entry.run, entry.record) for entry in entries if entry.record.run_id in shown}
     names = {str(row.method["name"]) for table in board.tables for row in table.rows}
-    found = Content(
+    without_fits = Content(
         sections=sections,
         notes=board.notes,
         methods=sorted(names, key=lambda name: (name != BASE, name)),
@@ -155,13 +155,13 @@ def content(folder: str | Path, only: Selection = EVERYTHING, *, paper: bool = F
         diagnostics=[],
         records=records,
     )
-    curves, diagnostics = _fits(found)
-    return replace(found, curves=curves, diagnostics=diagnostics)
+    curves, diagnostics = _fits(without_fits)
+    return replace(without_fits, curves=curves, diagnostics=diagnostics)
 
 
 def names(content: Content) -> list[str]:
-    """What each section is called: its suite, with what tells it from others of the same suite."""
-    told: list[str] = []
+    """The name of each section: its suite, and the model or scorer where others of the same suite have another."""
+    section_names: list[str] = []
     for section in content.sections:
         table = section.table
         same = [other.table for other in content.sections if other.table.suite == table.suite]
@@ -171,18 +171,18 @@ def names(content: Content) -> list[str]:
         if len({t.scorer for t in same}) > 1:
             parts.append(table.scorer)
         name = " · ".join(parts)
-        told.append(name if name not in told else f"{name} ({told.count(name) + 1})")
-    return told
+        section_names.append(name if name not in section_names else f"{name} ({section_names.count(name) + 1})")
+    return section_names
 
 
 def _keys(tables: Sequence[Table]) -> list[list[str]]:
-    """Of every row, what it is the same configuration by in other tables.
+    """The key of every row: rows of other tables with the same key are the same configuration.
 
-    The fit data are left out where that still tells the rows of each table apart: what is fitted on each of a suite's
-    records has other data in every suite.
+    The fit data are left out where the rows of each table still differ without them: a method that is fitted on each of
+    a suite's records has other data in every suite.
     """
-    found = [[digest(_without_data(row.method)) for row in table.rows if row.run_ids] for table in tables]
-    distinct = all(len(set(keys)) == len(keys) for keys in found)
+    keys_without_data = [[digest(_without_data(row.method)) for row in table.rows if row.run_ids] for table in tables]
+    distinct = all(len(set(keys)) == len(keys) for keys in keys_without_data)
     return [[digest(_without_data(row.method) if distinct else row.method) for row in table.rows] for table in tables]
 
 
@@ -208,8 +208,8 @@ _LAYER = re.compile(r"^layer_(\d+)$")
 def _groups(columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]) -> Iterator[Group]:
     """Metrics that are one quantity by category (EMT@4_on_toxic_prompts, DS_plain) or by layer (patching_layer_3).
 
-    The quantity is the longest metric whose name begins the other's, or else what stands before the first "_"; a
-    quantity of one part is none.
+    The quantity is the longest metric name with which the other's name begins, or else the part before the first "_".
+    A quantity with a single part is left out.
     """
     names = {c.name for c in columns}
     parts: dict[str, list[tuple[str, Column]]] = {}
@@ -240,11 +240,11 @@ def _groups(columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]) -> It
 def _sweeps(table: Table) -> Iterator[Sweep]:
     settings = [dict(flat(row.method.get("config", {}))) if row.run_ids else None for row in table.rows]
     groups: dict[tuple[str, str, str], list[tuple[float, int]]] = {}
-    for i, (row, own) in enumerate(zip(table.rows, settings, strict=True)):
-        for knob, value in (own or {}).items():
+    for i, (row, config) in enumerate(zip(table.rows, settings, strict=True)):
+        for knob, value in (config or {}).items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            rest = {**row.method, "config": {k: v for k, v in (own or {}).items() if k != knob}}
+            rest = {**row.method, "config": {k: v for k, v in (config or {}).items() if k != knob}}
             groups.setdefault((row.method["name"], knob, digest(rest)), []).append((float(value), i))
     for (method, knob, _), members in groups.items():
         if len({value for value, _ in members}) < 2:
@@ -258,20 +258,20 @@ def _sweeps(table: Table) -> Iterator[Sweep]:
 # ------------------------------------------------------------------------------------------------------------ trade-off
 
 
-def axes(content: Content, model: str) -> list[Axis]:
-    """All that points of `model` can be placed by: metrics with a better side and costs that are known."""
-    found = []
+def axes(content: Content, model: str) -> list[ChartAxis]:
+    """All possible axes of a trade-off of `model`: metrics with a direction and costs that were measured."""
+    known = []
     for i, section in enumerate(content.sections):
         if section.table.model != model:
             continue
-        found += [Axis(i, c.name, c.better, c.unit) for c in section.table.columns if c.better != "neither"]
+        known += [ChartAxis(i, c.name, c.better, c.unit) for c in section.table.columns if c.better != "neither"]
         for key, cost in COSTS.items():
             if any(row.cost.get(key) is not None for row in section.table.rows):
-                found.append(Axis(i, key, cost.better, cost.unit, cost=True))
-    return found
+                known.append(ChartAxis(i, key, cost.better, cost.unit, cost=True))
+    return known
 
 
-def default_axes(content: Content, model: str) -> tuple[Axis, Axis] | None:
+def default_axes(content: Content, model: str) -> tuple[ChartAxis, ChartAxis] | None:
     """Toxicity against utility (`ranking.pareto_axes`) in the section with most configurations that has both, or else
     the first metric and the first axis that is of another section or a cost; None where there is only one axis."""
     known = axes(content, model)
@@ -293,7 +293,7 @@ _LAYERS = re.compile(r"layer|distance|direction|probe", re.IGNORECASE)
 
 
 def _fits(content: Content) -> tuple[list[Curve], list[Diagnostic]]:
-    """Of every configuration the first run's: the same fit under another suite or seed is not shown again."""
+    """The diagnostics of every configuration's first run; the same fit under another suite or seed is left out."""
     curves: dict[str, Curve] = {}
     diagnostics: list[Diagnostic] = []
     seen: set[tuple[str, str]] = set()
@@ -301,13 +301,13 @@ def _fits(content: Content) -> tuple[list[Curve], list[Diagnostic]]:
     for section in content.sections:
         for i in section.measured:
             row, key = section.table.rows[i], section.keys[i]
-            found = content.records.get(row.run_ids[0])
-            if found is None or not found[1].diagnostics or (section.table.model, key) in seen:
+            _, record = content.records.get(row.run_ids[0], (None, None))
+            if record is None or not record.diagnostics or (section.table.model, key) in seen:
                 continue
             seen.add((section.table.model, key))
             model, method = section.table.model, str(row.method["name"])
             scalars: dict[str, float | str] = {}
-            for name, value in flat(found[1].diagnostics):
+            for name, value in flat(record.diagnostics):
                 if isinstance(value, list):
                     for curve in _curve(model, method, labels[key], name, value):
                         same = curves.setdefault(digest([model, method, name, curve.values]), replace(curve, labels=[]))

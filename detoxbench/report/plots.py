@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
-from detoxbench.report.content import Axis, Content, Section, content, default_axes, names
+from detoxbench.report.content import ChartAxis, Content, Section, Sweep, default_axes, names, read_content
 from detoxbench.results.costs import COSTS
 from detoxbench.results.ranking import pareto
 from detoxbench.results.selection import EVERYTHING, Selection
@@ -65,20 +65,19 @@ def plots(folder: str | Path, output: str | Path, only: Selection = EVERYTHING) 
     require_matplotlib()
     import matplotlib
 
-    found = content(folder, only)
+    content = read_content(folder, only)
     output = Path(output)
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the reader's matplotlibrc says
+        matplotlib.rcdefaults()  # the reader's matplotlibrc has no effect
         matplotlib.rcParams.update(STYLE)
         figures: dict[str, Figure | None] = {}
-        for name, section in zip(names(found), found.sections, strict=True):
-            figures[f"metrics {name}"] = _metrics(found, section)
-            figures[f"cost {name}"] = _costs(found, section)
-            for sweep in range(len(section.sweeps)):
-                own = section.sweeps[sweep]
-                figures[f"sweep {own.method} {own.knob} {own.fixed} {name}"] = _sweep(found, section, sweep)
-        for model in found.models:
-            figures[f"tradeoff {model}"] = _tradeoff(found, model)
+        for name, section in zip(names(content), content.sections, strict=True):
+            figures[f"metrics {name}"] = _metrics(content, section)
+            figures[f"cost {name}"] = _costs(content, section)
+            for sweep in section.sweeps:
+                figures[f"sweep {sweep.method} {sweep.knob} {sweep.fixed} {name}"] = _sweep(content, section, sweep)
+        for model in content.models:
+            figures[f"tradeoff {model}"] = _tradeoff(content, model)
         try:
             output.mkdir(parents=True, exist_ok=True)
             stems: dict[str, Figure] = {}
@@ -97,11 +96,11 @@ def _save(figure: Figure, stem: Path) -> Path:
     return Path(f"{stem}.png")
 
 
-def _look(found: Content, method: str) -> dict[str, Any]:
+def _look(content: Content, method: str) -> dict[str, Any]:
     if method == BASE:
         return {"color": GREY, "marker": "o", "markerfacecolor": "white"}
-    others = [name for name in found.methods if name != BASE]
-    i = others.index(method)
+    other_methods = [name for name in content.methods if name != BASE]
+    i = other_methods.index(method)
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
 
 
@@ -152,7 +151,7 @@ def _labels(axes: Axes, labels: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _metrics(found: Content, section: Section) -> Figure | None:
+def _metrics(content: Content, section: Section) -> Figure | None:
     """Every metric of a table: a mark a row with its 95 % interval, a point a seed, the base as a dashed line."""
     rows = _rows(section)
     columns = [c for c in section.table.columns if any(r.cells[c.name].value is not None for r in rows)]
@@ -164,7 +163,7 @@ def _metrics(found: Content, section: Section) -> Figure | None:
         column = columns[i]
         for y, row in enumerate(rows):
             value, down, up = _scaled(row.cells[column.name], column.unit)
-            look = _look(found, row.method["name"])
+            look = _look(content, row.method["name"])
             axes.errorbar(value, y, xerr=[[down], [up]], ms=4, lw=1, **look)
             seeds = _seeds(row.cells[column.name], column.unit)
             axes.plot(seeds, [y] * len(seeds), ".", ms=2.5, color=look["color"], alpha=0.6)
@@ -178,7 +177,7 @@ def _metrics(found: Content, section: Section) -> Figure | None:
     return _multiples(len(columns), 0.6 + 0.16 * len(rows), draw, share_y=True)
 
 
-def _costs(found: Content, section: Section) -> Figure | None:
+def _costs(content: Content, section: Section) -> Figure | None:
     rows = _rows(section)
     telling = [key for key in COSTS if len({row.cost.get(key) for row in rows}) > 1]
     if not telling:
@@ -189,7 +188,7 @@ def _costs(found: Content, section: Section) -> Figure | None:
         for y, row in enumerate(rows):
             value = row.cost.get(telling[i])
             if value is not None:
-                axes.barh(y, value, height=0.6, color=_look(found, row.method["name"])["color"], alpha=0.85)
+                axes.barh(y, value, height=0.6, color=_look(content, row.method["name"])["color"], alpha=0.85)
                 axes.annotate(
                     cost.shown(value), (value, y), (2, 0), textcoords="offset points", va="center", fontsize=6
                 )
@@ -202,15 +201,14 @@ def _costs(found: Content, section: Section) -> Figure | None:
     return _multiples(len(telling), 0.6 + 0.16 * len(rows), draw, share_y=True)
 
 
-def _sweep(found: Content, section: Section, index: int) -> Figure | None:
-    sweep = section.sweeps[index]
+def _sweep(content: Content, section: Section, sweep: Sweep) -> Figure | None:
     rows = [section.table.rows[i] for i in sweep.rows]
     columns = [c for c in section.table.columns if any(r.cells[c.name].value is not None for r in rows)]
     bases = [row for row in _rows(section) if row.method["name"] == BASE]
 
     def draw(axes: Axes, i: int) -> None:
         column = columns[i]
-        look = _look(found, sweep.method)
+        look = _look(content, sweep.method)
         points = [
             (at, *_scaled(row.cells[column.name], column.unit)) for at, row in zip(sweep.values, rows, strict=True)
         ]
@@ -234,49 +232,57 @@ def _sweep(found: Content, section: Section, index: int) -> Figure | None:
     return _multiples(len(columns), 1.7, draw) if columns else None
 
 
-def _tradeoff(found: Content, model: str) -> Figure | None:
+def _tradeoff(content: Content, model: str) -> Figure | None:
     """The default axes of the page, with the Pareto front."""
     from matplotlib.figure import Figure
 
-    chosen = default_axes(found, model)
+    chosen = default_axes(content, model)
     if chosen is None:
         return None
-    points = [(key, method, x, y) for key, method, x, y in placed(found, *chosen) if not math.isnan(x[0] + y[0])]
+    points = [(key, method, x, y) for key, method, x, y in placed(content, *chosen) if not math.isnan(x[0] + y[0])]
     if not points:
         return None
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
     better = [axis.better for axis in chosen]
     on_front = pareto([(x[0], y[0]) for _, _, x, y in points], better)  # type: ignore[arg-type]
-    labels = []
-    for front, (key, method, (x, left, right), (y, down, up)) in sorted(
-        zip(on_front, points, strict=True), key=lambda p: not p[0]
-    ):
-        drawn = axes.errorbar(
-            x, y, xerr=[[left], [right]], yerr=[[down], [up]], ms=6 if front else 4, lw=0.7, **_look(found, method)
-        )
-        drawn.set_label(clean(method))
-        labels.append(axes.annotate(clean(found.labels[key]), (x, y), (5, 4), textcoords="offset points", fontsize=6.5))
+    labels = _points(axes, content, points, on_front)
     steps = sorted((x[0], y[0]) for front, (_, _, x, y) in zip(on_front, points, strict=True) if front)
     where: Literal["post", "pre"] = "post" if better[0] == "lower" else "pre"
     axes.step(*zip(*steps, strict=True), where=where, color="#1d1c1a", lw=0.8, zorder=0)
     _scale(axes.xaxis, chosen[0], [p[2][0] for p in points])
     _scale(axes.yaxis, chosen[1], [p[3][0] for p in points])
-    axes.set_xlabel(_named(found, chosen[0]))
-    axes.set_ylabel(_named(found, chosen[1]))
+    axes.set_xlabel(_axis_label(content, chosen[0]))
+    axes.set_ylabel(_axis_label(content, chosen[1]))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    order = [clean(m) for m in found.methods if clean(m) in handles]
+    order = [clean(m) for m in content.methods if clean(m) in handles]
     figure.legend([handles[m] for m in order], order, loc="outside lower center", ncols=3, fontsize=7)
     _thin(figure, labels)
     return figure
 
 
-def _named(found: Content, axis: Axis) -> str:
+def _points(axes: Axes, content: Content, points: Sequence[Point], on_front: Sequence[bool]) -> list[Any]:
+    """Draw the points with their intervals, those on the front first and larger. Returns their labels."""
+    labels = []
+    for front, (key, method, (x, left, right), (y, down, up)) in sorted(
+        zip(on_front, points, strict=True), key=lambda p: not p[0]
+    ):
+        drawn = axes.errorbar(
+            x, y, xerr=[[left], [right]], yerr=[[down], [up]], ms=6 if front else 4, lw=0.7, **_look(content, method)
+        )
+        drawn.set_label(clean(method))
+        labels.append(
+            axes.annotate(clean(content.labels[key]), (x, y), (5, 4), textcoords="offset points", fontsize=6.5)
+        )
+    return labels
+
+
+def _axis_label(content: Content, axis: ChartAxis) -> str:
     words = COSTS[axis.name].words if axis.cost else axis.name
-    return _heading(f"{found.sections[axis.section].table.suite}: {words}", axis.better, axis.unit)
+    return _heading(f"{content.sections[axis.section].table.suite}: {words}", axis.better, axis.unit)
 
 
-def _scale(axis: Any, of: Axis, values: Sequence[float]) -> None:
+def _scale(axis: Any, of: ChartAxis, values: Sequence[float]) -> None:
     """Logarithmic where the values span a factor of 20 and more, as on the page."""
     if of.unit != "share" and min(values) > 0 and max(values) / min(values) >= 20:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
@@ -285,25 +291,28 @@ def _scale(axis: Any, of: Axis, values: Sequence[float]) -> None:
 
 
 def _thin(figure: Figure, labels: Sequence[Any]) -> None:
-    """Of labels that lie on one another only the first stays; the legend names all methods."""
+    """Of labels that overlap only the first stays; the legend names all methods."""
     figure.draw_without_rendering()
-    kept: list[Any] = []
+    boxes: list[Any] = []
     for label in labels:
         box = label.get_window_extent()
-        if any(box.overlaps(other) for other in kept):
+        if any(box.overlaps(other) for other in boxes):
             label.set_visible(False)
         else:
-            kept.append(box)
+            boxes.append(box)
 
 
 Placed = tuple[float, float, float]
+"""On one axis: the value, and the lengths of its interval below and above it."""
+Point = tuple[str, str, Placed, Placed]
+"""Key of the configuration, method, place on x, place on y."""
 
 
-def placed(found: Content, x: Axis, y: Axis) -> list[tuple[str, str, Placed, Placed]]:
-    """(configuration, method, value with interval on x, the same on y) of all that both sections measured."""
+def placed(content: Content, x: ChartAxis, y: ChartAxis) -> list[Point]:
+    """The configurations that the sections of both axes have measured."""
 
-    def on(axis: Axis) -> dict[str, tuple[str, Placed]]:
-        section = found.sections[axis.section]
+    def on(axis: ChartAxis) -> dict[str, tuple[str, Placed]]:
+        section = content.sections[axis.section]
         values = {}
         for i in section.measured:
             row = section.table.rows[i]

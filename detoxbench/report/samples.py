@@ -19,9 +19,9 @@ from detoxbench.results import broken_text
 from detoxbench.results.store import Run, is_run
 
 INSIDE = 3_000_000
-"""Bytes of samples in the page itself, over all tables; what is beyond goes to a side file a table."""
+"""Bytes of samples in the page itself, over all tables; the other samples go to a side file a table."""
 BESIDE = 40_000_000
-"""Bytes a side file is allowed; what is beyond is in the runs' samples.jsonl only, and the page says so."""
+"""Bytes of a side file at most; the other samples are in the runs' samples.jsonl only, and the page says so."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Block:
 
     `requests`: [id, record, kind, prompt]; `given`: the texts are read, not written. `outputs[i]` are request i's:
     [row, seed, sample, text, stop, tokens, *scores] with `text` an index into `texts` and scores in the order of
-    `columns` (null is missing). `main` is the column that verdicts are made from, none where nothing is judged.
+    `columns` (null is missing). `main` is the column that verdicts are made from, None where nothing is judged.
     """
 
     requests: list[tuple[str, str, str, str]]
@@ -48,7 +48,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The samples of one table: those inside the page, those of a side file (or None), and how many records exist."""
+    """The samples of one table: those in the page, those in its side file (None without one), and how many records
+    there are."""
 
     inside: Block
     beside: Block | None
@@ -56,22 +57,25 @@ class Chosen:
 
 
 def samples(content: Content, *, inside: int = INSIDE, beside: int = BESIDE) -> list[Chosen]:
-    """For each section its samples. Whole records (a prompt, or all questions of one) are taken, evenly spread."""
+    """The samples of each section. Only whole records (a prompt, or all questions of one record) are taken, evenly
+    spread."""
     read = [_read(content, section, beside) for section in content.sections]
     wholes = [_block(answers, list(answers)) for answers, _ in read]
     sizes = [block.size for block in wholes]
-    found = []
+    chosen = []
     for (answers, records), whole, size, share in zip(read, wholes, sizes, _shared(sizes, inside), strict=True):
-        kept = list(answers)
+        inside_records = list(answers)
         block = whole
-        while kept and size > share:
-            kept = spread(kept, min(len(kept) - 1, int(len(kept) * share / size)))
-            block = _block(answers, kept)
+        while inside_records and size > share:
+            inside_records = spread(
+                inside_records, min(len(inside_records) - 1, int(len(inside_records) * share / size))
+            )
+            block = _block(answers, inside_records)
             size = block.size
-        within = set(kept)
+        within = set(inside_records)
         rest = [record for record in answers if record not in within]
-        found.append(Chosen(block, _block(answers, rest) if rest else None, records))
-    return found
+        chosen.append(Chosen(block, _block(answers, rest) if rest else None, records))
+    return chosen
 
 
 def for_script(value: Any) -> str:
@@ -89,7 +93,7 @@ def spread(items: Sequence[str], n: int) -> list[str]:
 
 
 def _shared(sizes: Sequence[int], budget: int) -> list[int]:
-    """Bytes for each: the small ones whole, the rest of `budget` in equal parts for the others."""
+    """The bytes for each size: small sizes get all they need, the others equal parts of the rest of `budget`."""
     shares = [0] * len(sizes)
     left = budget
     for done, i in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
@@ -98,29 +102,29 @@ def _shared(sizes: Sequence[int], budget: int) -> list[int]:
     return shares
 
 
-Answers = dict[str, list[tuple[int, int, Sample, Scored, bool | None]]]
-"""Record -> (row, seed, sample, its scores, whether it is broken: None where nobody looked) of all runs."""
+AnswersByRecord = dict[str, list[tuple[int, int, Sample, Scored, bool | None]]]
+"""Record -> (row, seed, sample, its scores, whether it is broken: None where that is unknown) of all runs."""
 
 
-def _read(content: Content, section: Section, limit: int) -> tuple[Answers, int]:
+def _read(content: Content, section: Section, limit: int) -> tuple[AnswersByRecord, int]:
     """The records that a side file of `limit` bytes can hold, by the size of the files, and how many there are."""
-    found = [
+    runs = [
         (i, *content.records[run_id])
         for i in section.measured
         for run_id in section.table.rows[i].run_ids
         if run_id in content.records
     ]
-    answers: Answers = {}
+    answers: AnswersByRecord = {}
     total = 0
-    size = sum(path.stat().st_size for _, run, _ in found for path in run.folder.glob("s*.jsonl"))
+    size = sum(path.stat().st_size for _, run, _ in runs for path in run.folder.glob("s*.jsonl"))
     bases: dict[Path, Sequence[Sample] | None] = {}
-    for number, (row, run, record) in enumerate(found):
+    for number, (row, run, record) in enumerate(runs):
         try:
-            own, base = run.samples(), run.folder.with_name(record.base_run_id or record.run_id)
+            run_samples, base = run.samples(), run.folder.with_name(record.base_run_id or record.run_id)
             if base not in bases:
                 bases[base] = Run(base).samples() if is_run(base) else None
-            broken = _broken(own, bases[base] if "broken_share" in record.metrics else None)
-            pairs = [(s, c, b) for s, c, b in zip(own, run.scores(), broken, strict=True) if s.prompt or s.text]
+            broken = _broken(run_samples, bases[base] if "broken_share" in record.metrics else None)
+            pairs = [(s, c, b) for s, c, b in zip(run_samples, run.scores(), broken, strict=True) if s.prompt or s.text]
         except (OSError, ValueError) as error:
             raise DetoxbenchError(
                 f"the samples of run {run.folder.name} cannot be read ({error}): delete its folder and run it again"
@@ -135,16 +139,16 @@ def _read(content: Content, section: Section, limit: int) -> tuple[Answers, int]
     return answers, total
 
 
-def _broken(own: Sequence[Sample], base: Sequence[Sample] | None) -> list[bool | None]:
-    """For each sample whether it is broken, as `broken_share` counts it; None where there is no base to tell."""
+def _broken(samples: Sequence[Sample], base: Sequence[Sample] | None) -> list[bool | None]:
+    """For each sample whether it is broken, as `broken_share` counts it; None without a base that can judge it."""
     if base is None:
-        return [None] * len(own)
-    read = broken_text.read_ones(own)
-    found = {(s.id, s.sample): r is not None for s, r in zip(read, broken_text.reasons(read, base), strict=True)}
-    return [found.get((s.id, s.sample)) for s in own]
+        return [None] * len(samples)
+    read = broken_text.read_ones(samples)
+    broken = {(s.id, s.sample): r is not None for s, r in zip(read, broken_text.reasons(read, base), strict=True)}
+    return [broken.get((s.id, s.sample)) for s in samples]
 
 
-def _block(answers: Answers, records: Sequence[str]) -> Block:
+def _block(answers: AnswersByRecord, records: Sequence[str]) -> Block:
     # 1. Every answer to these records, with what is shown of its scores.
     flat = [
         (record, row, seed, sample, _values(sample, scored, broken))
@@ -169,17 +173,17 @@ def _block(answers: Answers, records: Sequence[str]) -> Block:
         ]
         for several in by_request.values()
     ]  # fmt: skip
-    given = all(sample.stop == "given" for _, _, _, sample, _ in flat)
-    return Block(list(requests.values()), outputs, list(texts), columns, _main(columns), given)
+    only_read = all(sample.stop == "given" for _, _, _, sample, _ in flat)
+    return Block(list(requests.values()), outputs, list(texts), columns, _main(columns), only_read)
 
 
 def _values(sample: Sample, scored: Scored, broken: bool | None) -> dict[str, float]:
-    """What is shown of an answer's scores, by column."""
+    """The scores of an answer that are shown, by column."""
     values = {
         f"{slot}/{name}": value
-        for slot, own in scored.scores.items()
-        for name, value in (own or {}).items()
-        if slot == "main" or name != "degenerate"  # every scorer tells it of the same text
+        for slot, slot_scores in scored.scores.items()
+        for name, value in (slot_scores or {}).items()
+        if slot == "main" or name != "degenerate"  # it is the same from every scorer
     }
     if sample.nll is not None:
         values["nll"] = sample.nll

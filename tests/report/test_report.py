@@ -119,7 +119,7 @@ def test_what_is_missing_is_shown_as_missing(page, data):
 
 
 def test_sweeps_categories_layers_and_fits_are_found(runs):
-    found = content.content(runs)
+    found = content.read_content(runs)
     mechanism, rtp = found.sections
     assert (mechanism.table.suite, rtp.table.suite) == ("mechanism", "rtp")
     (sweep,) = rtp.sweeps
@@ -146,7 +146,7 @@ def test_two_knobs_at_once_are_sweeps_of_one_with_the_other_fixed(tmp_path):
         for steps in (5, 10):
             config = {"alpha": alpha, "steps": steps, "flag": True, "name": "x"}
             texts(write(tmp_path, [share("DS", 0.5)], "m", config=config), 0.1)
-    (section,) = content.content(tmp_path).sections
+    (section,) = content.read_content(tmp_path).sections
     found = sorted((s.knob, s.fixed, s.values) for s in section.sweeps)
     assert found == [
         ("alpha", "steps=10", [1.0, 2.0]),
@@ -170,7 +170,7 @@ def test_what_papers_report_stands_in_the_table_and_is_drawn_nowhere(tmp_path, m
 def test_models_and_scorers_of_one_suite_are_told_apart(tmp_path):
     for model, scorer in (("a", "s"), ("b", "s"), ("b", "t")):
         texts(write(tmp_path, [share("DS", 0.5)], model=model, scorer=scorer), 0.1)
-    assert content.names(content.content(tmp_path)) == ["safeedit · a · s", "safeedit · b · s", "safeedit · b · t"]
+    assert content.names(content.read_content(tmp_path)) == ["safeedit · a · s", "safeedit · b · s", "safeedit · b · t"]
 
 
 # --- size -------------------------------------------------------------------------------------------------------------

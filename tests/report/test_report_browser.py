@@ -234,7 +234,7 @@ def test_more_cards_and_another_order(reader):
 
 
 def test_the_front_in_the_picture_is_the_front_of_the_ranking(reader, runs):
-    found = content.content(runs)
+    found = content.read_content(runs)
     x, y = content.default_axes(found, "tiny")
     points = placed(found, x, y)
     on = pareto([(a[0], b[0]) for _, _, a, b in points], [x.better, y.better])

@@ -1,4 +1,4 @@
-// What every chart is made of, and the charts beside the tables.
+// The parts of every chart, and the charts beside the tables.
 
 // A figure that is drawn anew when its width changes. `draw(width)` returns [height, elements].
 const drawn = [];
@@ -31,8 +31,8 @@ const asTable = (head, rows) => h("details", {}, h("summary", {}, "As a table"),
 function choice(words, options, chosen, act) {
   const select = h("select", { on: { change: () => act(select.value) } });
   for (const option of options) {
-    const made = (o) => h("option", { value: o.value, selected: o.value === chosen }, visible(o.text));
-    select.append(option.options ? h("optgroup", { label: visible(option.text) }, option.options.map(made)) : made(option));
+    const optionOf = (o) => h("option", { value: o.value, selected: o.value === chosen }, visible(o.text));
+    select.append(option.options ? h("optgroup", { label: visible(option.text) }, option.options.map(optionOf)) : optionOf(option));
   }
   return h("label", { class: "field" }, words, select);
 }
@@ -84,7 +84,7 @@ function forests() {
       if (rows.every((row) => row.value === null)) continue;
       const reference = base.length === 1 ? base[0].cells[column.name].value : null;
       const words = rows.map((row) => `${row.label} ${bounded(row.cell, column.unit)}${row.verdict ? ` ${row.verdict}` : ""}`).join("; ");
-      holder.append(figure(column.name, told(column), `${column.name}: ${words}`, (width) => rowsChart(width, rows, { unit: column.unit, reference })));
+      holder.append(figure(column.name, unitNote(column), `${column.name}: ${words}`, (width) => rowsChart(width, rows, { unit: column.unit, reference })));
     }
   }
 }

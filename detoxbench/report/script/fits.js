@@ -10,7 +10,7 @@ function fits() {
       const layers = group.parts.map((part) => Number(part.replace(/\D/g, "")));
       const lines = rows.map((row) => ({ method: row.method, label: row.label, points: group.cells[row.i].map((c, p) => ({ at: layers[p], value: c ? c.value : null })) })).filter((line) => line.points.some((p) => p.value !== null));
       const words = lines.map((line) => `${line.label}: ${line.points.map((p) => number(p.value, group.unit)).join(", ")}`).join("; ");
-      return figure(group.metric, told(group), `${group.metric} by layer. ${words}`, (width) => lineChart(width, lines, { unit: group.unit, across: "layer", whole: true }));
+      return figure(group.metric, unitNote(group), `${group.metric} by layer. ${words}`, (width) => lineChart(width, lines, { unit: group.unit, across: "layer", whole: true }));
     });
     holder.append(
       h("h3", { class: "subhead" }, "By layer", h("small", {}, ` ${visible(section.name)}`)),
@@ -31,13 +31,13 @@ function fits() {
       return node;
     };
     for (const [kind, words] of [["layer", "Recorded by layer"], ["step", "Recorded while fitting"]]) {
-      const own = data.curves.filter((c) => c.kind === kind);
-      if (!own.length) continue;
-      const longest = Math.max(...own.map((c) => c.values.length));
-      holder.append(h("h3", { class: "subhead" }, words), h("div", { class: "multiples" }, own.map(panel)),
+      const curves = data.curves.filter((c) => c.kind === kind);
+      if (!curves.length) continue;
+      const longest = Math.max(...curves.map((c) => c.values.length));
+      holder.append(h("h3", { class: "subhead" }, words), h("div", { class: "multiples" }, curves.map(panel)),
         kind === "layer"
-          ? asTable(["configuration", "list", ...Array.from({ length: longest }, (_, i) => String(i))], own.map((c) => [c.labels.join(", "), c.name, ...Array.from({ length: longest }, (_, i) => amount(c.values[i]))]))
-          : asTable(["configuration", "list", "steps", "first", "lowest", "last"], own.map((c) => {
+          ? asTable(["configuration", "list", ...Array.from({ length: longest }, (_, i) => String(i))], curves.map((c) => [c.labels.join(", "), c.name, ...Array.from({ length: longest }, (_, i) => amount(c.values[i]))]))
+          : asTable(["configuration", "list", "steps", "first", "lowest", "last"], curves.map((c) => {
               const known = c.values.filter((v) => v !== null);
               return [c.labels.join(", "), c.name, String(c.length), amount(known[0]), amount(Math.min(...known)), amount(known.at(-1))];
             })));

@@ -25,17 +25,17 @@ function amount(value, unit) {
   return unit === "×" ? `${text}×` : unit ? `${text} ${unit}` : text;
 }
 const way = (better) => (better === "neither" ? "" : better === "higher" ? "↑" : "↓");
-const told = (column) => `${column.unit === "share" ? "per cent" : ""}${column.unit === "share" && column.better !== "neither" ? ", " : ""}${column.better === "neither" ? "" : `${column.better} is better`}`;
+const unitNote = (column) => `${column.unit === "share" ? "per cent" : ""}${column.unit === "share" && column.better !== "neither" ? ", " : ""}${column.better === "neither" ? "" : `${column.better} is better`}`;
 
 function ticks(low, high, count) {
   const raw = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(raw || 1));
   const step = [1, 2, 5, 10].map((m) => m * power).find((m) => m >= raw * 0.999) || power;
-  const found = [];
-  for (let t = Math.ceil(low / step - 1e-9) * step; t <= high + step * 1e-9; t += step) found.push(Math.abs(t) < step * 1e-9 ? 0 : t);
-  if (found.length < 2 && count < 16 && high > low) return ticks(low, high, 2 * count);
+  const positions = [];
+  for (let t = Math.ceil(low / step - 1e-9) * step; t <= high + step * 1e-9; t += step) positions.push(Math.abs(t) < step * 1e-9 ? 0 : t);
+  if (positions.length < 2 && count < 16 && high > low) return ticks(low, high, 2 * count);
   const n = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  return found.map((value) => ({ value, text: step < 1e-4 ? (value ? value.toExponential(0) : "0") : Math.abs(value) >= 10000 ? `${Number((value / 1000).toPrecision(3)).toLocaleString("en")}k` : value.toFixed(n) }));
+  return positions.map((value) => ({ value, text: step < 1e-4 ? (value ? value.toExponential(0) : "0") : Math.abs(value) >= 10000 ? `${Number((value / 1000).toPrecision(3)).toLocaleString("en")}k` : value.toFixed(n) }));
 }
 const axisTicks = (low, high, count, unit) =>
   unit === "share" ? ticks(100 * low, 100 * high, count).map((t) => ({ value: t.value / 100, text: t.text })) : ticks(low, high, count);

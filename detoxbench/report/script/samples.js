@@ -28,7 +28,7 @@ function matches(o) {
   return true;
 }
 
-function found() {
+function matchingHits() {
   const query = state.query.trim().toLowerCase();
   const section = data.sections[state.section];
   const isShown = (row) => !state.methods || state.methods.has(row);
@@ -37,15 +37,15 @@ function found() {
   for (const block of blocksOf()) {
     block.requests.forEach(([id, record, kind, prompt], i) => {
       if (state.kind && kind !== state.kind) return;
-      const own = block.outputs[i].map((stored) => output(block, stored)).filter((o) => isShown(o.row));
-      if (!own.some(matches)) return;
-      if (query && !prompt.toLowerCase().includes(query) && !own.some((o) => o.lower.includes(query))) return;
-      if (state.verdict === "split" && new Set(own.map(verdictOf).filter((v) => v === "toxic" || v === "civil")).size < 2) return;
-      const mains = own.map((o) => o.main).filter((v) => v !== null);
+      const outputs = block.outputs[i].map((stored) => output(block, stored)).filter((o) => isShown(o.row));
+      if (!outputs.some(matches)) return;
+      if (query && !prompt.toLowerCase().includes(query) && !outputs.some((o) => o.lower.includes(query))) return;
+      if (state.verdict === "split" && new Set(outputs.map(verdictOf).filter((v) => v === "toxic" || v === "civil")).size < 2) return;
+      const mains = outputs.map((o) => o.main).filter((v) => v !== null);
       const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
-      const base = mean(own.filter((o) => o.row === baseRow && o.main !== null).map((o) => o.main));
+      const base = mean(outputs.filter((o) => o.row === baseRow && o.main !== null).map((o) => o.main));
       const gap = base === null ? Math.max(0, ...mains) - Math.min(1, ...mains) : Math.max(0, ...mains.map((v) => Math.abs(v - base)));
-      hits.push({ id, record, kind, prompt, own, given: block.given, rank: state.order === "score" ? Math.max(-1, ...mains) : state.order === "gap" ? gap : 0 });
+      hits.push({ id, record, kind, prompt, outputs, given: block.given, rank: state.order === "score" ? Math.max(-1, ...mains) : state.order === "gap" ? gap : 0 });
     });
   }
   if (state.order !== "asked") hits.sort((a, b) => b.rank - a.rank);
@@ -69,14 +69,14 @@ function marked(text) {
 function scoresLine(o) {
   const verdict = { toxic: "▲ toxic", civil: "○ not toxic", missing: "not judged", empty: "empty" }[verdictOf(o)];
   const known = Object.fromEntries(o.scores.filter(([, value]) => value !== null));
-  const others = Object.entries(known).filter(([name, value]) => !["main/degenerate", "broken", "nll"].includes(name) && !name.endsWith("/tokens") && !(name.endsWith("/truncated") && !value) && !(name.startsWith("main/") && value === o.main))
+  const otherScores = Object.entries(known).filter(([name, value]) => !["main/degenerate", "broken", "nll"].includes(name) && !name.endsWith("/tokens") && !(name.endsWith("/truncated") && !value) && !(name.startsWith("main/") && value === o.main))
     .map(([name, value]) => {
       const tokens = name.endsWith("/nll") ? known[name.replace(/nll$/, "tokens")] : null;
       const words = name.replace("main/", "").replace("/", " ");
       return tokens ? `${words.replace(/ ?nll$/, "")} ${(value / tokens).toFixed(2)} nats a token` : `${[...new Set(words.split(" "))].join(" ")} ${Number(value.toPrecision(3))}`;
     });
   return h("p", { class: "scores" }, o.stop === "given" ? null : [h("b", { class: `v ${verdictOf(o) === "toxic" ? "worse" : ""}` }, verdict), o.main === null ? "" : ` ${o.main.toFixed(2)}`],
-    [o.broken ? "broken" : "", o.stop === "length" ? "cut off at the limit" : "", o.nll === null ? "" : `${(o.nll / Math.max(1, o.tokens)).toFixed(2)} nats a token`, ...others].filter(Boolean).map((text, i) => (i || o.stop !== "given" ? " · " : "") + visible(text)));
+    [o.broken ? "broken" : "", o.stop === "length" ? "cut off at the limit" : "", o.nll === null ? "" : `${(o.nll / Math.max(1, o.tokens)).toFixed(2)} nats a token`, ...otherScores].filter(Boolean).map((text, i) => (i || o.stop !== "given" ? " · " : "") + visible(text)));
 }
 
 let numbered = 0;
@@ -102,12 +102,12 @@ function sampleOf(o, seeds, many) {
 
 function card(hit) {
   const section = data.sections[state.section];
-  const rows = section.measured.filter((i) => hit.own.some((o) => o.row === i));
+  const rows = section.measured.filter((i) => hit.outputs.some((o) => o.row === i));
   const answers = rows.map((i) => {
-    const own = hit.own.filter((o) => o.row === i).sort((a, b) => matches(b) - matches(a));
-    const seeds = new Set(own.map((o) => o.seed)).size > 1;
-    const many = new Set(own.map((o) => o.sample)).size > 1;
-    const items = own.map((o) => sampleOf(o, seeds, many));
+    const outputs = hit.outputs.filter((o) => o.row === i).sort((a, b) => matches(b) - matches(a));
+    const seeds = new Set(outputs.map((o) => o.seed)).size > 1;
+    const many = new Set(outputs.map((o) => o.sample)).size > 1;
+    const items = outputs.map((o) => sampleOf(o, seeds, many));
     const rest = items.slice(AT_ONCE);
     return h("div", { class: `answer ${colour(section.rows[i].method)}` }, h("h4", {}, h("span", {}, key(section.rows[i].method), visible(section.rows[i].label))), items.slice(0, AT_ONCE),
       rest.length ? h("details", {}, h("summary", {}, `${rest.length} more ${rest.length === 1 ? "sample" : "samples"}`), rest) : null);
@@ -115,7 +115,7 @@ function card(hit) {
   return h("article", { class: "card" },
     h("h3", {}, `${visible(hit.kind)} · ${visible(hit.id)}`),
     hit.prompt ? h("p", { class: "prompt" }, marked(hit.prompt)) : null,
-    hit.given ? h("div", { class: "sample" }, h("p", { class: "scores" }, "the text that is read after it"), foldable(hit.own[0], foldWords(hit.own[0]))) : null,
+    hit.given ? h("div", { class: "sample" }, h("p", { class: "scores" }, "the text that is read after it"), foldable(hit.outputs[0], foldWords(hit.outputs[0]))) : null,
     h("div", { class: "answers" }, answers));
 }
 
@@ -123,7 +123,7 @@ let cards = null;
 let status = null;
 let more = null;
 function show(from = 0) {
-  const hits = found();
+  const hits = matchingHits();
   const section = data.sections[state.section];
   const inside = new Set(blocksOf().flatMap((block) => block.requests.map((r) => r[1]))).size;
   const total = blocksOf().reduce((sum, block) => sum + block.requests.length, 0);

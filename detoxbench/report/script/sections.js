@@ -1,27 +1,27 @@
 // Categories, sweeps and costs.
 
-const fullest = (found) => found.reduce((a, b) => (b.section.measured.length > a.section.measured.length ? b : a)); // of equals the first
+const fullest = (choices) => choices.reduce((a, b) => (b.section.measured.length > a.section.measured.length ? b : a)); // of equals the first
 
 function categories() {
-  const found = data.sections.flatMap((section, i) => section.groups.map((group, g) => ({ section, group, id: `${i}/${g}` }))).filter((f) => f.group.kind === "category");
-  if (!found.length) return false;
+  const choices = data.sections.flatMap((section, i) => section.groups.map((group, g) => ({ section, group, id: `${i}/${g}` }))).filter((f) => f.group.kind === "category");
+  if (!choices.length) return false;
   const holder = byId("category");
-  let chosen = fullest(found);
+  let chosen = fullest(choices);
   const show = () => {
     const { section, group } = chosen;
     const base = section.measured.filter((i) => section.rows[i].method === data.base);
-    const own = base.length === 1 ? group.cells[base[0]] : null;
+    const baseCells = base.length === 1 ? group.cells[base[0]] : null;
     const all = section.measured.flatMap((i) => group.cells[i]).filter(Boolean).flatMap((c) => [c.value, c.low, c.high]);
     const panels = section.measured.filter((i) => group.cells[i].some((c) => c && c.value !== null)).map((i) => {
       const row = section.rows[i];
       const words = group.parts.map((part, p) => `${part} ${bounded(group.cells[i][p], group.unit)}`).join("; ");
-      const panel = figure(row.label, "", `${group.metric} of ${row.label} by part: ${words}`, (width) => partsChart(width, row, group, group.cells[i], own, domain(all, { zero: true, unit: group.unit })));
+      const panel = figure(row.label, "", `${group.metric} of ${row.label} by part: ${words}`, (width) => partsChart(width, row, group, group.cells[i], baseCells, domain(all, { zero: true, unit: group.unit })));
       panel.querySelector("figcaption").prepend(key(row.method));
       return panel;
     });
     put(holder,
-      h("div", { class: "controls" }, choice("Suite and metric", found.map((f) => ({ value: f.id, text: `${f.section.name}: ${f.group.metric}` })), chosen.id, (v) => { chosen = found.find((f) => f.id === v); show(); holder.querySelector("select").focus(); })),
-      h("p", { class: "intro" }, [visible(group.metric), told(group)].filter(Boolean).join(", ")),
+      h("div", { class: "controls" }, choice("Suite and metric", choices.map((f) => ({ value: f.id, text: `${f.section.name}: ${f.group.metric}` })), chosen.id, (v) => { chosen = choices.find((f) => f.id === v); show(); holder.querySelector("select").focus(); })),
+      h("p", { class: "intro" }, [visible(group.metric), unitNote(group)].filter(Boolean).join(", ")),
       h("div", { class: "multiples" }, panels),
       asTable(["configuration", ...group.parts], section.measured.map((i) => [section.rows[i].label, ...group.cells[i].map((c) => bounded(c, group.unit))])));
     redraw();
@@ -30,7 +30,7 @@ function categories() {
   return true;
 }
 
-function partsChart(width, row, group, cells, own, [low, high]) {
+function partsChart(width, row, group, cells, baseCells, [low, high]) {
   const step = 20;
   const gutter = Math.min(Math.max(...group.parts.map((p) => measure(visible(p)))) + 10, width * 0.5);
   const [from, to, bottom] = [gutter, width - 8, group.parts.length * step + 4];
@@ -46,7 +46,7 @@ function partsChart(width, row, group, cells, own, [low, high]) {
         s("rect", { class: "rect", x, y: y - 9, width: Math.max(1, Math.abs(scale(cell.value) - scale(0))), height: 11 })));
       if (cell.low !== null) parts.push(s("path", { class: "error", d: `M${scale(cell.low)},${y - 3.5}H${scale(cell.high)}` }));
     }
-    if (own && own[p] && own[p].value !== null && row.method !== data.base) parts.push(s("path", { class: "tick", d: `M${scale(own[p].value)},${y - 11}v15` }));
+    if (baseCells && baseCells[p] && baseCells[p].value !== null && row.method !== data.base) parts.push(s("path", { class: "tick", d: `M${scale(baseCells[p].value)},${y - 11}v15` }));
   });
   return [bottom + 20, parts];
 }
@@ -61,7 +61,7 @@ function sweeps() {
         const points = rows.map((row, i) => ({ at: sweep.values[i], ...row.cells[column.name] }));
         const reference = base.length === 1 ? base[0].cells[column.name] : null;
         const words = points.map((p) => `${p.at}: ${bounded(p, column.unit)}`).join("; ");
-        return figure(column.name, told(column), `${column.name} against ${sweep.knob}. ${words}${reference ? `; base ${bounded(reference, column.unit)}` : ""}`,
+        return figure(column.name, unitNote(column), `${column.name} against ${sweep.knob}. ${words}${reference ? `; base ${bounded(reference, column.unit)}` : ""}`,
           (width) => lineChart(width, [{ method: sweep.method, points }], { unit: column.unit, reference, across: sweep.knob }));
       });
       holder.append(
@@ -86,9 +86,9 @@ function lineChart(width, lines, { unit, reference = null, across, marks = true,
   const place = logarithmic ? Math.log : (v) => v;
   const scale = linear(place(a), place(b) === place(a) ? place(a) + 1 : place(b), left + 8, right - 8);
   const [sx, sy] = [(v) => scale(place(v)), linear(y0, y1, bottom, top)];
-  let told = whole ? axisTicks(a, b, Math.max(2, width / 80)).filter((t) => Number.isInteger(t.value)) : [...new Set(at)].sort((p, q) => p - q).map((value) => ({ value, text: String(Number(value.toPrecision(3))) }));
+  let tickMarks = whole ? axisTicks(a, b, Math.max(2, width / 80)).filter((t) => Number.isInteger(t.value)) : [...new Set(at)].sort((p, q) => p - q).map((value) => ({ value, text: String(Number(value.toPrecision(3))) }));
   let last = -Infinity;
-  told = told.filter((t) => {
+  tickMarks = tickMarks.filter((t) => {
     const room = measure(t.text, 11) / 2 + 3;
     if (sx(t.value) - room < last) return false;
     last = sx(t.value) + room;
@@ -96,7 +96,7 @@ function lineChart(width, lines, { unit, reference = null, across, marks = true,
   });
   const parts = [
     axisTicks(y0, y1, 4, unit).map((t) => [s("path", { class: "grid", d: `M${left},${sy(t.value)}H${right}` }), s("text", { class: "soft", x: left - 5, y: sy(t.value) + 4, "text-anchor": "end" }, t.text)]),
-    bottomAxis(sx, told, left, right, bottom),
+    bottomAxis(sx, tickMarks, left, right, bottom),
     s("text", { class: "soft", x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, `${visible(across)}${logarithmic ? " (log scale)" : ""}`),
   ];
   if (reference && reference.value !== null) {
@@ -116,10 +116,10 @@ function lineChart(width, lines, { unit, reference = null, across, marks = true,
 }
 
 function costs() {
-  const found = data.sections.map((section, i) => ({ section, id: String(i) })).filter(({ section }) => section.measured.some((i) => Object.values(section.rows[i].cost).some((v) => v !== null)));
-  if (!found.length) return false;
+  const choices = data.sections.map((section, i) => ({ section, id: String(i) })).filter(({ section }) => section.measured.some((i) => Object.values(section.rows[i].cost).some((v) => v !== null)));
+  if (!choices.length) return false;
   const holder = byId("cost");
-  let chosen = fullest(found);
+  let chosen = fullest(choices);
   const show = () => {
     const { section } = chosen;
     const rows = section.measured.map((i) => section.rows[i]);
@@ -132,7 +132,7 @@ function costs() {
       return figure(cost.words, `${cost.better} is better`, `${cost.words}: ${bars.map((b) => `${b.label} ${b.words}`).join("; ")}`, (width) => rowsChart(width, bars, { unit: "", bars: true, right: room }));
     });
     put(holder,
-      h("div", { class: "controls" }, choice("In the runs of", found.map((f) => ({ value: f.id, text: f.section.name })), chosen.id, (v) => { chosen = found.find((f) => f.id === v); show(); holder.querySelector("select").focus(); })),
+      h("div", { class: "controls" }, choice("In the runs of", choices.map((f) => ({ value: f.id, text: f.section.name })), chosen.id, (v) => { chosen = choices.find((f) => f.id === v); show(); holder.querySelector("select").focus(); })),
       h("div", { class: "multiples" }, panels),
       rest.length ? h("p", { class: "intro" }, `The same for all: ${rest.join("; ")}.`) : null,
       asTable(["configuration", ...known.map(([, c]) => c.words)], rows.map((row) => [row.label, ...known.map(([name, c]) => amount(row.cost[name], c.unit))])));
