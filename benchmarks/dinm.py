@@ -19,7 +19,7 @@ from benchmarks.harness import Row, compare, measured
 from benchmarks.models import random_lm, texts
 from detoxbench.data.examples import EditRecord
 from detoxbench.runner import generations, scoring
-from detoxbench.runner.cell import Cell, checkpoint_folder, prepare
+from detoxbench.runner.cell import RunCell, checkpoint_folder, prepare
 from detoxbench.runner.composition import compose_run
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _safeedit(lm: LanguageModel, records: int) -> list[dict[str, Any]]:
     return found
 
 
-def _cell(runs: str, data: Path, tokens: int) -> Cell:
+def _cell(runs: str, data: Path, tokens: int) -> RunCell:
     """The run as it would be asked for, but for its model: `lm` stands in for the embedded one."""
     asked = ["method=dinm", "method.protocol=per_record", "suite=safeedit", f"suite.data={data}", "scorer=refusal"]
     how = [f"gen.max_new_tokens={tokens}", "gen.batch_tokens=32768", "with_base=false", f"runs_dir={runs}"]

@@ -1,4 +1,4 @@
-"""What the unmodified model finds of generated texts: how likely they are, and what their order is worth."""
+"""Generated texts read by the unmodified model: how likely they are, and with their words in reverse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel
 
 CHUNK = 64
-"""Samples read, and written, at a time: last bits depend on the chunk, so it is the same in a run that goes on."""
+"""Samples read, and written, at a time. Last bits depend on the chunk, so a resumed run has the same chunks."""
 DIGITS = 4
 """Decimals kept, in nats."""
 
@@ -25,8 +25,8 @@ def readings(
 ) -> Iterator[list[BaseReading | None]]:
     """Chunk by chunk, the readings of `samples[done:]`; None for a text without a token of its own after its prompt.
 
-    `requests` are by id; nothing may be in force on `lm`. Each text is read after its prompt, in the chat template
-    where that was used: as it is, and with its words in reverse.
+    `requests` are by id; no intervention may be in force on `lm`. Each text is read after its prompt, in the chat
+    template where that was used: as it is, and with its words in reverse.
     """
     for start in range(done, len(samples), CHUNK):
         chunk = samples[start : start + CHUNK]
@@ -38,21 +38,21 @@ def readings(
 
 
 def _in_both_orders(lm: LanguageModel, request: Request, text: str) -> tuple[Continuation, Continuation]:
-    """What is read of a text, and of the same with its words in reverse: nothing where those are few."""
-    own = continuation(lm, msgspec.structs.replace(request, text=text))
+    """What is read for a text, and for the text with its words in reverse: `NOTHING` where the words are few."""
+    as_written = continuation(lm, msgspec.structs.replace(request, text=text))
     if len(broken_text.words(text)) < broken_text.ORDER_WORDS:
-        return own, NOTHING
-    return own, continuation(lm, msgspec.structs.replace(request, text=broken_text.words_reversed(text)))
+        return as_written, NOTHING
+    return as_written, continuation(lm, msgspec.structs.replace(request, text=broken_text.words_reversed(text)))
 
 
 def _sum(nlls: Iterator[float], part: Continuation) -> float:
     return sum(next(nlls) for _ in part.windows) - sum(next(nlls) for _ in part.prompt_correction)
 
 
-def _reading(own: Continuation, other: Continuation, nll: float, reversed_nll: float) -> BaseReading | None:
-    if own.tokens < 1:
+def _reading(as_written: Continuation, in_reverse: Continuation, nll: float, reversed_nll: float) -> BaseReading | None:
+    if as_written.tokens < 1:
         return None
-    compared = other.tokens > 0 and not own.truncated_prompt and not other.truncated_prompt
+    compared = in_reverse.tokens > 0 and not as_written.truncated_prompt and not in_reverse.truncated_prompt
     return BaseReading(
-        nll=round(nll, DIGITS), tokens=own.tokens, reversed_nll=round(reversed_nll, DIGITS) if compared else None
+        nll=round(nll, DIGITS), tokens=as_written.tokens, reversed_nll=round(reversed_nll, DIGITS) if compared else None
     )

@@ -36,7 +36,7 @@ log = logging.getLogger("detoxbench")
 
 
 class StageKeys(NamedTuple):
-    """What the folders of a run and its stages are called by."""
+    """The keys that the folders of a run and its stages are named after."""
 
     run: str
     fit: str
@@ -44,7 +44,7 @@ class StageKeys(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class RunCell:
     """A run with its components and keys; `prepare` makes it."""
 
     spec: RunSpec
@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Of the run's results."""
+        """The folder of the run's results."""
         return Path(self.spec.runs_dir) / self.keys.run
 
     @property
@@ -72,17 +72,17 @@ class Cell:
 
     @property
     def fit_folder(self) -> Path:
-        """Of the stage that fits."""
+        """The folder of the stage that fits."""
         return self._stages / f"fit-{self.keys.fit}"
 
     @property
     def generation_folder(self) -> Path:
-        """Of the stage that generates and reads."""
+        """The folder of the stage that generates and reads."""
         return self._stages / f"generate-{self.keys.generation}"
 
     @property
     def score_folder(self) -> Path:
-        """Of the stage that scores."""
+        """The folder of the stage that scores."""
         return self._stages / f"score-{self.keys.run}"
 
     @property
@@ -97,18 +97,18 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is there, every file as it was written; one that lacks scores because a scorer broke is not,
-        so that it is asked again."""
-        there, _ = state_of(self.folder)
-        return there and not Run(self.folder).record().counts.get("failed_scores")
+        """Whether the run is stored, every file as it was written. A run that lacks scores because a scorer failed is
+        not finished, so that the scorer is asked again."""
+        is_whole, _ = state_of(self.folder)
+        return is_whole and not Run(self.folder).record().counts.get("failed_scores")
 
     def data_names(self) -> dict[str, str]:
-        """What the data are called that were fitted on and asked, by setting."""
+        """The names of the data for the fit and for the prompts, by setting."""
         names = fit_names(self.spec.fit, self.data, self.per_record)
-        found = {f"fit.{role}": name for role, name in names.items()}
+        by_setting = {f"fit.{role}": name for role, name in names.items()}
         if hasattr(self.spec.suite, "data"):
-            found["suite.data"] = f"{place_name(self.spec.suite.data)}, {len(self.requests)} requests"
-        return found
+            by_setting["suite.data"] = f"{place_name(self.spec.suite.data)}, {len(self.requests)} requests"
+        return by_setting
 
     @contextmanager
     def locked(self, folder: Path) -> Iterator[None]:
@@ -127,7 +127,7 @@ class Cell:
 
 
 def state_of(folder: Path) -> tuple[bool, str]:
-    """Whether a finished stage or run is there, and that it is damaged if it is."""
+    """Whether `folder` holds a finished stage or run, and a remark where it is damaged."""
     try:
         return whole(folder), ""
     except Damaged as error:
@@ -137,11 +137,11 @@ def state_of(folder: Path) -> tuple[bool, str]:
 # ------------------------------------------------------------------------------------------------------------ prepared
 
 
-def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> Cell:
+def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> RunCell:
     """Read and check everything of a run that needs no weights.
 
-    Without a folder everything but the model is checked, and the keys are nobody's. Raises DetoxbenchError (or
-    UsageError): data that do not fit, a scorer that cannot work.
+    Without a folder everything but the model is checked, and the keys stand for no run. Raises DetoxbenchError (or
+    UsageError) for data that do not fit and for a scorer that cannot work.
     """
     spec = normalised(spec)
     suite: Suite[Any] = suites.get(spec.suite_name)(spec.suite, name=spec.suite_name)
@@ -168,11 +168,12 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> Cell:
         "seed": spec.seed,
     }
     keys = stage_keys(whole_identity, probed=suite.probe is not None)
-    return Cell(spec, suite, method, judges, requests, data, records, whole_identity, keys)
+    return RunCell(spec, suite, method, judges, requests, data, records, whole_identity, keys)
 
 
 def stage_keys(identity: Mapping[str, Any], *, probed: bool) -> StageKeys:
-    """The keys of a run and its stages. Answers depend on what is asked alone, what is `probed` on the probe too."""
+    """The keys of a run and its stages. Answers depend on the requests alone; what is `probed` depends on the whole
+    suite."""
     fit = digest([identity[key] for key in ("schema", "model", "method", "seed")])
     suite = identity["suite"]
     made_of = [fit, suite["requests"], identity["gen"], suite["broken_text"], *([suite] if probed else [])]
@@ -184,14 +185,14 @@ def _method(spec: RunSpec) -> Method[Any]:
 
 
 def _scorers(spec: RunSpec, suite: Suite[Any]) -> dict[str, Scorer[Any]]:
-    """The run's scorer and the suite's, by slot. Raises UsageError where one does not mean what the suite reads."""
-    found: dict[str, Scorer[Any]] = {"main": scorers.get(spec.scorer_name)(spec.scorer, name=spec.scorer_name)}
-    for slot, given in suite.auxiliary().items():
-        cls = scorers.get(given["name"])
-        config = {key: value for key, value in given.items() if key != "name"}
-        found[slot] = cls(build(cls.Config, config, f"the suite's scorer '{slot}'"), name=given["name"])
-    suite.check_scorers(found)
-    return found
+    """The run's scorer and the suite's, by slot. Raises UsageError where a score does not mean what the suite needs."""
+    by_slot: dict[str, Scorer[Any]] = {"main": scorers.get(spec.scorer_name)(spec.scorer, name=spec.scorer_name)}
+    for slot, settings in suite.auxiliary().items():
+        cls = scorers.get(settings["name"])
+        config = {key: value for key, value in settings.items() if key != "name"}
+        by_slot[slot] = cls(build(cls.Config, config, f"the suite's scorer '{slot}'"), name=settings["name"])
+    suite.check_scorers(by_slot)
+    return by_slot
 
 
 def _data(
@@ -199,7 +200,7 @@ def _data(
 ) -> tuple[FitData, dict[str, FitData], str]:
     """(what is fitted on, what is fitted on for each record, digest of both); the second is empty under one fit."""
     per_record = method.scope is Scope.PER_RECORD
-    needs = method.needs - ({Role.EDIT_RECORDS} if per_record else set())  # those are the suite's
+    needs = method.needs - ({Role.EDIT_RECORDS} if per_record else set())  # the suite provides those
     require_chosen(spec.fit, needs, spec.model.path, method.name)
     data, data_digest = fit_data(spec.fit, needs)
     if not per_record:
@@ -218,14 +219,19 @@ def _data(
 
 
 def _method_identity(spec: RunSpec, method: Method[Any], data_digest: str) -> dict[str, Any]:
-    own = method.identity()
-    first = {key: own[key] for key in ("name", "version", "config")}
+    method_identity = method.identity()
+    first = {key: method_identity[key] for key in ("name", "version", "config")}
     low_rank = low_rank_form(spec.low_rank, spec.model.dtype)
-    return {**first, "fit_data": data_digest, **({} if method.name == BASE else {"low_rank": low_rank}), **own}
+    return {
+        **first,
+        "fit_data": data_digest,
+        **({} if method.name == BASE else {"low_rank": low_rank}),
+        **method_identity,
+    }
 
 
 def _requests_digest(requests: Sequence[Request]) -> str:
-    # without what is not set, so that a field that comes later changes no other suite's runs
+    # without fields that are not set, so that a new field changes the run ids of no other suite
     return digest([{k: v for k, v in msgspec.to_builtins(r).items() if v not in (None, {})} for r in requests])
 
 
@@ -242,7 +248,8 @@ def _check_template(model: ModelSpec, folder: Path, requests: Sequence[Request])
 
 
 def checkpoint_folder(spec: RunSpec, *, download: bool) -> Path:
-    """Where the model's files lie. Raises DetoxbenchError when they are not there and may not or cannot be fetched."""
+    """The folder of the model's files. Raises DetoxbenchError where they are missing and cannot or may not be
+    fetched."""
     return find(spec.model.path, revision=spec.model.revision, seed=spec.model.seed, download=download)
 
 

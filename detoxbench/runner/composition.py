@@ -40,7 +40,7 @@ def conf_dirs() -> list[Path]:
     An entry's value is "package:folder", or a package whose folder conf/ is meant. A broken one is warned about by
     name.
     """
-    found = [conf_dir()]
+    folders = [conf_dir()]
     for entry in sorted(entry_points(group="detoxbench.confs")):
         try:
             spec = find_spec(entry.module)
@@ -51,9 +51,9 @@ def conf_dirs() -> list[Path]:
         if folder is None or not folder.is_dir():
             owner = f"package '{entry.dist.name}'" if entry.dist else "an unknown package"
             warnings.warn(f"the conf folder '{entry.name}' of {owner} is not there ({entry.value})", stacklevel=2)
-        elif folder not in found:
-            found.append(folder)
-    return found
+        elif folder not in folders:
+            folders.append(folder)
+    return folders
 
 
 def options(group: str) -> dict[str, Path]:
@@ -141,7 +141,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 def swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, Override]]:
     """Overrides apart: those of one value as text, and those of several (choices, ranges, intervals) by key.
 
-    A key that is given twice, as by an experiment and beside it, is what it is given last. Raises as `expand` does.
+    Of a key that is given twice (by an experiment and on the command line, say) the last counts. Raises as `expand`.
     """
     with _hydra(overrides):
         last = {as_given(override.get_key_element()): override for override in _with_params(overrides)}
@@ -160,68 +160,78 @@ def _with_params(overrides: Sequence[str]) -> list[Override]:
     sweeper = loader.load_configuration("config", settable(overrides), RunMode.MULTIRUN).hydra.sweeper
     if not sweeper._target_.endswith(".BasicSweeper"):
         raise UnforeseeableSweep(f"the sweeper {sweeper._target_} chooses its cells while it runs")
-    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    return OverridesParser.create(config_loader=loader).parse_overrides(settable([*given, *overrides]))
+    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    return OverridesParser.create(config_loader=loader).parse_overrides(settable([*params, *overrides]))
 
 
 def run_spec(cfg: DictConfig) -> RunSpec:
     """A composed configuration as a typed, validated run. Raises UsageError naming key, place and remedy."""
+    values = _resolved(cfg)
+    if path := _target(values, ""):
+        raise UsageError(f"'{path}' is refused: configurations hold values and never name code")
+    builders = _builders()
+    known = [*builders, "seed", "low_rank", "runs_dir", "with_base"]
+    for key in values:
+        if key not in known:
+            raise UsageError(f"unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")
+    sections: dict[str, Any] = {}
+    for key, build_section in builders.items():
+        settings = values.pop(key, None)
+        if not isinstance(settings, Mapping):
+            raise UsageError(f"'{key}' must be a group of keys (given: {settings!r})")
+        sections[key] = build_section(settings)
+    for kind in REGISTRIES:
+        sections[kind], sections[f"{kind}_name"] = sections[kind]
+    _check_judge(sections)
+    return build(RunSpec, sections | values, "")
+
+
+def _resolved(cfg: DictConfig) -> Any:
+    """The configuration as plain values. Raises UsageError where a value is missing or cannot be resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from detoxbench.data.roles import fit_spec
 
     try:
-        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         if match := re.search(r"Missing mandatory value: (\S+)", str(error)):
             raise UsageError(f"'{match[1]}' must be given: {match[1]}=...") from None
         raise UsageError(_first_line(error)) from None
-    if found := _target(values, ""):
-        raise UsageError(f"'{found}' is refused: configurations hold values and never name code")
-    sections: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+
+
+def _builders() -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    """For each group of keys the function that makes a typed configuration of it."""
+    return {
         "model": partial(build, ModelSpec, where="model"),
         "gen": partial(build, GenSpec, where="gen"),
         "fit": partial(build, fit_spec(), where="fit"),
         "tracker": partial(build, TrackerSpec, where="tracker"),
         **{kind: partial(_component, kind) for kind in REGISTRIES},
     }
-    known = [*sections, "seed", "low_rank", "runs_dir", "with_base"]
-    for key in values:
-        if key not in known:
-            raise UsageError(f"unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")
-    made: dict[str, Any] = {}
-    for key, make in sections.items():
-        given = values.pop(key, None)
-        if not isinstance(given, Mapping):
-            raise UsageError(f"'{key}' must be a group of keys (given: {given!r})")
-        made[key] = make(given)
-    for kind in REGISTRIES:
-        made[kind], made[f"{kind}_name"] = made[kind]
-    _check_judge(made)
-    return build(RunSpec, made | values, "")
 
 
-def _component(kind: str, given: Mapping[str, Any]) -> tuple[Any, str]:
+def _component(kind: str, settings: Mapping[str, Any]) -> tuple[Any, str]:
     """The typed configuration of a registered component, and its name."""
-    if "name" not in given:
+    if "name" not in settings:
         raise UsageError(f"'{kind}.name' must be given: which {kind} the other keys belong to")
-    name = str(given["name"])
-    values = {key: value for key, value in given.items() if key != "name"}
+    name = str(settings["name"])
+    values = {key: value for key, value in settings.items() if key != "name"}
     return build(REGISTRIES[kind].get(name).Config, values, kind, owner=f"{kind} '{name}'"), name
 
 
-def _check_judge(made: Mapping[str, Any]) -> None:
-    if getattr(made["method"], "guide", None) == made["scorer_name"]:
+def _check_judge(sections: Mapping[str, Any]) -> None:
+    if getattr(sections["method"], "guide", None) == sections["scorer_name"]:
         raise UsageError(
-            f"method.guide={made['scorer_name']} is the run's judge, which no method may see: name another guide"
+            f"method.guide={sections['scorer_name']} is the run's judge, which no method may see: name another guide"
         )
-    data = getattr(made["suite"], "data", "embedded")
-    if made["scorer_name"].startswith("embedded") and data != "embedded":
-        others = [name for name in options("scorer") if not name.startswith("embedded")]
+    data = getattr(sections["suite"], "data", "embedded")
+    if sections["scorer_name"].startswith("embedded") and data != "embedded":
+        other_scorers = [name for name in options("scorer") if not name.startswith("embedded")]
         raise UsageError(
-            f"scorer '{made['scorer_name']}' knows the embedded world only, and suite.data is '{data}': "
-            f"choose scorer={' or scorer='.join(others)}"
+            f"scorer '{sections['scorer_name']}' knows the embedded world only, and suite.data is '{data}': "
+            f"choose scorer={' or scorer='.join(other_scorers)}"
         )
 
 
@@ -232,8 +242,8 @@ def _target(value: Any, path: str) -> str:
         where = f"{path}.{key}" if path else str(key)
         if key == "_target_":
             return where
-        if found := _target(inner, where):
-            return found
+        if inner_path := _target(inner, where):
+            return inner_path
     return ""
 
 
@@ -294,8 +304,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 
     text = str(error)
     if isinstance(error, OverrideParseException):
-        given = as_given(error.override)
-        return f"cannot read the override {given!r}: {_how_to_write(given)}"
+        override = as_given(error.override)
+        return f"cannot read the override {override!r}: {_how_to_write(override)}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.partition("/")
         below = name.rpartition("/")[0]

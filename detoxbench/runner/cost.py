@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detoxbench.config import BASE, GenSpec
 from detoxbench.records import Request
-from detoxbench.runner.cell import Cell
+from detoxbench.runner.cell import RunCell
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ def _process_peak_mb() -> float | None:
     return None
 
 
-def added_prompt_tokens(cell: Cell, lm: LanguageModel, intervention: Intervention) -> float:
+def added_prompt_tokens(cell: RunCell, lm: LanguageModel, intervention: Intervention) -> float:
     """Mean over the requests."""
 
     def tokens() -> int:
@@ -88,7 +88,7 @@ class Relative(NamedTuple):
     passes: float | None
 
 
-def relative_costs(cell: Cell, lm: LanguageModel, intervention: Intervention) -> Relative:
+def relative_costs(cell: RunCell, lm: LanguageModel, intervention: Intervention) -> Relative:
     """The speed: tokens a second, the median over rounds taken in turn in this process. The passes: rows in all forward
     passes that the same tokens took."""
     if cell.method.name == BASE:
@@ -106,7 +106,7 @@ def relative_costs(cell: Cell, lm: LanguageModel, intervention: Intervention) ->
     return Relative(statistics.median(speeds), passes)
 
 
-def _timed(cell: Cell, lm: LanguageModel, sample: Sequence[Request]) -> tuple[float, int]:
+def _timed(cell: RunCell, lm: LanguageModel, sample: Sequence[Request]) -> tuple[float, int]:
     """(seconds, rows in all forward passes) for reading and generating the same number of tokens on both sides: no text
     ends early, and no near-tie is looked at twice."""
     from detoxbench.engine.generation import generate
@@ -117,19 +117,19 @@ def _timed(cell: Cell, lm: LanguageModel, sample: Sequence[Request]) -> tuple[fl
         tie_tolerance=0,
         batch_tokens=cell.spec.gen.batch_tokens,
     )
-    given, asked = [r for r in sample if r.text], [r for r in sample if r.text is None]
+    to_read, to_generate = [r for r in sample if r.text], [r for r in sample if r.text is None]
     rows = 0
 
-    def count(_: Any, args: Any, named: Mapping[str, Any]) -> None:
+    def count(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         nonlocal rows
-        rows += len(args[0] if args else named["input_ids"])
+        rows += len(args[0] if args else kwargs["input_ids"])
 
     handle = lm.model.register_forward_pre_hook(count, with_kwargs=True)
     try:
         start = time.perf_counter()
-        for _ in loglikelihoods(lm, given, {r.id for r in given}):
+        for _ in loglikelihoods(lm, to_read, {r.id for r in to_read}):
             continue
-        for _ in generate(lm, asked, gen, 0, ends=frozenset()):
+        for _ in generate(lm, to_generate, gen, 0, ends=frozenset()):
             continue
         return time.perf_counter() - start, rows
     finally:

@@ -16,7 +16,7 @@ from detoxbench.files.sealing import seal, whole_or_aside
 from detoxbench.files.writing import write_atomic, write_folder
 from detoxbench.interventions.channels import weights
 from detoxbench.records import Request
-from detoxbench.runner.cell import Cell
+from detoxbench.runner.cell import RunCell
 from detoxbench.runner.cost import Meter
 from detoxbench.runner.loaded import language_model
 
@@ -58,8 +58,8 @@ class RecordFit(msgspec.Struct):
     """The first of the records that share its batches: a run that was killed goes on with a whole group."""
 
 
-def fit_once(cell: Cell) -> Fit:
-    """Have the intervention on disk; return what it cost."""
+def fit_once(cell: RunCell) -> Fit:
+    """Fit and save the intervention unless it is on disk already; return what the fit cost."""
     with cell.locked(cell.fit_folder):
         if whole_or_aside(cell.fit_folder):
             return msgspec.json.decode((cell.fit_folder / "fit.json").read_bytes(), type=Fit)
@@ -84,7 +84,7 @@ def fit_once(cell: Cell) -> Fit:
 
 
 def _fit_of(
-    cell: Cell,
+    cell: RunCell,
     intervention: Intervention,
     changes: weights.Record | None,
     seconds: float,
@@ -103,10 +103,11 @@ def _fit_of(
 
 
 def fitted_groups(
-    cell: Cell, lm: LanguageModel, requests: Mapping[str, Sequence[Request]], made: Container[tuple[str, int]]
+    cell: RunCell, lm: LanguageModel, requests: Mapping[str, Sequence[Request]], done: Container[tuple[str, int]]
 ) -> Iterator[dict[str, Intervention]]:
-    """Record -> intervention, as many records at a time as one batch may have rows for and `gen.edits_mb` holds; one
-    that cannot differ by row comes alone. The first group is the one of the first record that lacks samples.
+    """Groups of records with the intervention of each, fitted here. A group is as large as a batch has rows and
+    `gen.edits_mb` has room for; an intervention that cannot differ by row is a group of its own. The first group is
+    that of the first record that lacks samples; `done` holds the (request id, sample) that exist.
 
     What a fit recorded is on disk before its samples are, so that every record that has samples has it.
     """
@@ -116,24 +117,24 @@ def fitted_groups(
     group: dict[str, Intervention] = {}
     size, rows = 0.0, 0
     with appending(cell.generation_folder / FITS, RecordFit) as (earlier, append):
-        wanted = range(_first_to_fit(names, requests, gen.n, made, earlier), len(names))
+        wanted = range(_first_to_fit(names, requests, gen.n, done, earlier), len(names))
         fits = cell.method.fit_many(lm, list(cell.records.values()), wanted)
         for i in wanted:
             with Meter(lm.device) as meter:
                 intervention = next(fits)
             more = intervention.artifact_bytes() if routable(lm, intervention) else math.inf
-            asked = len(requests[names[i]]) * gen.n
-            full = size + more > gen.edits_mb * 2**20 or (rows + asked) * gen.max_new_tokens > gen.batch_tokens
+            new_rows = len(requests[names[i]]) * gen.n
+            full = size + more > gen.edits_mb * 2**20 or (rows + new_rows) * gen.max_new_tokens > gen.batch_tokens
             first = names[i] if full or not group else next(iter(group))
             changes, digest = weights.record(lm, intervention.weights), intervention.digest()
             info = {**intervention.info, **weights.as_info(changes)}
             append([RecordFit(names[i], meter.seconds, meter.peak_mb, info, digest, first)])
             if group and full:
                 yield group
-                group.clear()  # here, so that nobody holds it while the next is fitted
+                group.clear()  # here, so that it is not held in memory while the next is fitted
                 size, rows = 0.0, 0
             group[names[i]] = intervention
-            size, rows = size + more, rows + asked
+            size, rows = size + more, rows + new_rows
             del intervention
     if group:
         yield group
@@ -143,25 +144,25 @@ def _first_to_fit(
     names: Sequence[str],
     requests: Mapping[str, Sequence[Request]],
     n: int,
-    made: Container[tuple[str, int]],
+    done: Container[tuple[str, int]],
     earlier: Sequence[RecordFit],
 ) -> int:
-    """Where to go on among the records: at the first of the group of the first one that lacks a sample."""
+    """The index of the record to go on at: the first of the group of the first record that lacks a sample."""
 
     def lacks(record: str) -> bool:
-        return any((r.id, k) not in made for r in requests[record] for k in range(n if r.text is None else 1))
+        return any((r.id, k) not in done for r in requests[record] for k in range(n if r.text is None else 1))
 
     groups = {fit.record: fit.group for fit in earlier}
     record = next((name for name in names if lacks(name)), None)
     return len(names) if record is None else names.index(groups.get(record) or record)
 
 
-def all_fits(cell: Cell, lm: LanguageModel) -> tuple[Intervention, Fit]:
+def all_fits(cell: RunCell, lm: LanguageModel) -> tuple[Intervention, Fit]:
     """The first record's intervention, fitted again to measure costs on, and all records' fits as one."""
-    found = fitted_already(cell) or {}
-    fits = [found[record] for record in cell.records]
+    by_record = fitted_already(cell) or {}
+    fits = [by_record[record] for record in cell.records]
     path = cell.generation_folder / FITS
-    write_atomic(path, chained_lines(path, fits))  # a kill before the stage is whole finds them as they were
+    write_atomic(path, chained_lines(path, fits))  # so a run that is killed before the stage is whole finds all fits
     first = next(cell.method.fit_many(lm, list(cell.records.values()), [0]))
     seconds = [fit.seconds for fit in fits]
     info = {"records": len(fits), "seconds_per_record": statistics.mean(seconds), **merged([fit.info for fit in fits])}
@@ -172,7 +173,7 @@ def all_fits(cell: Cell, lm: LanguageModel) -> tuple[Intervention, Fit]:
     return first, whole
 
 
-def fitted_already(cell: Cell) -> dict[str, RecordFit] | None:
+def fitted_already(cell: RunCell) -> dict[str, RecordFit] | None:
     """What earlier tries recorded of each record's fit (the last, of one that was fitted twice); None under one fit."""
     if not cell.per_record:
         return None

@@ -1,4 +1,4 @@
-"""The second stage: answers under the intervention, and what the unmodified model finds of them."""
+"""The second stage: answers under the intervention, and their readings by the unmodified model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detoxbench.model.finite import require_finite_values
 from detoxbench.progress import bar
 from detoxbench.records import BaseReading, Request, Sample
 from detoxbench.results import broken_text
-from detoxbench.runner.cell import Cell
+from detoxbench.runner.cell import RunCell
 from detoxbench.runner.cost import added_prompt_tokens, relative_costs
 from detoxbench.runner.fits import FITS, Fit, all_fits, fitted_already, fitted_groups
 from detoxbench.runner.loaded import fitted_intervention, language_model
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel
 
 READINGS = "readings.partial.jsonl"
-"""What the base finds of the samples, until they are written with it."""
+"""The base's readings of the samples, until the samples are written with them."""
 PROBED = 64
-"""Requests looked at, and written, at a time; what was seen without the intervention is held meanwhile."""
+"""Requests measured, and written, at a time; the measurements without the intervention are kept in memory."""
 
 log = logging.getLogger("detoxbench")
 
@@ -58,40 +58,40 @@ class _Reading(msgspec.Struct):
     base: BaseReading | None
 
 
-def generated(cell: Cell) -> tuple[list[Sample], Generation]:
+def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
     """All samples, in the order of the requests, those of an earlier try included."""
     folder = cell.generation_folder
-    done, finished = folder / "samples.jsonl", folder / "generation.json"
+    samples_file, generation_file = folder / "samples.jsonl", folder / "generation.json"
     with cell.locked(folder):
         if whole_or_aside(folder):
-            return read_lines(done, Sample), msgspec.json.decode(finished.read_bytes(), type=Generation)
+            return read_lines(samples_file, Sample), msgspec.json.decode(generation_file.read_bytes(), type=Generation)
         lm = language_model(cell)
         computes = _arithmetic(cell, lm)
-        made, tokens_per_second = _answered(cell, lm)
+        answers, tokens_per_second = _answered(cell, lm)
         intervention, fit = all_fits(cell, lm) if cell.per_record else (fitted_intervention(cell), None)
-        samples = _read_by_base(cell, lm, [g.sample for g in made])
+        samples = _read_by_base(cell, lm, [g.sample for g in answers])
         relative = relative_costs(cell, lm, intervention)
         generation = Generation(
             tokens_per_second=tokens_per_second,
             relative_speed=relative.speed,
             forward_passes_per_token=relative.passes,
             added_prompt_tokens=added_prompt_tokens(cell, lm, intervention),
-            contested=sum(g.near_ties for g in made),
-            cut_prompts=sum(g.truncated_prompt > 0 for g in made),
+            contested=sum(g.near_ties for g in answers),
+            cut_prompts=sum(g.truncated_prompt > 0 for g in answers),
             device=str(lm.device),
             fit=fit,
             arithmetic=computes,
         )
-        write_atomic(done, encode_lines(samples))
-        write_atomic(finished, encode(generation))
-        seal(folder, [done.name, finished.name, *([FITS] if cell.per_record else [])])
+        write_atomic(samples_file, encode_lines(samples))
+        write_atomic(generation_file, encode(generation))
+        seal(folder, [samples_file.name, generation_file.name, *([FITS] if cell.per_record else [])])
         for partial in (PARTIAL, READINGS):
             (folder / partial).unlink(missing_ok=True)
         log.info("generated %d samples at %.0f tokens/s", len(samples), tokens_per_second or 0)
         return samples, generation
 
 
-def _answered(cell: Cell, lm: LanguageModel) -> tuple[list[Generated], float | None]:
+def _answered(cell: RunCell, lm: LanguageModel) -> tuple[list[Generated], float | None]:
     """What was generated for each request, in their order, and the speed: None where all was there already.
 
     Each batch is appended to a file, where a killed run finds it again.
@@ -102,20 +102,20 @@ def _answered(cell: Cell, lm: LanguageModel) -> tuple[list[Generated], float | N
     tokens, seconds = 0, 0.0
     with appending(cell.generation_folder / PARTIAL, Generated) as (rows, append):
         fitted = fitted_already(cell)
-        made = {(g.sample.id, g.sample.sample): g for g in rows if fitted is None or g.sample.record in fitted}
+        done = {(g.sample.id, g.sample.sample): g for g in rows if fitted is None or g.sample.record in fitted}
         answers = _answers_per_record if cell.per_record else _answers
-        with bar(f"{cell.method.name}: {cell.suite.name}", len(wanted), done=len(made)) as advance:
-            for batch, took in answers(cell, lm, made):
+        with bar(f"{cell.method.name}: {cell.suite.name}", len(wanted), done=len(done)) as advance:
+            for batch, took in answers(cell, lm, done):
                 append(batch)
-                made |= {(g.sample.id, g.sample.sample): g for g in batch}
+                done |= {(g.sample.id, g.sample.sample): g for g in batch}
                 tokens += sum(g.sample.tokens for g in batch)
                 seconds += took
                 advance(len(batch))
-    return [made[key] for key in wanted], tokens / seconds if tokens else None
+    return [done[key] for key in wanted], tokens / seconds if tokens else None
 
 
-def _read_by_base(cell: Cell, lm: LanguageModel, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples, the generated ones with what the unmodified model finds of them."""
+def _read_by_base(cell: RunCell, lm: LanguageModel, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples, the generated ones with their readings by the unmodified model."""
     from detoxbench.runner.base_reading import CHUNK, readings
 
     chosen = broken_text.read_ones(samples)
@@ -131,35 +131,35 @@ def _read_by_base(cell: Cell, lm: LanguageModel, samples: Sequence[Sample]) -> l
             append(new)
             rows += new
             advance(len(new))
-    found = {(s.id, s.sample): row.base for s, row in zip(chosen, rows, strict=True)}
-    return [msgspec.structs.replace(s, base=found.get((s.id, s.sample))) for s in samples]
+    by_sample = {(s.id, s.sample): row.base for s, row in zip(chosen, rows, strict=True)}
+    return [msgspec.structs.replace(s, base=by_sample.get((s.id, s.sample))) for s in samples]
 
 
-def _arithmetic(cell: Cell, lm: LanguageModel) -> dict[str, Any]:
-    """How the model computes; told where that is not what `model.dtype` says."""
+def _arithmetic(cell: RunCell, lm: LanguageModel) -> dict[str, Any]:
+    """How the model computes; logs a warning where that is not what `model.dtype` says."""
     from detoxbench.runner.provenance import arithmetic
 
-    found = arithmetic(lm.model)
-    if cell.spec.model.dtype == "float32" and found["products"] != "float32":
+    computes = arithmetic(lm.model)
+    if cell.spec.model.dtype == "float32" and computes["products"] != "float32":
         log.warning(
             "model.dtype=float32, but products are made in %s (autocast, torch.set_float32_matmul_precision or an "
             "environment variable such as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE): texts depend on their batch",
-            found["products"],
+            computes["products"],
         )
-    return found
+    return computes
 
 
 def _answers(
-    cell: Cell, lm: LanguageModel, made: Container[tuple[str, int]]
+    cell: RunCell, lm: LanguageModel, done: Container[tuple[str, int]]
 ) -> Iterator[tuple[list[Generated], float]]:
-    """Batches of the samples that are not `made` yet, under the one intervention, with the seconds that each took."""
+    """Batches of the samples that are not `done` yet, under the one intervention, with the seconds that each took."""
     if cell.suite.probe is not None:
         probe = cell.suite.probe(lm, cell.suite.config, cell.requests)
-        yield from _probed(lm, fitted_intervention(cell), probe, [r for r in cell.requests if (r.id, 0) not in made])
+        yield from _probed(lm, fitted_intervention(cell), probe, [r for r in cell.requests if (r.id, 0) not in done])
         return
     with lm.applied(fitted_intervention(cell)):
         start = time.perf_counter()
-        for batch in sample_requests(cell, lm, [cell.requests], made):
+        for batch in sample_requests(cell, lm, [cell.requests], done):
             yield batch, time.perf_counter() - start
             start = time.perf_counter()
 
@@ -167,7 +167,7 @@ def _answers(
 def _probed(
     lm: LanguageModel, intervention: Intervention, probe: Probe, left: Sequence[Request]
 ) -> Iterator[tuple[list[Generated], float]]:
-    """Chunks of samples that hold what is seen inside the model without and with the intervention."""
+    """Chunks of samples with what the probe measures inside the model, without and with the intervention."""
     from detoxbench.engine.generation import Generated
 
     for start in range(0, len(left), PROBED):
@@ -177,7 +177,7 @@ def _probed(
             begin = time.perf_counter()
             after = [probe.measure(request) for request in chunk]
             took = time.perf_counter() - begin
-        made = []
+        batch = []
         for r, old, new in zip(chunk, before, after, strict=True):
             values = probe.values(r, old, new.state)
             where = f"request '{r.id}' under method '{intervention.method}'"
@@ -186,41 +186,41 @@ def _probed(
                 id=r.id, record=r.record, kind=r.kind, tags=r.tags, sample=0, prompt=r.prompt, text=r.text or "",
                 stop="given", tokens=new.tokens, values=values,
             )  # fmt: skip
-            made.append(Generated(sample, 0, new.cut))
-        yield made, took
+            batch.append(Generated(sample, 0, new.cut))
+        yield batch, took
 
 
 def sample_requests(
-    cell: Cell, lm: LanguageModel, parts: Sequence[Sequence[Request]], made: Container[tuple[str, int]]
+    cell: RunCell, lm: LanguageModel, parts: Sequence[Sequence[Request]], done: Container[tuple[str, int]]
 ) -> Iterator[list[Generated]]:
-    """The samples of all `parts` that are not `made` yet: given texts are read, in chunks of each part, others
-    generated, in batches over all of them. What is in a chunk or a batch does not depend on what is made."""
+    """The samples of all `parts` that are not `done` yet. Given texts are read, in chunks within each part; the others
+    are generated, in batches over all parts. What is in a chunk or a batch does not depend on what is done."""
     from detoxbench.engine.generation import generate
     from detoxbench.engine.likelihood import loglikelihoods
 
     for requests in parts:
-        given = [r for r in requests if r.text is not None]
-        yield from loglikelihoods(lm, given, {r.id for r in given if (r.id, 0) not in made})
-    asked = [r for requests in parts for r in requests if r.text is None]
-    yield from generate(lm, asked, cell.spec.gen, cell.spec.seed, made=made)
+        to_read = [r for r in requests if r.text is not None]
+        yield from loglikelihoods(lm, to_read, {r.id for r in to_read if (r.id, 0) not in done})
+    to_generate = [r for requests in parts for r in requests if r.text is None]
+    yield from generate(lm, to_generate, cell.spec.gen, cell.spec.seed, made=done)
 
 
 def _answers_per_record(
-    cell: Cell, lm: LanguageModel, made: Container[tuple[str, int]]
+    cell: RunCell, lm: LanguageModel, done: Container[tuple[str, int]]
 ) -> Iterator[tuple[list[Generated], float]]:
     """Each record's samples under the intervention fitted on it, several records in one batch, with the seconds that
     generating them took."""
     requests = _by_record(cell.requests)
-    for group in fitted_groups(cell, lm, requests, made):
+    for group in fitted_groups(cell, lm, requests, done):
         with lm.routed(group) if len(group) > 1 else lm.applied(*group.values()):
             start = time.perf_counter()
-            for batch in sample_requests(cell, lm, [requests[record] for record in group], made):
+            for batch in sample_requests(cell, lm, [requests[record] for record in group], done):
                 yield batch, time.perf_counter() - start
                 start = time.perf_counter()
 
 
 def _by_record(requests: Sequence[Request]) -> dict[str, list[Request]]:
-    found: dict[str, list[Request]] = {}
+    by_record: dict[str, list[Request]] = {}
     for request in requests:
-        found.setdefault(request.record, []).append(request)
-    return found
+        by_record.setdefault(request.record, []).append(request)
+    return by_record

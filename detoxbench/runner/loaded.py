@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from detoxbench.runner.cell import Cell
+from detoxbench.runner.cell import RunCell
 
 if TYPE_CHECKING:
     from detoxbench.interventions.intervention import Intervention
@@ -17,7 +17,7 @@ _HOW = ("dtype", "device", "chat_template", "template_args", "template_date", "t
 """How a model is loaded: keywords of `LanguageModel.load`."""
 
 
-def language_model(cell: Cell) -> LanguageModel:
+def language_model(cell: RunCell) -> LanguageModel:
     """The cell's model in memory."""
     model = cell.spec.model
     lm = _loaded(
@@ -38,7 +38,7 @@ def _loaded(where: tuple[str, str | None, int], how: bytes, fingerprint: str) ->
     return LanguageModel.load(path, revision=revision, seed=seed, **msgspec.json.decode(how))
 
 
-def fitted_intervention(cell: Cell) -> Intervention:
+def fitted_intervention(cell: RunCell) -> Intervention:
     """What the stage that fits has saved."""
     from detoxbench.interventions.intervention import Intervention
 

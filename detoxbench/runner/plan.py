@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from detoxbench.config import BASE, RunSpec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.sealing import PARTIAL
-from detoxbench.runner.cell import Cell, checkpoint_folder, comparison_runs, prepare, state_of
+from detoxbench.runner.cell import RunCell, checkpoint_folder, comparison_runs, prepare, state_of
 
 
 class PlannedStage(NamedTuple):
@@ -54,15 +54,20 @@ def plan(spec: RunSpec) -> Plan:
     return Plan(cell.folder.name, beside + stages)
 
 
-def _stages(cell: Cell) -> list[PlannedStage]:
+def _stages(cell: RunCell) -> list[PlannedStage]:
     """The stages with their state, from the files that are there."""
     finished, names = cell.finished, cell.data_names()
-    asked = names.pop("suite.data", "")
+    suite_data = names.pop("suite.data", "")
     learned = "; ".join(f"{key.removeprefix('fit.')}: {name}" for key, name in names.items())
     examples = f"{cell.method.examples(cell.data)} examples" + (f" ({learned})" if learned else "")
     stages = [
         _planned("fit", cell.fit_folder, examples, finished),
-        _planned("generate", cell.generation_folder, _generating(cell) + (f" of {asked}" if asked else ""), finished),
+        _planned(
+            "generate",
+            cell.generation_folder,
+            _generating(cell) + (f" of {suite_data}" if suite_data else ""),
+            finished,
+        ),
         _planned("score", cell.score_folder, _scoring(cell), finished),
     ]
     if cell.per_record:
@@ -71,19 +76,19 @@ def _stages(cell: Cell) -> list[PlannedStage]:
     return stages[1:] if cell.per_record or cell.method.name == BASE else stages
 
 
-def _generating(cell: Cell) -> str:
+def _generating(cell: RunCell) -> str:
     """What is read and generated."""
     count, gen = len(cell.requests), cell.spec.gen
-    given = sum(r.text is not None for r in cell.requests)
+    to_read = sum(r.text is not None for r in cell.requests)
     if cell.suite.probe is not None:
         return f"{count} looks inside the model, without and with the method"
-    work = [f"{given} texts to read"] if given else []
-    if given < count:
-        work.append(f"{count - given} prompts x {gen.n}, up to {gen.max_new_tokens} new tokens each")
+    work = [f"{to_read} texts to read"] if to_read else []
+    if to_read < count:
+        work.append(f"{count - to_read} prompts x {gen.n}, up to {gen.max_new_tokens} new tokens each")
     return ", ".join(work)
 
 
-def _scoring(cell: Cell) -> str:
+def _scoring(cell: RunCell) -> str:
     if not cell.suite.needs_scorer:
         return "no scorer is asked"
     texts = sum(1 if r.text is not None else cell.spec.gen.n for r in cell.requests)

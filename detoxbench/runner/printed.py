@@ -40,15 +40,15 @@ def printed(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _with_settings(text: str, name: str, config: Any) -> str:
-    """The file of a component with the line of its name and those below it, as far as they are indented alike, made
-    anew from the class: every setting at its default."""
-    found = re.search(rf"^( *)name: {re.escape(name)}\n(?:\1[^\s#].*\n)*", text, re.MULTILINE)
-    if found is None:
+    """The file of a component, with its settings printed from the class, each at its default. They replace the line
+    of its name and the lines below it that have the same indentation."""
+    block = re.search(rf"^( *)name: {re.escape(name)}\n(?:\1[^\s#].*\n)*", text, re.MULTILINE)
+    if block is None:
         raise ValueError(f"no line 'name: {name}'")
-    indent = found[1]
+    indent = block[1]
     settings = {"name": name} | {field.name: field.default for field in fields(config)}
     lines = [f"{indent}{_yaml(key, value)}\n" for key, value in settings.items()]
-    return text[: found.start()] + "".join(lines) + text[found.end() :]
+    return text[: block.start()] + "".join(lines) + text[block.end() :]
 
 
 def _with_roles(text: str) -> str:
@@ -106,12 +106,12 @@ def protocol(suite: str) -> str:
 def _section(file: Path, key: str) -> Mapping[str, Any]:
     from omegaconf import OmegaConf
 
-    given: Any = OmegaConf.to_container(OmegaConf.load(file))
-    return (given or {}).get(key, {})
+    settings: Any = OmegaConf.to_container(OmegaConf.load(file))
+    return (settings or {}).get(key, {})
 
 
-def _generation(given: Mapping[str, Any]) -> str:
-    gen = GenSpec(**given)  # a file may leave out what is at its default
+def _generation(settings: Mapping[str, Any]) -> str:
+    gen = GenSpec(**settings)  # a file may leave out what is at its default
     drawn = f"sampled (temperature {gen.temperature}, top-p {gen.top_p}, top-k {gen.top_k})"
     samples = "one answer" if gen.n == 1 else f"{gen.n} answers"
     return f"{samples} a prompt, {drawn if gen.do_sample else 'greedy'}, at most {gen.max_new_tokens} new tokens"

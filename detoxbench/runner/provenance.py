@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""Where a run was made: versions, hardware, command, commit."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def arithmetic(model: PreTrainedModel) -> dict[str, Any]:
-    """What the last bits of a model's outputs hang on beside hardware and versions: the kernels of its attention, the
-    type that its products are really made in, and what torch was told about it."""
+    """What the last bits of a model's outputs depend on besides hardware and versions: the kernels of its attention,
+    the type that its products are really made in, and torch's setting of it."""
     import torch
 
     return {
@@ -69,10 +69,10 @@ def _driver() -> str | None:
     """The version of NVIDIA's driver."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        versions = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None
-    return told[0] if told else None
+    return versions[0] if versions else None
 
 
 def _git() -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The third stage: what the scorers say of every answer."""
+"""The third stage: the scores of every answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detoxbench.files.sealing import PARTIAL, seal, whole_or_aside
 from detoxbench.files.writing import write_atomic
 from detoxbench.progress import bar
 from detoxbench.records import Sample, Scored
-from detoxbench.runner.cell import Cell
+from detoxbench.runner.cell import RunCell
 from detoxbench.scorers.asking import Asking, Score
 from detoxbench.scorers.cache import remembering
 
@@ -21,9 +21,9 @@ SCORE_CHUNK = 1024
 """Samples scored, and written, at a time."""
 
 
-def score(cell: Cell, samples: Sequence[Sample]) -> tuple[list[Scored], int]:
+def score(cell: RunCell, samples: Sequence[Sample]) -> tuple[list[Scored], int]:
     """The scores of all samples by all scorers, in the order of the samples; and how many are missing because a scorer
-    broke, so that another try may have them.
+    failed, so that another try may get them.
 
     Raises DetoxbenchError, and keeps nothing, where a scorer has scored no text at all.
     """
@@ -46,7 +46,7 @@ def score(cell: Cell, samples: Sequence[Sample]) -> tuple[list[Scored], int]:
     return scores, broken
 
 
-def _keep(cell: Cell, scores: list[Scored], broken: int) -> list[Scored]:
+def _keep(cell: RunCell, scores: list[Scored], broken: int) -> list[Scored]:
     """Write the finished stage."""
     write_atomic(cell.score_folder / FAILED, str(broken).encode())
     write_atomic(cell.score_folder / SCORES, encode_lines(scores))
@@ -54,8 +54,8 @@ def _keep(cell: Cell, scores: list[Scored], broken: int) -> list[Scored]:
     return scores
 
 
-def _scored(cell: Cell, samples: Sequence[Sample], asking: Mapping[str, Asking]) -> list[Scored]:
-    """Ask for the samples that an earlier try has not had scored, chunk by chunk."""
+def _scored(cell: RunCell, samples: Sequence[Sample], asking: Mapping[str, Asking]) -> list[Scored]:
+    """Score the samples that an earlier try has not scored, chunk by chunk."""
     chats = {r.id for r in cell.requests if r.chat}
     judges = _judges(cell, asking)
     with (
@@ -65,7 +65,7 @@ def _scored(cell: Cell, samples: Sequence[Sample], asking: Mapping[str, Asking])
         while len(scores) < len(samples):
             chunk = samples[len(scores) : len(scores) + SCORE_CHUNK]
             rows = _scored_chunk(cell, chunk, judges, chats)
-            if not any(each.broken for each in asking.values()):  # a run that goes on asks for the others again
+            if not any(each.broken for each in asking.values()):  # a resumed run scores the others again
                 append(rows)
             scores += rows
             advance(len(rows))
@@ -73,7 +73,7 @@ def _scored(cell: Cell, samples: Sequence[Sample], asking: Mapping[str, Asking])
 
 
 def _scored_chunk(
-    cell: Cell, chunk: Sequence[Sample], judges: Mapping[str, Score], chats: Container[str]
+    cell: RunCell, chunk: Sequence[Sample], judges: Mapping[str, Score], chats: Container[str]
 ) -> list[Scored]:
     texts = [s.text for s in chunk]
     prompts = {on: [_before(s, chats, reads_on=on) for s in chunk] for on in (False, True)}
@@ -84,8 +84,8 @@ def _scored_chunk(
     ]
 
 
-def _judges(cell: Cell, asking: Mapping[str, Asking]) -> dict[str, Score]:
-    """By slot, what asks a scorer for texts that no run has had scored, and checks what it gives."""
+def _judges(cell: RunCell, asking: Mapping[str, Asking]) -> dict[str, Score]:
+    """By slot, the function that asks a scorer for the texts that no run has scored yet, and checks its scores."""
     identities = {"main": cell.identity["scorer"], **cell.identity["suite"]["scorers"]}
     stages = cell.score_folder.parent
     return {slot: remembering(cell.scorers[slot], stages, identities[slot], asking[slot].score) for slot in asking}

@@ -41,12 +41,12 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting that was tried: its overrides, and what came of it; without values where it failed."""
+    """A setting that was tried: its overrides and its results; without values where it failed."""
 
     number: int
     overrides: list[str]
     setting: dict[str, str]
-    """Of the keys that are searched over."""
+    """The values of the keys that are searched over."""
     run_id: str | None
     values: dict[str, float]
     kept: bool
@@ -75,20 +75,20 @@ def search(overrides: Sequence[str], bounds: Bounds, *, trials: int, seed: int =
     optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
     for number in range(1, trials + 1):
-        asked = study.ask(distributions)
-        setting = {key: _written(value) for key, value in asked.params.items()}
+        optuna_trial = study.ask(distributions)
+        setting = {key: _written(value) for key, value in optuna_trial.params.items()}
         trial = _tried(number, fixed, setting, bounds)
         if trial.run_id is None:
-            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            study.tell(optuna_trial, state=optuna.trial.TrialState.FAIL)
         else:
             for name, excess in bounds.excess(trial.values).items():
-                asked.set_constraint(name, excess)
-            study.tell(asked, trial.loss)
+                optuna_trial.set_constraint(name, excess)
+            study.tell(optuna_trial, trial.loss)
         yield trial
 
 
 def _tried(number: int, fixed: Sequence[str], setting: dict[str, str], bounds: Bounds) -> Trial:
-    """Run one setting. A run that fails is a trial without values; raises UsageError for what is wrong with all."""
+    """Run one setting. A run that fails is a trial without values. Raises UsageError for a mistake in all of them."""
     from detoxbench.runner.stages import run
 
     overrides = [*fixed, *(f"{key}={value}" for key, value in setting.items())]
@@ -99,13 +99,14 @@ def _tried(number: int, fixed: Sequence[str], setting: dict[str, str], bounds: B
         raise
     except DetoxbenchError as error:
         return Trial(number, overrides, setting, None, {}, False, error=str(error))
-    kept = all(excess <= 0 for excess in bounds.excess(values).values())
+    within_bounds = all(excess <= 0 for excess in bounds.excess(values).values())
     sign = -1 if record.metrics[bounds.objective].better == "higher" else 1
-    return Trial(number, overrides, setting, record.run_id, values, kept, sign * values[bounds.objective])
+    return Trial(number, overrides, setting, record.run_id, values, within_bounds, sign * values[bounds.objective])
 
 
 def _check(fixed: Sequence[str], space: Mapping[str, Override]) -> None:
-    """Raises, before anything is loaded, what is wrong with any of the values: settings, data, scorers."""
+    """Raises UsageError or DetoxbenchError, before anything is loaded, for a value that is wrong in any way that can be
+    seen without weights: settings, data, scorers."""
     from detoxbench.runner.plan import plan
 
     first = {key: _ends(override)[0] for key, override in space.items()}
@@ -120,8 +121,8 @@ def best(tried: Sequence[Trial]) -> Trial | None:
 
 
 def _values(record: RunRecord, bounds: Bounds) -> dict[str, float]:
-    """The metrics that matter. Raises UsageError for one that is not there, DetoxbenchError for one without a value."""
-    found = {}
+    """The metrics of the bounds. Raises UsageError for an unknown one, DetoxbenchError for one without a value."""
+    by_metric = {}
     for name in (bounds.objective, *bounds.at_most, *bounds.at_least):
         metric = record.metrics.get(name)
         if metric is None:
@@ -133,8 +134,8 @@ def _values(record: RunRecord, bounds: Bounds) -> dict[str, float]:
             raise UsageError(f"'{name}' is neither better when higher nor when lower: it can be a bound, no objective")
         if metric.value is None:
             raise DetoxbenchError(f"run {record.run_id} has no value of '{name}'")
-        found[name] = metric.value
-    return found
+        by_metric[name] = metric.value
+    return by_metric
 
 
 def _distribution(key: str, override: Override) -> Any:

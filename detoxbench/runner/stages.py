@@ -28,7 +28,7 @@ from detoxbench.results.aggregation import Answers, aggregate, base_run_id
 from detoxbench.results.costs import COSTS
 from detoxbench.results.stats import attach
 from detoxbench.results.store import Clusters, Run, RunRecord, is_run
-from detoxbench.runner.cell import Cell, checkpoint_folder, comparison_runs, prepare
+from detoxbench.runner.cell import RunCell, checkpoint_folder, comparison_runs, prepare
 from detoxbench.runner.fits import FITS, Fit, fit_once
 from detoxbench.runner.generations import Generation, generated
 from detoxbench.runner.provenance import now, provenance
@@ -84,12 +84,13 @@ def run(spec: RunSpec) -> RunResult:
     return _reported(RunResult(cell.folder, record, False, base), spec)
 
 
-def _already_there(cell: Cell, base: RunResult | None) -> RunResult:
+def _already_there(cell: RunCell, base: RunResult | None) -> RunResult:
     return _reported(RunResult(cell.folder, Run(cell.folder).record(), True, base), cell.spec)
 
 
 def _reported(result: RunResult, spec: RunSpec) -> RunResult:
-    """The result, its run handed to the tracker: one that was there already too, unless it has been reported."""
+    """The result, after its run was handed to the tracker. A run that was there already is handed over, too; the
+    tracker leaves out what it has reported before."""
     if spec.tracker.name != "none":
         from detoxbench.tracking import report_run
 
@@ -101,7 +102,7 @@ def _reported(result: RunResult, spec: RunSpec) -> RunResult:
 class _Done(NamedTuple):
     """A run whose stages are all there."""
 
-    cell: Cell
+    cell: RunCell
     fit: Fit
     generation: Generation
     answers: Answers
@@ -109,18 +110,18 @@ class _Done(NamedTuple):
 
 
 def _finish(done: _Done, base_folder: Path | None, lines: Sequence[str]) -> RunRecord:
-    """Aggregate, and put the run folder there whole."""
+    """Aggregate, and write the run folder as a whole."""
     cell = done.cell
     base_id = base_run_id(cell.identity)
     # With with_base=false, too, the base's run may be there.
     base = Run(base_folder or cell.folder.with_name(base_id))
     compared = cell.method.name != BASE and is_run(base.folder)
     if cell.method.name == BASE:
-        theirs: Answers | None = done.answers
+        base_answers: Answers | None = done.answers
     else:
-        theirs = Answers(base.samples(), base.scores()) if compared else None
-    measures, told = aggregate(cell.suite, cell.scorers["main"].primary, done.answers, theirs)
-    record = _record(done, measures, told, base_id if compared else None)
+        base_answers = Answers(base.samples(), base.scores()) if compared else None
+    measures, counts = aggregate(cell.suite, cell.scorers["main"].primary, done.answers, base_answers)
+    record = _record(done, measures, counts, base_id if compared else None)
 
     def fill(folder: Path) -> None:
         _link_stages(cell, folder)
@@ -130,12 +131,12 @@ def _finish(done: _Done, base_folder: Path | None, lines: Sequence[str]) -> RunR
         seal(folder)
 
     write_folder(cell.folder, fill)
-    shutil.rmtree(cell.score_folder)  # keyed by the run itself: nobody else will look for it
+    shutil.rmtree(cell.score_folder)  # its key is the run's own: no other run uses it
     return record
 
 
-def _link_stages(cell: Cell, folder: Path) -> None:
-    """What the stages made, under the names that it has in a run."""
+def _link_stages(cell: RunCell, folder: Path) -> None:
+    """Link the files of the stages into the run's folder, under the names that they have there."""
     link(cell.generation_folder / "samples.jsonl", folder / "samples.jsonl")
     link(cell.score_folder / SCORES, folder / SCORES)
     if cell.per_record:
@@ -145,7 +146,7 @@ def _link_stages(cell: Cell, folder: Path) -> None:
             link(file, folder / "intervention" / file.name)
 
 
-def _record(done: _Done, measures: Sequence[Measure], told: Counts, base_run_id: str | None) -> RunRecord:
+def _record(done: _Done, measures: Sequence[Measure], counts: Counts, base_run_id: str | None) -> RunRecord:
     import torch
 
     cell, fit, generation = done.cell, done.fit, done.generation
@@ -163,7 +164,7 @@ def _record(done: _Done, measures: Sequence[Measure], told: Counts, base_run_id:
         identity=dict(cell.identity),
         spec=dataclasses.asdict(spec),
         metrics=attach(measures),
-        counts=_counts(cell, done.answers.samples, told, generation) | ({"failed_scores": failed} if failed else {}),
+        counts=_counts(cell, done.answers.samples, counts, generation) | ({"failed_scores": failed} if failed else {}),
         cost={key: _measured(measured_in, cost.measured) for key, cost in COSTS.items()},
         diagnostics=fit.info,
         fit=fit.digest,
@@ -180,20 +181,20 @@ def _measured(stages: Mapping[str, Any], place: str) -> float | None:
     return value
 
 
-def _counts(cell: Cell, samples: Sequence[Sample], told: Counts, generation: Generation) -> Counts:
-    """`told` is what samples and scores alone tell."""
+def _counts(cell: RunCell, samples: Sequence[Sample], sample_counts: Counts, generation: Generation) -> Counts:
+    """All counts of a run. `sample_counts` are those of samples and scores alone."""
     read = contamination(
         fit_texts(cell.data.by_role.values()),
         (r.prompt if r.text is None else r.text for r in cell.requests),
         fit_files=_files(getattr(cell.spec.fit, role) for role in cell.method.needs),
         suite_files=_files(dataclasses.astuple(cell.spec.suite)),
     )
-    # What an adapter or a model that the method was given has read is not known here.
+    # What an adapter or a model in the method's settings was trained on is not known here.
     unknown = bool(cell.method.fingerprints()) and not read.shared
     drawn = any(sample.stop != "given" for sample in samples) and cell.spec.gen.tie_tolerance > 0
     return {
         "requests": len(cell.requests),
-        **told,
+        **sample_counts,
         "contested_tokens": generation.contested if drawn else None,
         "cut_prompts": generation.cut_prompts,
         "prompts_in_fit_data": None if unknown else read.shared,

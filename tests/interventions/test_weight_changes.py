@@ -21,7 +21,7 @@ from detoxbench.interventions.channels import Dense, Hook, LowRank, Prompt, Weig
 from detoxbench.interventions.intervention import Intervention, compose
 from detoxbench.lm import LanguageModel
 from detoxbench.model.model import find, low_rank_form
-from detoxbench.runner.cell import Cell, prepare
+from detoxbench.runner.cell import RunCell, prepare
 from detoxbench.runner.composition import compose_run
 from tests.support import stored
 from tests.support.adapters import adapter_folder, logits, peft_logits
@@ -485,7 +485,7 @@ def test_what_a_form_stands_for() -> None:
 
 
 def test_the_form_is_part_of_the_methods_identity_and_not_of_the_base_models() -> None:
-    def cell(*settings: str) -> Cell:
+    def cell(*settings: str) -> RunCell:
         return prepare(
             compose_run(["model.dtype=bfloat16", "suite=utility", "suite.limit=1", *settings]), find("fable")
         )

@@ -20,7 +20,7 @@ from detoxbench.files import hashing as file_hash
 from detoxbench.files.hashing import sha256_of_file
 from detoxbench.lm import LanguageModel
 from detoxbench.model import checkpoint
-from detoxbench.runner.cell import Cell, checkpoint_folder, prepare
+from detoxbench.runner.cell import RunCell, checkpoint_folder, prepare
 from detoxbench.runner.composition import compose_run
 from tests.support.tiny import tiny
 
@@ -212,7 +212,7 @@ ONE = [1, 1.0, 1e0, 1.0000000000000002]
 THIRD = [0.3, 0.1 + 0.2, 0.30000000000000004, 3e-1]
 
 
-def identified(tmp_path: Path, *overrides: str) -> Cell:
+def identified(tmp_path: Path, *overrides: str) -> RunCell:
     spec = compose_run([*overrides, "suite.records=2", f"runs_dir={tmp_path}"])
     return prepare(spec, checkpoint_folder(spec, download=False))
 

@@ -17,7 +17,7 @@ from detoxbench.engine import generation
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.results.store import Run, runs
 from detoxbench.runner import generations, loaded, scoring, stages
-from detoxbench.runner.cell import Cell, checkpoint_folder, comparison_runs, prepare
+from detoxbench.runner.cell import RunCell, checkpoint_folder, comparison_runs, prepare
 from detoxbench.runner.composition import compose_run
 from detoxbench.runner.cost import Relative
 from detoxbench.runner.plan import plan
@@ -30,7 +30,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
     return [*QUICK, f"runs_dir={folder}", *more]
 
 
-def cell(folder: Path, *more: str) -> Cell:
+def cell(folder: Path, *more: str) -> RunCell:
     spec = compose_run(overrides(folder, *more))
     return prepare(spec, checkpoint_folder(spec, download=False))
 
