@@ -10,7 +10,7 @@ from detoxbench.cli.common import FAILURE, OK, Parser, console, print_json
 from detoxbench.errors import DetoxbenchError
 
 if TYPE_CHECKING:
-    from detoxbench.sharing.verification import Verdict
+    from detoxbench.sharing.verification import Verification
 
 DESCRIPTION = """\
 Compute the metrics, intervals, counts and clusters of runs again from their samples and scores, and compare them, the
@@ -27,18 +27,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_intermixed_args(argv)
 
-    found = [row for place in args.places for row in _checked(Path(place), args.into)]
-    if not found:
+    rows = [row for place in args.places for row in _checked(Path(place), args.into)]
+    if not rows:
         raise DetoxbenchError(f"nothing to verify in {', '.join(map(repr, args.places))}: no pack and no finished run")
     if args.json:
-        print_json(found)
+        print_json(rows)
     else:
         show = console().print
-        for row in found:
+        for row in rows:
             show(f"{'verified' if row['verified'] else 'REJECTED'}  {row['place']}  {row['run'] or ''}  {row['about']}")
             for problem in row["problems"]:
                 show(f"    {problem}")
-    return OK if all(row["verified"] for row in found) else FAILURE
+    return OK if all(row["verified"] for row in rows) else FAILURE
 
 
 def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
@@ -51,9 +51,9 @@ def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
     packs = sorted(place.glob(f"*{SUFFIX}")) if place.is_dir() else [place]
     for path in packs:
         try:
-            with opened(path) as found:
-                verdicts = [verify(run) for run in found]
-                done = unpack(verdicts, found, path, into) if into else {}
+            with opened(path) as pack_runs:
+                verdicts = [verify(run) for run in pack_runs]
+                done = unpack(verdicts, pack_runs, path, into) if into else {}
         except DetoxbenchError as error:
             yield {"place": str(path), "run": None, "verified": False, "about": "", "problems": [str(error)]}
             continue
@@ -65,7 +65,7 @@ def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
             yield _row(str(place), verify(run), "")
 
 
-def _row(place: str, verdict: Verdict, done: str) -> dict[str, Any]:
+def _row(place: str, verdict: Verification, done: str) -> dict[str, Any]:
     from detoxbench.sharing.verification import provenance_line
     from detoxbench.text import one_line
 

@@ -32,7 +32,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import seal
 from detoxbench.files.writing import make_runs_dir, write_atomic, write_folder
 from detoxbench.results.store import VERIFIED, Run, RunRecord, Verified, is_run, runs
-from detoxbench.sharing.verification import Verdict, verify
+from detoxbench.sharing.verification import Verification, verify
 
 FORMAT = 1
 SUFFIX = ".zip"
@@ -68,7 +68,7 @@ def pack(folders: Sequence[str | Path], out: str | Path, *, allow_dirty: bool = 
     """Write the finished runs `folders` to the pack `out`, with the base runs beside them; returns what was packed.
 
     A folder of runs stands for all of them. Raises DetoxbenchError for a run that is not finished, was made with
-    uncommitted changes (unless `allow_dirty`), does not verify, or has a local path in what its run id is made of.
+    uncommitted changes (unless `allow_dirty`), does not verify, or has a local path in its identity.
     """
     out = Path(out)
     if out.suffix != SUFFIX:
@@ -93,7 +93,7 @@ def pack(folders: Sequence[str | Path], out: str | Path, *, allow_dirty: bool = 
 
 
 def _packable(run: Run, *, allow_dirty: bool) -> RunRecord:
-    """What is shared of the run's record. Raises DetoxbenchError where the run is not to be packed, see `pack`."""
+    """The part of the run's record that is shared. Raises DetoxbenchError where it must not be packed, see `pack`."""
     verdict = verify(run)
     if verdict.record is None or not verdict.verified:
         raise DetoxbenchError(f"run '{run.folder}' does not verify, so it is not packed: {verdict.problems[0]}")
@@ -108,7 +108,7 @@ def _packable(run: Run, *, allow_dirty: bool) -> RunRecord:
 
 
 def _zipped(members: Mapping[str, bytes]) -> bytes:
-    """A zip of them in their order, the same bytes every time."""
+    """A zip of the members in their order, the same bytes every time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
@@ -126,14 +126,14 @@ def _chosen(folders: Sequence[Path]) -> Iterator[Run]:
             base = run.record().base_run_id
             if base and is_run(folder.parent / base):  # a run is read beside its base
                 yield Run(folder.parent / base)
-        elif folder.is_dir() and (found := list(runs(folder))):
-            yield from found
+        elif folder.is_dir() and (runs_inside := list(runs(folder))):
+            yield from runs_inside
         else:
             raise DetoxbenchError(f"no finished run in '{folder}': finish it first (the same detoxbench run goes on)")
 
 
 def shared(record: RunRecord, where: str) -> RunRecord:
-    """`record` without what is nobody's business: local paths become file names, command and tracker go.
+    """`record` without private details: local paths become file names; the command and the tracker are left out.
 
     Raises DetoxbenchError where the identity holds a local path, since without it the run id would be another.
     """
@@ -192,20 +192,21 @@ def _strings(value: Any, path: str = "identity") -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[list[Run]]:
-    """The runs of a pack, in a folder that is gone afterwards.
+    """The runs of a pack, in a temporary folder.
 
-    Raises DetoxbenchError for an archive that is none, is too large, holds a name that no pack has or a member that is
-    not what the manifest says. Members are written under names made here, so none can lead out of the folder.
+    Raises DetoxbenchError for a file that is no archive or too large, and for an archive with a name that no pack has
+    or a member that is not what the manifest says. Names are checked before members are written, so none can lead out
+    of the folder.
     """
     with TemporaryDirectory(prefix="detoxbench-") as folder:
         try:
             with zipfile.ZipFile(path) as archive:
-                found = _extract(archive, Path(folder))
+                extracted = _extract(archive, Path(folder))
         except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
             raise DetoxbenchError(f"pack '{path}' cannot be read: {error}") from None
         except _Refused as error:
             raise DetoxbenchError(f"pack '{path}' is refused: {error}") from None
-        yield found
+        yield extracted
 
 
 class _Refused(Exception):
@@ -266,7 +267,8 @@ def _manifest(archive: zipfile.ZipFile, names: set[str]) -> Manifest:
 
 
 def _copy(archive: zipfile.ZipFile, name: str, out: IO[bytes], limit: int) -> tuple[str, int]:
-    """The SHA-256 and the size of a member, written to `out`; a header that lies about the size does not help it."""
+    """The SHA-256 and the size of a member, written to `out`. The limit holds for the bytes themselves: a header may
+    lie about the size."""
     digest, written = hashlib.sha256(), 0
     with archive.open(name) as member:
         while chunk := member.read(_CHUNK):
@@ -278,13 +280,15 @@ def _copy(archive: zipfile.ZipFile, name: str, out: IO[bytes], limit: int) -> tu
     return digest.hexdigest(), written
 
 
-def unpack(verdicts: Sequence[Verdict], found: Sequence[Run], path: str | Path, into: str | Path) -> dict[str, str]:
-    """Put the verified runs of the pack `path` into the runs folder `into`, with the recomputed metrics: what became of
-    each by its id. One of that id which is there already is left alone, even where its samples are others."""
+def unpack(
+    verdicts: Sequence[Verification], pack_runs: Sequence[Run], path: str | Path, into: str | Path
+) -> dict[str, str]:
+    """Put the verified runs of the pack `path` into the runs folder `into`, with the recomputed metrics. Returns what
+    became of each, by its id. A run that is there already is left as it is, even where its samples are others."""
     make_runs_dir(Path(into))
-    told = msgspec.json.encode(Verified(pack=Path(path).name, sha256=_sha256(path), detoxbench=__version__))
+    verified_json = msgspec.json.encode(Verified(pack=Path(path).name, sha256=_sha256(path), detoxbench=__version__))
     results = {}
-    for run, verdict in zip(found, verdicts, strict=True):
+    for run, verdict in zip(pack_runs, verdicts, strict=True):
         if not verdict.verified or verdict.record is None:
             continue
         target = Path(into) / run.folder.name
@@ -292,7 +296,7 @@ def unpack(verdicts: Sequence[Verdict], found: Sequence[Run], path: str | Path, 
             same = _same_evidence(target, run.folder)
             results[verdict.run] = "there already" if same else "left out: there with other samples or scores"
             continue
-        files = _verified_files(run, verdict, verdict.record) | {VERIFIED: told}
+        files = _verified_files(run, verdict, verdict.record) | {VERIFIED: verified_json}
         write_folder(target, partial(_fill, files=files))
         results[verdict.run] = "added"
     return results
@@ -303,7 +307,7 @@ def _same_evidence(a: Path, b: Path) -> bool:
     return all((a / name).is_file() and _sha256(a / name) == _sha256(b / name) for name in names)
 
 
-def _verified_files(run: Run, verdict: Verdict, record: RunRecord) -> dict[str, bytes]:
+def _verified_files(run: Run, verdict: Verification, record: RunRecord) -> dict[str, bytes]:
     """The run's files, with what was recomputed in place of what was claimed."""
     files = {name: (run.folder / name).read_bytes() for name in FILES}
     files["clusters.json"] = msgspec.json.encode(verdict.clusters)

@@ -1,4 +1,4 @@
-"""What a run claims against what its own samples and scores say: every aggregate is computed again.
+"""A run's claims compared with its own samples and scores: every aggregate is computed again.
 
 Needs no model and no scorer. It shows that a run's numbers are those of its samples and scores, that the samples are
 all of what the suite asks, and that nothing in its identity was changed since. It cannot show that the texts are the
@@ -46,9 +46,9 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A run and what is wrong with it; `verified` when nothing is. `metrics`, `counts` and `clusters` are recomputed:
-    what a run does not claim, say since its version did not have the metric, is in them, too."""
+class Verification:
+    """A run and what is wrong with it; `verified` when nothing is. `metrics`, `counts` and `clusters` are recomputed.
+    They may hold more than the run claims, such as a metric that its version did not have."""
 
     run: str
     problems: list[Problem]
@@ -63,75 +63,79 @@ class Verdict:
         return not self.problems
 
 
-def verify(run: Run) -> Verdict:
+def verify(run: Run) -> Verification:
     """Check a run's folder against itself. What cannot be read or computed is a problem, too, and no exception."""
     try:
         record, clusters, samples, scores = run.record(), run.clusters(), run.samples(), run.scores()
     except Exception as error:  # its files are untrusted: whatever is wrong with them is the verdict
-        return Verdict(run.folder.name, [Problem("files", "a finished run", _told(error, run.folder))])
+        return Verification(run.folder.name, [Problem("files", "a finished run", _error_text(error, run.folder))])
     problems: list[Problem] = []
     metrics: dict[str, MetricRecord] = {}
     counts: Counts = {}
-    made = Clusters.of([])
+    recomputed = Clusters.of([])
     try:
         problems += _identity(record, run.folder.name)
         problems += _pairing(samples, scores)
         if not problems:  # otherwise the rest means nothing
             suite = _suite(record)
             problems += _coverage(record, suite, samples)
-            primary, own = scorers.get(record.scorer).primary, Answers(samples, scores)
-            base = _base(run, record, own)
-            measures, counts = aggregate(suite, primary, own, base)
+            primary, answers = scorers.get(record.scorer).primary, Answers(samples, scores)
+            base = _base(run, record, answers)
+            measures, counts = aggregate(suite, primary, answers, base)
             problems += _without_base(record, base)
             problems += _counts(record.counts, counts, old=record.schema == 1)
-            metrics, made = stats.attach(measures), Clusters.of(measures)
+            metrics, recomputed = stats.attach(measures), Clusters.of(measures)
             problems += _metrics(record.metrics, metrics)
-            problems += _clusters(clusters, made)
-    except Exception as error:  # whatever a suite trips over in samples that it did not make
-        problems.append(Problem("metrics", "those of its samples", _told(error, run.folder)))
-    return Verdict(run.folder.name, problems, record, metrics, counts, made)
+            problems += _clusters(clusters, recomputed)
+    except Exception as error:  # samples are untrusted: whatever a suite raises on them is a problem of the run
+        problems.append(Problem("metrics", "those of its samples", _error_text(error, run.folder)))
+    return Verification(run.folder.name, problems, record, metrics, counts, recomputed)
 
 
-def _told(error: Exception, folder: Path) -> str:
+def _error_text(error: Exception, folder: Path) -> str:
     text = str(error).replace(f"{folder}/", "")
     return text if isinstance(error, DetoxbenchError) else f"{type(error).__name__}: {text}"
 
 
 def provenance_line(record: RunRecord) -> str:
     """Where a run says it was made."""
-    own = record.provenance
-    git = own.get("git") or {}
+    provenance = record.provenance
+    git = provenance.get("git") or {}
     commit = f"commit {git.get('commit', '?')[:12]}{' with uncommitted changes' if git.get('dirty') else ''}"
-    packages = own.get("packages") or {}
-    told = [f"detoxbench {packages.get('detoxbench')}", f"torch {packages.get('torch')}", str(own.get("device"))]
-    return one_line(", ".join([*told, *([commit] if git else [])]), 200)
+    packages = provenance.get("packages") or {}
+    parts = [
+        f"detoxbench {packages.get('detoxbench')}",
+        f"torch {packages.get('torch')}",
+        str(provenance.get("device")),
+    ]
+    return one_line(", ".join([*parts, *([commit] if git else [])]), 200)
 
 
 def _identity(record: RunRecord, folder: str) -> Iterator[Problem]:
     """The run id, and that names, seed and settings shown to people are those of the identity."""
-    own = record.identity
+    claimed = record.identity
     if not 1 <= record.schema <= SCHEMA_VERSION:
         yield Problem("schema", record.schema, f"this version reads up to {SCHEMA_VERSION}")
         return
-    if record.run_id != digest(own):
-        yield Problem("run_id", record.run_id, digest(own))
+    if record.run_id != digest(claimed):
+        yield Problem("run_id", record.run_id, digest(claimed))
     if folder != record.run_id:
         yield Problem("folder", folder, record.run_id)
-    if bad := next((key for key in SECTIONS if not isinstance(own.get(key), dict)), None):
-        yield Problem(f"identity.{bad}", own.get(bad), "a group of settings")
+    if bad := next((key for key in SECTIONS if not isinstance(claimed.get(key), dict)), None):
+        yield Problem(f"identity.{bad}", claimed.get(bad), "a group of settings")
         return
     yield from _names(record)
     yield from _settings(record)
-    expected = base_run_id(own)
+    expected = base_run_id(claimed)
     if record.base_run_id not in (None, expected):
         yield Problem("base_run_id", record.base_run_id, expected)
 
 
 def _names(record: RunRecord) -> Iterator[Problem]:
-    own = record.identity
-    expected = {key: own[key].get("name") for key in ("method", "suite", "scorer")}
+    parts = record.identity
+    expected = {key: parts[key].get("name") for key in ("method", "suite", "scorer")}
     claimed = {key: getattr(record, key) for key in expected}
-    expected |= {key: own.get(key) for key in ("seed", "schema")}
+    expected |= {key: parts.get(key) for key in ("seed", "schema")}
     claimed |= {"seed": record.seed, "schema": min(record.schema, IDENTITY_VERSION)}
     for key, value in expected.items():
         if claimed[key] != value:
@@ -169,24 +173,24 @@ def _suite(record: RunRecord) -> Suite[Any]:
     if version != cls.version:
         raise DetoxbenchError(f"version {version} aggregated it, version {cls.version} is installed here")
     judged_by = record.identity["suite"].get("broken_text")
-    if judged_by not in (None, broken_text.VERSION):  # None: before there was one
+    if judged_by not in (None, broken_text.VERSION):  # None: the run is older than these versions
         raise DetoxbenchError(
             f"version {judged_by} told its broken texts, version {broken_text.VERSION} is installed here"
         )
     known = {field.name for field in fields(cls.Config)}
-    given = {key: value for key, value in record.spec.get("suite", {}).items() if key in known}
-    config: Any = build(cls.Config, given | record.identity["suite"].get("config", {}), "suite")
-    wanted, made = record.identity["suite"].get("config"), identity(config)
-    if msgspec.to_builtins(made) != wanted:
-        raise DetoxbenchError(f"its settings {wanted} are not those of this version ({made})")
+    settings = {key: value for key, value in record.spec.get("suite", {}).items() if key in known}
+    config: Any = build(cls.Config, settings | record.identity["suite"].get("config", {}), "suite")
+    claimed, rebuilt = record.identity["suite"].get("config"), identity(config)
+    if msgspec.to_builtins(rebuilt) != claimed:
+        raise DetoxbenchError(f"its settings {claimed} are not those of this version ({rebuilt})")
     return cls(config, name=record.suite)
 
 
 def _coverage(record: RunRecord, suite: Suite[Any], samples: Sequence[Sample]) -> Iterator[Problem]:
     """That the samples answer every request, as often as was asked.
 
-    The identity holds a digest of the requests. They are made again from the samples, which hold all of a request but
-    whether it was a chat; the embedded data are at hand anyway.
+    The identity holds a digest of the requests. They are made again from the samples, which hold all of a request
+    except whether it was a chat; for the embedded data this is known from the suite.
     """
     answers: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -204,29 +208,30 @@ def _coverage(record: RunRecord, suite: Suite[Any], samples: Sequence[Sample]) -
     firsts = [several[0] for several in answers.values()]
     chats: list[Sequence[bool]] = [[False] * len(firsts), [True] * len(firsts)]
     if getattr(suite.config, "data", None) == "embedded":
-        asked = {request.id: request.chat for request in suite.requests()}
-        chats = [[asked.get(s.id, False) for s in firsts]]
-    made = [digest([_request(s, chat) for s, chat in zip(firsts, each, strict=True)]) for each in chats]
+        chat_by_id = {request.id: request.chat for request in suite.requests()}
+        chats = [[chat_by_id.get(s.id, False) for s in firsts]]
+    digests = [digest([_request(s, chat) for s, chat in zip(firsts, each, strict=True)]) for each in chats]
     claimed = record.identity["suite"].get("requests")
-    if claimed not in made:
-        yield Problem("samples", f"the requests of digest {claimed}", f"{made[0]} from {len(firsts)} requests")
+    if claimed not in digests:
+        yield Problem("samples", f"the requests of digest {claimed}", f"{digests[0]} from {len(firsts)} requests")
 
 
 def _request(sample: Sample, chat: bool) -> dict[str, Any]:
-    """The request that a sample answers, as it stands in the digest of requests (`Cell`)."""
-    made: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "record": sample.record, "kind": sample.kind}
-    made |= {"chat": chat}
-    made |= {"text": sample.text} if sample.stop == "given" else {}
-    return made | ({"tags": sample.tags} if sample.tags else {})
+    """The request that a sample answers, as it stands in the digest of requests (`runner.cell`)."""
+    request: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "record": sample.record, "kind": sample.kind}
+    request |= {"chat": chat}
+    request |= {"text": sample.text} if sample.stop == "given" else {}
+    return request | ({"tags": sample.tags} if sample.tags else {})
 
 
-def _base(run: Run, record: RunRecord, own: Answers) -> Answers | None:
-    """What the run is compared with: the base's answers, which lie beside it, in a pack too."""
+def _base(run: Run, record: RunRecord, answers: Answers) -> Answers | None:
+    """The answers of the base's run, which lies beside the run, in a pack too; None where it is not there."""
     if record.method == BASE:
-        return own
-    beside = Run(run.folder.with_name(record.base_run_id)) if record.base_run_id else None
-    there = beside is not None and is_run(beside.folder)
-    return Answers(beside.samples(), beside.scores()) if beside and there else None
+        return answers
+    if not record.base_run_id:
+        return None
+    base = Run(run.folder.with_name(record.base_run_id))
+    return Answers(base.samples(), base.scores()) if is_run(base.folder) else None
 
 
 def _without_base(record: RunRecord, base: Answers | None) -> Iterator[Problem]:
@@ -237,34 +242,34 @@ def _without_base(record: RunRecord, base: Answers | None) -> Iterator[Problem]:
         )
 
 
-def _counts(claimed: Counts, made: Counts, *, old: bool) -> Iterator[Problem]:
+def _counts(claimed: Counts, recomputed: Counts, *, old: bool) -> Iterator[Problem]:
     """`old`: schema 1 wrote 0 where nobody counted."""
-    for name in claimed.keys() & made.keys():
-        if claimed[name] != made[name] and not (old and made[name] is None and claimed[name] == 0):
-            yield Problem(f"counts.{name}", claimed[name], made[name])
+    for name in claimed.keys() & recomputed.keys():
+        if claimed[name] != recomputed[name] and not (old and recomputed[name] is None and claimed[name] == 0):
+            yield Problem(f"counts.{name}", claimed[name], recomputed[name])
 
 
-def _metrics(claimed: Mapping[str, MetricRecord], made: Mapping[str, MetricRecord]) -> Iterator[Problem]:
-    for name in claimed.keys() - made.keys():
+def _metrics(claimed: Mapping[str, MetricRecord], recomputed: Mapping[str, MetricRecord]) -> Iterator[Problem]:
+    for name in claimed.keys() - recomputed.keys():
         yield Problem(name, claimed[name].value, None)
-    for name, metric in made.items():
+    for name, metric in recomputed.items():
         if name not in claimed:
             continue
         slack = OF_WIDTH * ((metric.high or 0.0) - (metric.low or 0.0))
         for part in MetricRecord.__struct_fields__:
-            ours, theirs = getattr(metric, part), getattr(claimed[name], part)
-            if not _same(ours, theirs, slack if part in ("low", "high") else 0.0):
-                yield Problem(name if part == "value" else f"{name}.{part}", theirs, ours)
+            value, claim = getattr(metric, part), getattr(claimed[name], part)
+            if not _same(value, claim, slack if part in ("low", "high") else 0.0):
+                yield Problem(name if part == "value" else f"{name}.{part}", claim, value)
 
 
-def _clusters(claimed: Clusters, made: Clusters) -> Iterator[Problem]:
+def _clusters(claimed: Clusters, recomputed: Clusters) -> Iterator[Problem]:
     for name, binary in claimed.binary.items():
-        if binary != made.binary.get(name):
-            yield Problem(f"clusters.json: binary of {name}", binary, made.binary.get(name))
+        if binary != recomputed.binary.get(name):
+            yield Problem(f"clusters.json: binary of {name}", binary, recomputed.binary.get(name))
     for part in ("total", "count"):
-        ours, theirs = getattr(made, part), getattr(claimed, part)
-        for name, a in theirs.items():
-            b = ours.get(name, {})
+        sums, claimed_sums = getattr(recomputed, part), getattr(claimed, part)
+        for name, a in claimed_sums.items():
+            b = sums.get(name, {})
             odd = next((c for c in dict.fromkeys([*a, *b]) if not _same(a.get(c), b.get(c))), None)
             if odd is not None:
                 yield Problem(f"clusters.json: {part} of {name} in '{odd}'", a.get(odd), b.get(odd))

@@ -59,7 +59,7 @@ _jobs: queue.Queue[_Job] = queue.Queue()
 _worker: threading.Thread | None = None
 _running: subprocess.Popen[bytes] | None = None
 _ended = threading.Event()
-"""`wait` has given up, and said so."""
+"""Set when `wait` has given up, and warned."""
 _unsent: set[str] = set()
 """Trackers whose server has failed in this process: they are not asked again, so that it fails once and not often."""
 
@@ -171,7 +171,7 @@ def _call(job: _Job, action: str, seconds: float) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to clear up what it has half-written, and end it."""
+    """Ask the process to remove what it has half-written, then end it."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)

@@ -1,4 +1,4 @@
-"""What is told of a run, in no tracker's terms: made from its folder alone, and from its base's where that is there."""
+"""The report of a run, for any tracker: made from its folder, and from its base's folder where there is one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUP_LENGTH = 100
 
 
 @dataclass(frozen=True)
-class Table:
+class TrackedTable:
     """Columns and rows of a table at the tracker."""
 
     columns: list[str]
@@ -51,15 +51,15 @@ class Report:
     tags: list[str]
     config: dict[str, Any]
     metrics: dict[str, float]
-    """The metrics that have a value, for what takes one as its objective."""
+    """The metrics that have a value, for tools that take one as their objective."""
     summary: dict[str, float | None]
     curves: dict[str, list[float]]
-    tables: dict[str, Table]
+    tables: dict[str, TrackedTable]
     artifact: Artifact | None
 
 
 def report_of(run: Run, spec: TrackerSpec) -> Report:
-    """Everything that `spec` asks to tell of a finished run. Raises DetoxbenchError or OSError for one that is broken.
+    """The report of a finished run, as `spec` asks for it. Raises DetoxbenchError or OSError for a damaged run.
 
     The base is the run of method=none under the same suite, scorer, generation and seed, looked for beside this one.
     """
@@ -88,7 +88,7 @@ def report_of(run: Run, spec: TrackerSpec) -> Report:
 
 
 def _config(record: RunRecord, base: Run | None, remark: str, diagnostics: dict[str, Any]) -> dict[str, Any]:
-    """What is no number: the settings, where the run was made, how its metrics are to be read."""
+    """Everything that is no number: the settings, where the run was made, how its metrics are to be read."""
     names = ("run_id", "created", "model", "method", "suite", "scorer", "seed", "base_run_id")
     return {
         **{name: getattr(record, name) for name in names},
@@ -124,11 +124,11 @@ def _base(run: Run, record: RunRecord) -> Run | None:
     beside = run.folder.parent
     for other in [Run(beside / record.base_run_id)] if record.base_run_id else runs(beside):
         with suppress(DetoxbenchError, OSError):  # another run's damage is not this run's
-            theirs = other.record()
+            other_record = other.record()
             if (
-                theirs.method == BASE
-                and theirs.seed == record.seed
-                and shared_identity(theirs) == shared_identity(record)
+                other_record.method == BASE
+                and other_record.seed == record.seed
+                and shared_identity(other_record) == shared_identity(record)
             ):
                 return other
     return None
@@ -145,18 +145,18 @@ def _numbers(record: RunRecord) -> dict[str, float | None]:
 
 def _differences(run: Run, record: RunRecord, base: Run) -> dict[str, float | None]:
     """This run minus its base, paired; the p-values are of single tests: Holm's correction needs the whole table."""
-    ours, theirs = run.clusters(), base.clusters()
-    found: dict[str, float | None] = {}
+    clusters, base_clusters = run.clusters(), base.clusters()
+    differences: dict[str, float | None] = {}
     for name, metric in record.metrics.items():
-        d = between(ours, theirs, Column(name, metric.better, metric.unit))
+        d = between(clusters, base_clusters, Column(name, metric.better, metric.unit))
         if d.value is not None:
             values = {"": d.value, "/low": d.low, "/high": d.high, "/p": d.p, "/n": d.n}
-            found |= {f"{name}/difference{key}": value for key, value in values.items()}
-    return found
+            differences |= {f"{name}/difference{key}": value for key, value in values.items()}
+    return differences
 
 
 def _diagnostics(
-    found: Mapping[str, Any],
+    recorded: Mapping[str, Any],
 ) -> tuple[dict[str, float | None], dict[str, list[float]], dict[str, Any]]:
     """What a method recorded while fitting: its numbers, its lists of numbers, and the rest, by path (fit/NAME)."""
     scalars: dict[str, float | None] = {}
@@ -174,15 +174,15 @@ def _diagnostics(
         else:
             rest[name] = value
 
-    for name, value in found.items():
+    for name, value in recorded.items():
         sort(f"fit/{name}", value)
     return scalars, curves, rest
 
 
-def _intervals(record: RunRecord, differences: Mapping[str, float | None]) -> Table:
+def _intervals(record: RunRecord, differences: Mapping[str, float | None]) -> TrackedTable:
     """One row for each metric, with what a chart of several runs needs to tell them apart."""
     columns = ["metric", "method", "seed", "value", "low", "high", "n", "missing", "better", "difference", "p"]
-    return Table(
+    return TrackedTable(
         columns,
         [
             [name, record.method, record.seed, m.value, m.low, m.high, m.n, m.missing, m.better]
@@ -192,7 +192,7 @@ def _intervals(record: RunRecord, differences: Mapping[str, float | None]) -> Ta
     )
 
 
-def _samples(run: Run, base: Run | None, limit: int) -> Table:
+def _samples(run: Run, base: Run | None, limit: int) -> TrackedTable:
     """Samples evenly spread over the run, a column for each score, and what the base said to the same prompt."""
     rows = list(zip(run.samples(), run.scores(), strict=True))
     columns = sorted({(slot, name) for _, scored in rows for slot, s in scored.scores.items() for name in s or ()})
@@ -200,7 +200,7 @@ def _samples(run: Run, base: Run | None, limit: int) -> Table:
     step = max(1, -(-len(rows) // limit)) if limit else len(rows) + 1
     shown = rows[::step] if limit else []
     head = ["id", "sample", "record", "kind", "prompt", "text", "stop"]
-    return Table(
+    return TrackedTable(
         [*head, *(f"{slot}/{name}" for slot, name in columns), *(["base text"] if base else [])],
         [
             [
@@ -213,17 +213,17 @@ def _samples(run: Run, base: Run | None, limit: int) -> Table:
     )
 
 
-def _records(run: Run, base: Run | None) -> Table:
+def _records(run: Run, base: Run | None) -> TrackedTable:
     """Every metric on every prompt or record (what intervals resample), beside the base's."""
-    ours, theirs = run.clusters(), base.clusters() if base else None
-    keys = list(dict.fromkeys(key for counts in ours.count.values() for key in counts))
+    clusters, base_clusters = run.clusters(), base.clusters() if base else None
+    keys = list(dict.fromkeys(key for counts in clusters.count.values() for key in counts))
     columns, values = ["record"], [[*keys]]
-    for name in ours.total:
-        for suffix, side in (("", ours), (" (base)", theirs)):
+    for name in clusters.total:
+        for suffix, side in (("", clusters), (" (base)", base_clusters)):
             if side is not None and name in side.total:
                 columns.append(name + suffix)
                 values.append([_ratio(side, name, key) for key in keys])
-    return Table(columns, [list(row) for row in zip(*values, strict=True)])
+    return TrackedTable(columns, [list(row) for row in zip(*values, strict=True)])
 
 
 def _ratio(clusters: Clusters, name: str, key: str) -> Any:
@@ -232,7 +232,7 @@ def _ratio(clusters: Clusters, name: str, key: str) -> Any:
 
 
 def _artifact(run: Run, record: RunRecord, spec: TrackerSpec) -> tuple[Artifact | None, str]:
-    """The fitted change, and why there is none if there is none."""
+    """The fitted intervention, and a remark that says why there is none where there is none."""
     if record.method == BASE:
         return None, "none: the base model"
     files = sorted((run.folder / "intervention").glob("*"))

@@ -1,4 +1,4 @@
-"""What a tracker has to do here, and which there are."""
+"""The interface of trackers, and the trackers that there are."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from detoxbench.tracking.report import Report
 
 
 class Sink(Protocol):
-    """A tracker. It is worked with in a process of its own, which may print, hang and be ended at any moment."""
+    """A tracker. It is used in a process of its own, which may print, hang and be ended at any moment."""
 
     later: str
     """How a person sends what was written, when sending did not work."""
 
     def write(self, report: Report, folder: Path, spec: TrackerSpec) -> None:
-        """Have the report whole on disk in `folder`, in place of an earlier one, and ask no network.
+        """Write the whole report to `folder`, in place of an earlier one, without any network.
 
-        Raises, and leaves nothing half-written, where that cannot be had.
+        Raises where that fails, and then leaves nothing half-written.
         """
 
     def send(self, report: Report, folder: Path, spec: TrackerSpec) -> None:
@@ -37,8 +37,8 @@ SINKS = {
 
 
 def ask(url: str) -> None:
-    """See that a server answers at all, whatever it says. Raises DetoxbenchError where it does not: asked by their own
-    clients, dead servers take minutes, or for ever."""
+    """Check that a server answers at all, whatever it says. Raises DetoxbenchError where it does not: the trackers' own
+    clients wait minutes for a dead server, or for ever."""
     try:
         urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError:

@@ -26,7 +26,7 @@ class TrackioSink:
         """Keep a report on this machine. See `sinks.Sink`."""
         for name in SERVERS:
             os.environ.pop(name, None)
-        os.environ |= {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1"}  # else it asks the hub who we are
+        os.environ |= {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1"}  # else it asks the hub for the user's name
         _log(report, spec)
         from trackio.sqlite_storage import SQLiteStorage
 

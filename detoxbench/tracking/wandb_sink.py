@@ -28,7 +28,7 @@ class WandbSink:
 
     def write(self, report: Report, folder: Path, spec: TrackerSpec) -> None:
         """Keep a report on this machine. See `sinks.Sink`."""
-        os.environ["WANDB_ERROR_REPORTING"] = "false"  # before the import, which would report its troubles home
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # before the import, which would send its errors to W&B
         import wandb
 
         for before in _written(folder, _id(report)):
@@ -97,14 +97,14 @@ def _log(wandb: Any, run: Any, report: Report) -> None:
 
 
 def _artifact(wandb: Any, artifact: Artifact) -> Any:
-    made = wandb.Artifact(artifact.name, "intervention", metadata=artifact.metadata)
+    wandb_artifact = wandb.Artifact(artifact.name, "intervention", metadata=artifact.metadata)
     for file in artifact.files:
-        made.add_file(str(file), policy="immutable", skip_cache=True)  # from the run folder, no copy
-    return made
+        wandb_artifact.add_file(str(file), policy="immutable", skip_cache=True)  # from the run folder, no copy
+    return wandb_artifact
 
 
 def _id(report: Report) -> str:
-    """In a sweep the agent has named the run."""
+    """The run's id; in a sweep the one that the agent has given it."""
     return os.environ["WANDB_RUN_ID"] if os.environ.get("WANDB_SWEEP_ID") else report.id
 
 
@@ -113,7 +113,7 @@ def _written(folder: Path, run_id: str) -> list[Path]:
 
 
 def whole(path: Path) -> bool:
-    """Whether an offline run's file has its end: wandb does not always say when it cannot write."""
+    """Whether an offline run's file is complete: wandb does not always say when it cannot write."""
     return any(record.WhichOneof("record_type") == "exit" for record in records(path))
 
 
