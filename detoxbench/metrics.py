@@ -1,8 +1,8 @@
 """Metrics as pure functions on values, each with its formula and where it comes from.
 
-None stands for a value that could not be had: it goes in where a score is missing, and comes out where nothing is left
-to compute from. It is never turned into 0. Line numbers refer to LizLizLi/DeStein@f1cad0a2, zjunlp/EasyEdit@14cea824
-and HITsz-TMG/Ext-Sub@ffab8fd2.
+None stands for a missing value: of a score that is passed in, and of a metric where no value is left to compute it
+from. It is never turned into 0. Line numbers refer to LizLizLi/DeStein@f1cad0a2, zjunlp/EasyEdit@14cea824 and
+HITsz-TMG/Ext-Sub@ffab8fd2.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def dist_n(texts: Sequence[str], n: int, denominator: Literal["words", "ngrams"]
     None where the denominator is 0.
     """
     words = [text.split(" ") for text in texts]
-    found = ["_".join(gram) for text in words for gram in _ngrams(text, n)]
-    total = len(found) if denominator == "ngrams" else sum(map(len, words))
-    return len(set(found)) / total if total else None
+    ngrams = ["_".join(gram) for text in words for gram in _ngrams(text, n)]
+    total = len(ngrams) if denominator == "ngrams" else sum(map(len, words))
+    return len(set(ngrams)) / total if total else None
 
 
 def ngram_entropy(tokens: Sequence[Hashable], n: int) -> float:
@@ -123,8 +123,8 @@ def _tokenizers() -> tuple[Callable[[str], list[str]], Callable[[str], list[str]
 
 def ngram_repetition(tokens: Sequence[Hashable], n: int) -> float:
     """1 - distinct / all n-grams of `tokens`; 0 for fewer than n tokens (Ext-Sub, eval/ngram_rep_eval.py)."""
-    found = _ngrams(tokens, n)
-    return 1 - len(set(found)) / len(found) if found else 0.0
+    ngrams = _ngrams(tokens, n)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def _ngrams(tokens: Sequence[T], n: int) -> list[tuple[T, ...]]:
@@ -170,17 +170,17 @@ def _rouge_words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
-def _overlap_f(ours: Sequence[str], theirs: Sequence[str]) -> float:
-    shared = (Counter(ours) & Counter(theirs)).total()
-    return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
+def _overlap_f(words: Sequence[str], answer_words: Sequence[str]) -> float:
+    shared = (Counter(words) & Counter(answer_words)).total()
+    return 2 * shared / (len(words) + len(answer_words)) if shared else 0.0
 
 
-def _subsequence_f(ours: Sequence[str], theirs: Sequence[str]) -> float:
-    longest = [0] * (len(theirs) + 1)  # of the words of `ours` so far and the first j of `theirs`
-    for word in ours:
+def _subsequence_f(words: Sequence[str], answer_words: Sequence[str]) -> float:
+    longest = [0] * (len(answer_words) + 1)  # of the `words` so far and the first j of `answer_words`
+    for word in words:
         above_left = 0
-        for j, other in enumerate(theirs, 1):
+        for j, other in enumerate(answer_words, 1):
             above = longest[j]
             longest[j] = above_left + 1 if word == other else max(above, longest[j - 1])
             above_left = above
-    return 2 * longest[-1] / (len(ours) + len(theirs)) if longest[-1] else 0.0
+    return 2 * longest[-1] / (len(words) + len(answer_words)) if longest[-1] else 0.0

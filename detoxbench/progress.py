@@ -1,4 +1,4 @@
-"""Progress bars on stderr; nothing where that is no terminal."""
+"""Progress bars on stderr; nothing is shown where stderr is no terminal."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def clean(text: str) -> str:
-    """Names come from configurations and plugins: no control characters (terminal escapes, line breaks, bidi)."""
+    """The text without control characters (terminal escapes, line breaks, bidi): names may come from plugins."""
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
@@ -24,6 +24,6 @@ def one_line(value: Any, limit: int = 80) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line: its first, or its kind where it says nothing."""
+    """An error of another library in one line: the first of its message, or its type where it has no message."""
     said = str(error).strip()
     return said.splitlines()[0] if said else type(error).__name__

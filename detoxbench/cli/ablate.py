@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     from detoxbench.results.ablation_drawing import draw
     from detoxbench.results.ablation_text import text
 
-    found = ablation(
+    result = ablation(
         Path(args.runs_dir),
         args.over.split(","),
         where=args.where,
@@ -38,11 +38,11 @@ def main(argv: list[str]) -> int:
         all_metrics=args.all_metrics,
     )
     if args.draw:
-        draw(found, args.draw)
+        draw(result, args.draw)
     if args.json:
-        print_json(msgspec.to_builtins(found))
+        print_json(msgspec.to_builtins(result))
     else:
-        print(text(found, shutil.get_terminal_size((120, 24)).columns), end="")
+        print(text(result, shutil.get_terminal_size((120, 24)).columns), end="")
     if args.draw:
         print(f"drawn: {args.draw}", file=sys.stderr)
     return OK

@@ -33,13 +33,13 @@ def add_filters(parser: Parser) -> None:
     """Options that choose among finished runs, one for each of `FILTERS`; `names` reads them."""
     for key in FILTERS:
         base = "; the base stays" if key == "method" else ""
-        told = f"only runs with this {key}{base}"
-        parser.add_argument(f"--{key}", metavar="PATTERN", action="append", default=[], help=told)
+        help_text = f"only runs with this {key}{base}"
+        parser.add_argument(f"--{key}", metavar="PATTERN", action="append", default=[], help=help_text)
 
 
-def names(given: Sequence[str]) -> list[str]:
-    """What an option lists, by commas or given again."""
-    return [name.strip() for text in given for name in text.split(",") if name.strip()]
+def names(values: Sequence[str]) -> list[str]:
+    """The names in an option's values: separated by commas, or in several options."""
+    return [name.strip() for text in values for name in text.split(",") if name.strip()]
 
 
 def complain(error: object, code: int) -> int:

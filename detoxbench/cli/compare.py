@@ -28,12 +28,12 @@ def main(argv: list[str]) -> int:
     from detoxbench.results.store import find_run
 
     runs = [find_run(name, args.runs_dir) for name in (args.a, args.b)]
-    found = compare(*runs, all_metrics=args.all_metrics, shown=args.samples)
+    comparison = compare(*runs, all_metrics=args.all_metrics, shown=args.samples)
     if args.json:
-        print_json(msgspec.to_builtins(found if args.show_text else _without_texts(found)))
+        print_json(msgspec.to_builtins(comparison if args.show_text else _without_texts(comparison)))
         return OK
     out = console()
-    for block in _blocks(found, args.show_text):
+    for block in _blocks(comparison, args.show_text):
         out.print(block)
     return OK
 
@@ -54,30 +54,32 @@ def _parser() -> Parser:
     return parser
 
 
-def _without_texts(found: Comparison) -> Comparison:
-    most = [replace(d, prompt=None, a=replace(d.a, text=None), b=replace(d.b, text=None)) for d in found.samples.most]
-    return replace(found, samples=replace(found.samples, most=most))
+def _without_texts(comparison: Comparison) -> Comparison:
+    most = [
+        replace(d, prompt=None, a=replace(d.a, text=None), b=replace(d.b, text=None)) for d in comparison.samples.most
+    ]
+    return replace(comparison, samples=replace(comparison.samples, most=most))
 
 
-def _blocks(found: Comparison, show_text: bool) -> list[Any]:
+def _blocks(comparison: Comparison, show_text: bool) -> list[Any]:
     """What rich prints, one block under another."""
     from detoxbench.text import clean
 
-    a, b = found.a, found.b
+    a, b = comparison.a, comparison.b
     blocks: list[Any] = [f"{a.model} · {a.suite} · scored by {a.scorer}"]
     blocks.append(table([(f"{k}  {s.method}", f"seed {s.seed}", s.run_id, s.folder) for k, s in (("A", a), ("B", b))]))
-    rows = [METRIC_HEADINGS, *(_metric_row(metric) for metric in found.metrics)]
-    blocks += ["", table([tuple(map(clean, row)) for row in rows]), _legend(found)]
+    rows = [METRIC_HEADINGS, *(_metric_row(metric) for metric in comparison.metrics)]
+    blocks += ["", table([tuple(map(clean, row)) for row in rows]), _legend(comparison)]
     for title, changes in (
-        ("what can change a number and differs", found.identity),
-        ("settings that cannot, and differ", found.settings),
-        ("environment that differs", found.environment),
-        ("cost", found.cost),
-        ("counts", found.counts),
+        ("what can change a number and differs", comparison.identity),
+        ("settings that cannot, and differ", comparison.settings),
+        ("environment that differs", comparison.environment),
+        ("cost", comparison.cost),
+        ("counts", comparison.counts),
     ):
         if changes:
             blocks += ["", f"{title}:", table([("  ", "A", "B"), *(_changed(change) for change in changes)])]
-    return [*blocks, "", *_samples(found, show_text), *(clean(note) for note in found.notes)]
+    return [*blocks, "", *_samples(comparison, show_text), *(clean(note) for note in comparison.notes)]
 
 
 METRIC_HEADINGS = ("metric", "A", "B", "B minus A", "p (Holm)", "effect", "detectable", "B higher / lower")
@@ -98,10 +100,10 @@ def _metric_row(m: Compared) -> tuple[str, ...]:
     return (name, *values, delta(d, m.unit, m.b.value), p, effect, least, f"{d.above} / {d.below} of {d.n}")
 
 
-def _legend(found: Comparison) -> str:
+def _legend(comparison: Comparison) -> str:
     from detoxbench.results.tables import LEVEL
 
-    tests = sum(m.difference is not None and m.difference.p is not None for m in found.metrics)
+    tests = sum(m.difference is not None and m.difference.p is not None for m in comparison.metrics)
     return (
         f"✓ B is better, ✗ worse, ≠ differs (p < {LEVEL} after Holm over {tests} tests); n.s.: not supported\n"
         "effect: the difference over the SD of the prompts' (or records') differences; detectable: what a test at 0.05 "
@@ -120,10 +122,10 @@ def _changed(change: Changed) -> tuple[str, ...]:
     return f"  {clean(change.key)}", shown(change.a), shown(change.b)
 
 
-def _samples(found: Comparison, show_text: bool) -> Sequence[Any]:
+def _samples(comparison: Comparison, show_text: bool) -> Sequence[Any]:
     from detoxbench.text import clean, short
 
-    samples = found.samples
+    samples = comparison.samples
     if samples.score is None:
         return [f"samples: {clean(samples.note)}"]
     total = samples.higher + samples.lower + samples.equal

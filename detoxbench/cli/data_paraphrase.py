@@ -34,13 +34,13 @@ def main(argv: list[str]) -> int:
     fingerprint = checkpoint.fingerprint(find(args.model, revision=args.revision))
     device = pick_device(args.device)
     lm = LanguageModel.load(args.model, revision=args.revision, dtype=args.dtype, device=device)
-    made = generation.generate_sets(lm, sentences, config, scorer=scorer, seed=args.seed)
-    generation.write(out, made.sets)
+    generated = generation.generate_sets(lm, sentences, config, scorer=scorer, seed=args.seed)
+    generation.write(out, generated.sets)
     # 3. What came of it.
     if args.json:
-        print_json(_summary(args, out, config, scorer, fingerprint, made))
+        print_json(_summary(args, out, config, scorer, fingerprint, generated))
     else:
-        _show(out, made, len(sentences), scorer)
+        _show(out, generated, len(sentences), scorer)
     return OK
 
 
@@ -83,10 +83,10 @@ def _config(args: argparse.Namespace) -> GenerationConfig:
     from detoxbench.config import build, texts, unescaped
     from detoxbench.fitting.paraphrase_generation import GenerationConfig
 
-    given = {field.name: getattr(args, field.name) for field in fields(GenerationConfig)}
-    # A default is no typed text, and holds no backslash.
-    given |= {name: unescaped(given[name]) for name in texts(GenerationConfig)}
-    return build(GenerationConfig, given, "paraphrase")
+    settings = {field.name: getattr(args, field.name) for field in fields(GenerationConfig)}
+    # Defaults are not typed by anybody, but hold no backslash either.
+    settings |= {name: unescaped(settings[name]) for name in texts(GenerationConfig)}
+    return build(GenerationConfig, settings, "paraphrase")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -114,7 +114,7 @@ def _summary(
     config: GenerationConfig,
     scorer: Scorer[Any] | None,
     fingerprint: str,
-    made: Generated,
+    generated: Generated,
 ) -> dict[str, Any]:
     """Counts, and what the file depends on."""
     import msgspec
@@ -123,9 +123,9 @@ def _summary(
 
     return {
         "file": str(out),
-        "sets": len(made.sets),
-        "left_out": made.left_out,
-        "counts": msgspec.to_builtins(made.counts),
+        "sets": len(generated.sets),
+        "left_out": generated.left_out,
+        "counts": msgspec.to_builtins(generated.counts),
         "model": {"name": args.model, "fingerprint": fingerprint, "dtype": args.dtype},
         "config": identity(config),
         "scorer": scorer.identity() if scorer else None,
@@ -133,11 +133,11 @@ def _summary(
     }
 
 
-def _show(out: Path, made: Generated, sentences: int, scorer: Scorer[Any] | None) -> None:
+def _show(out: Path, generated: Generated, sentences: int, scorer: Scorer[Any] | None) -> None:
     from detoxbench.fitting.paraphrase_generation import rows
 
     show = console().print
-    show(f"{out}: {len(made.sets)} of {sentences} sentences have texts of both sides")
-    show(table([tuple(f"  {cell}" for cell in row) for row in rows(made)]))
+    show(f"{out}: {len(generated.sets)} of {sentences} sentences have texts of both sides")
+    show(table([tuple(f"  {cell}" for cell in row) for row in rows(generated)]))
     if scorer is None:
         show("no scorer was named: nothing has checked that positives are civil and negatives toxic")

@@ -58,8 +58,8 @@ def _described_model(name: str) -> dict[str, Any]:
     files = composition.options("model")
     if name not in files:
         raise UsageError(f"unknown model '{name}'{did_you_mean(name, files)}; known: {', '.join(sorted(files))}")
-    given: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
-    return {"name": name, "doc": first_comment(files[name]), "config": described_fields(ModelSpec, given)}
+    settings: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
+    return {"name": name, "doc": first_comment(files[name]), "config": described_fields(ModelSpec, settings)}
 
 
 def _described_component(kind: str, name: str) -> dict[str, Any]:
@@ -79,8 +79,8 @@ def _described_component(kind: str, name: str) -> dict[str, Any]:
     return {"name": name, "doc": doc(cls), **facts, "config": described_fields(cls.Config)}
 
 
-def described_fields(config: Any, given: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The fields of a configuration dataclass, with the defaults that `given` (a model's file) puts in their place."""
+def described_fields(config: Any, file_settings: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The fields of a configuration dataclass; `file_settings` (of a model's file) replace their defaults."""
     from dataclasses import fields
 
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -88,7 +88,7 @@ def described_fields(config: Any, given: Mapping[str, Any] | None = None) -> lis
         {
             "name": field.name,
             "type": field.type,
-            "default": (given or {}).get(field.name, field.default),
+            "default": (file_settings or {}).get(field.name, field.default),
             "range": ", ".join(f"{signs[sign]} {bound}" for sign, bound in field.metadata["bounds"].items()),
             "meaning": field.metadata["help"],
             "source": field.metadata["source"],

@@ -40,17 +40,17 @@ def main(argv: list[str]) -> int:
 
 
 def _settings(words: Sequence[str]) -> tuple[int, Size, str]:
-    """Seed, size and folder. Raises UsageError for another key, and for a value that cannot be."""
+    """Seed, size and folder. Raises UsageError for an unknown key and for an impossible value."""
     from detoxbench.fable.build import RECIPES
 
-    given = {"model.seed": "0", "size": "default", "out": ""}
+    settings = {"model.seed": "0", "size": "default", "out": ""}
     for word in words:
         key, _, value = word.partition("=")
-        if key not in given:
-            raise UsageError(f"unknown key '{key}'{did_you_mean(key, given)}; known: {', '.join(given)}")
-        given[key] = value
-    if not given["model.seed"].isdecimal():
-        raise UsageError(f"wrong value for 'model.seed': not a number >= 0 (given: '{given['model.seed']}')")
-    if given["size"] not in RECIPES:
-        raise UsageError(f"wrong value for 'size': {' or '.join(RECIPES)} (given: '{given['size']}')")
-    return int(given["model.seed"]), cast("Size", given["size"]), given["out"]
+        if key not in settings:
+            raise UsageError(f"unknown key '{key}'{did_you_mean(key, settings)}; known: {', '.join(settings)}")
+        settings[key] = value
+    if not settings["model.seed"].isdecimal():
+        raise UsageError(f"wrong value for 'model.seed': not a number >= 0 (given: '{settings['model.seed']}')")
+    if settings["size"] not in RECIPES:
+        raise UsageError(f"wrong value for 'size': {' or '.join(RECIPES)} (given: '{settings['size']}')")
+    return int(settings["model.seed"]), cast("Size", settings["size"]), settings["out"]

@@ -16,12 +16,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_args(argv)
 
-    found = {kind: names(kind) for kind in ([args.kind] if args.kind else KINDS)}
+    by_kind = {kind: names(kind) for kind in ([args.kind] if args.kind else KINDS)}
     if args.json:
-        print_json(found)
+        print_json(by_kind)
         return OK
     show = console().print
-    for kind, rows in found.items():
+    for kind, rows in by_kind.items():
         if not args.kind:
             show(f"{kind}:")
         show(table([(f"  {row['name']}", row["summary"]) for row in rows]))

@@ -22,8 +22,8 @@ def main(argv: list[str]) -> int:
         planned = plan(spec)
         names = {"model": spec.model.name, "method": spec.method_name, "suite": spec.suite_name}
         names |= {"scorer": spec.scorer_name, "seed": str(spec.seed)}
-        others = [override for override in overrides if override.partition("=")[0] not in names]
-        title = " ".join([*(f"{key}={value}" for key, value in names.items()), *others])
+        other_overrides = [override for override in overrides if override.partition("=")[0] not in names]
+        title = " ".join([*(f"{key}={value}" for key, value in names.items()), *other_overrides])
         show(f"[{number}/{len(cells)}] {title}  {planned.run_id or ''}".rstrip())
         show(table([(f"  {c.stage}", c.state, c.remark) for c in planned.cells]))
     return OK

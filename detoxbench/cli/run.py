@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def _foreseen(args: argparse.Namespace) -> list[tuple[list[str], RunSpec]] | None:
-    """The cells that Hydra would run, with their overrides; None where it would run none or alone knows which.
+    """The cells that Hydra would run, with their overrides; None where it would run none, or where only Hydra knows.
 
     Raises DetoxbenchError for what is wrong with the configuration.
     """
@@ -108,12 +108,12 @@ def _run_by_hydra(argv: Sequence[str], overrides: Sequence[str], titles: Sequenc
 
 
 def _titles(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Of each cell of several which one it is, and the overrides that not all have; of a single one nothing."""
+    """A title for each cell: its number, and the overrides that not all cells have; empty for a single cell."""
     if len(cells) < 2:
         return [""] * len(cells)
     shared = set(cells[0]).intersection(*cells)
-    told = [" ".join(override for override in own if override not in shared) for own in cells]
-    return [f"[{number}/{len(cells)}] {title}" for number, title in enumerate(told, 1)]
+    titles = [" ".join(override for override in cell if override not in shared) for cell in cells]
+    return [f"[{number}/{len(cells)}] {title}" for number, title in enumerate(titles, 1)]
 
 
 def _announce(title: str) -> None:
@@ -152,13 +152,13 @@ def _report(result: RunResult) -> None:
     show(f"{title} seed={record.seed}  {result.folder}{'  (was there already)' if result.cached else ''}")
     show(table([(f"  {name}", _shown(metric)) for name, metric in record.metrics.items() if metric.headline]))
     counted = {key.replace("_", " "): n for key, n in record.counts.items() if key not in _SIZES}
-    for heading, told in (
+    for heading, counts in (
         (f"of {record.counts.get('samples')} samples", [f"{name} {n}" for name, n in counted.items() if n]),
         ("none", [name for name, n in counted.items() if n == 0]),
         ("not measured", [name for name, n in counted.items() if n is None]),
     ):
-        if told:
-            show(f"  {heading}: {', '.join(told)}")
+        if counts:
+            show(f"  {heading}: {', '.join(counts)}")
 
 
 _SIZES = {"requests", "samples"}

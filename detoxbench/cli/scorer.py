@@ -34,15 +34,15 @@ def _check(argv: list[str]) -> int:
     scorer = scorer_of(args.name, args.overrides)
     names = ("text", "label", "prompt", "toxic", "labels", "limit")
     texts = readers.labelled(args.file, **{name: getattr(args, name) for name in names})
-    found = scorer_check.check(scorer, texts, file=args.file, threshold=args.threshold)
+    check = scorer_check.check(scorer, texts, file=args.file, threshold=args.threshold)
     if args.json:
-        print_json(msgspec.to_builtins(found))
+        print_json(msgspec.to_builtins(check))
         return OK
     show = console().print
-    show(f"scorer {found.scorer['name']} on {found.file}: {found.n} texts in {found.seconds:.1f} s")
-    show(table([(f"  {name}", value) for name, value in scorer_check.summary(found)]))
+    show(f"scorer {check.scorer['name']} on {check.file}: {check.n} texts in {check.seconds:.1f} s")
+    show(table([(f"  {name}", value) for name, value in scorer_check.summary(check)]))
     show("calibration")
-    show(table([tuple(f"  {cell}" for cell in row) for row in scorer_check.calibration_rows(found)]))
+    show(table([tuple(f"  {cell}" for cell in row) for row in scorer_check.calibration_rows(check)]))
     return OK
 
 
@@ -83,14 +83,14 @@ def _correct(argv: list[str]) -> int:
     every = [scorer_check.corrected(check, run) for run, _ in readable(Path(args.runs_dir), notes, whole=True)]
     for note in notes:
         print(note, file=sys.stderr)
-    found = [row for row in every if row is not None]
-    if not found:
+    corrected = [row for row in every if row is not None]
+    if not corrected:
         raise DetoxbenchError(
             f"no run in '{args.runs_dir}' was judged by the scorer of this check ({check.scorer['name']}, of the same "
             f"version, settings and weights); {len(every)} runs by others"
         )
     if args.json:
-        print_json([row._asdict() | {k: getattr(row, k)._asdict() for k in ("raw", "corrected")} for row in found])
+        print_json([row._asdict() | {k: getattr(row, k)._asdict() for k in ("raw", "corrected")} for row in corrected])
         return OK
-    console().print(table(scorer_check.corrected_rows(check, found)))
+    console().print(table(scorer_check.corrected_rows(check, corrected)))
     return OK

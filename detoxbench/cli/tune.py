@@ -41,14 +41,14 @@ def main(argv: list[str]) -> int:
         tried.append(trial)
         if not args.json:
             show(f"[{trial.number}/{args.trials}] {_line(trial)}")
-    found = best(tried)
+    best_trial = best(tried)
     if args.json:
-        print_json({"trials": [asdict(trial) for trial in tried], "best": found and asdict(found)})
-    elif found:
-        show(f"best of {len(tried)}, on these prompts: detoxbench run {shlex.join(found.overrides)}")
+        print_json({"trials": [asdict(trial) for trial in tried], "best": best_trial and asdict(best_trial)})
+    elif best_trial:
+        show(f"best of {len(tried)}, on these prompts: detoxbench run {shlex.join(best_trial.overrides)}")
     else:
         show("no trial keeps the bounds")
-    return OK if found else FAILURE
+    return OK if best_trial else FAILURE
 
 
 def _parser() -> Parser:
@@ -76,14 +76,14 @@ def _line(trial: Trial) -> str:
     return f"{setting}  {values}{trial.error or ('' if trial.kept else '  out of bounds')}"
 
 
-def _numbers(flag: str, given: list[str]) -> dict[str, float]:
-    found = {}
-    for text in given:
+def _numbers(flag: str, texts: list[str]) -> dict[str, float]:
+    numbers = {}
+    for text in texts:
         name, _, number = text.rpartition("=")
         try:
-            found[name] = float(number)
+            numbers[name] = float(number)
         except ValueError:
             name = ""
         if not name:
             raise UsageError(f"{flag} {text}: write METRIC=NUMBER, a share as 0.3")
-    return found
+    return numbers
