@@ -191,8 +191,6 @@ def _resolved(cfg: DictConfig) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from detoxbench.data.roles import fit_spec
-
     try:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
@@ -203,6 +201,8 @@ def _resolved(cfg: DictConfig) -> Any:
 
 def _builders() -> dict[str, Callable[[Mapping[str, Any]], Any]]:
     """For each group of keys the function that makes a typed configuration of it."""
+    from detoxbench.data.roles import fit_spec
+
     return {
         "model": partial(build, ModelSpec, where="model"),
         "gen": partial(build, GenSpec, where="gen"),
