@@ -31,8 +31,8 @@ def track(iterable: Iterable[T], description: str, total: float | None = None) -
 def bar(description: str, total: float | None = None, done: int = 0) -> Iterator[Advance]:
     """A bar over `total` units of work, moved on by calling what it yields: `advance(n)`.
 
-    Choose units that cost the same (tokens rather than texts): the remaining time is what is left over the rate
-    measured in the last minutes. `done` units of an earlier, interrupted try stand in the bar and not in the rate.
+    Choose units that cost the same (tokens rather than texts): the remaining time is the remaining work over the rate
+    of the last minutes. `done` units of an earlier, interrupted try count in the bar and not in the rate.
     """
     if not sys.stderr.isatty():
         yield lambda n: None

@@ -1,4 +1,4 @@
-"""The command line: a module a verb, each with `main(argv) -> exit code`; what is heavy is imported when needed."""
+"""The command line: a module a verb, each with `main(argv) -> exit code`; heavy packages are imported when needed."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     from detoxbench import methods
     from detoxbench.runner import composition
 
-    methods.get(args.name)  # an unknown or broken one is told before its file is looked for
+    methods.get(args.name)  # an unknown or broken method is an error before its file is looked for
     overrides = [f"method={args.name}", *(f"method.{s.removeprefix('method.')}" for s in args.settings)]
     spec = composition.compose_run([*_ANY_MODEL, *overrides])
     method = methods.get(spec.method_name)(spec.method, name=spec.method_name, seed=spec.seed)

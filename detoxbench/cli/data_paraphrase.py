@@ -84,7 +84,7 @@ def _config(args: argparse.Namespace) -> GenerationConfig:
     from detoxbench.fitting.paraphrase_generation import GenerationConfig
 
     settings = {field.name: getattr(args, field.name) for field in fields(GenerationConfig)}
-    # Defaults are not typed by anybody, but hold no backslash either.
+    # Defaults hold no backslash, so only typed texts change.
     settings |= {name: unescaped(settings[name]) for name in texts(GenerationConfig)}
     return build(GenerationConfig, settings, "paraphrase")
 

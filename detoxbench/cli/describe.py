@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
 
 
 def _show(kind: str, described: dict[str, Any]) -> None:
-    """For people: what it is, what else is told of it, and a paragraph a setting."""
+    """For people: the name, the description, other facts, and a paragraph for each setting."""
     show = console().print
     fields = described.pop("config")
     show(f"{kind} {described.pop('name')}\n\n{described.pop('doc')}")

@@ -88,7 +88,7 @@ def _run_by_hydra(argv: Sequence[str], overrides: Sequence[str], titles: Sequenc
     parent, failures = os.getpid(), []
 
     def job(cfg: DictConfig) -> None:
-        os.chdir(HydraConfig.get().runtime.cwd)  # paths mean what they mean where the command was given
+        os.chdir(HydraConfig.get().runtime.cwd)  # paths are relative to where the command was given
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             number = HydraConfig.get().job.num
             _announce(titles[number] if titles else f"[{number + 1}] {HydraConfig.get().job.override_dirname}")
@@ -122,7 +122,7 @@ def _announce(title: str) -> None:
 
 
 def _all_finished(specs: Sequence[RunSpec]) -> bool:
-    """Whether all runs are finished; what is wrong with any of them is raised before the first one begins."""
+    """Whether all runs are finished. A mistake in any of them is raised before the first one begins."""
     from detoxbench.files.writing import make_runs_dir
     from detoxbench.runner.plan import plan
 

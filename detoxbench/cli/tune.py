@@ -70,7 +70,7 @@ def _parser() -> Parser:
 
 
 def _line(trial: Trial) -> str:
-    """A trial for people: its setting, what came of it, and what is wrong with it."""
+    """A trial for people: its setting, its values, and its error or broken bounds."""
     setting = "  ".join(f"{key}={value}" for key, value in trial.setting.items())
     values = "  ".join(f"{name} {value:.4g}" for name, value in trial.values.items())
     return f"{setting}  {values}{trial.error or ('' if trial.kept else '  out of bounds')}"

@@ -112,7 +112,7 @@ class Content:
     curves: list[Curve]
     diagnostics: list[Diagnostic]
     records: dict[str, tuple[Run, RunRecord]]
-    """By run id, of the runs that stand in a table."""
+    """By run id, of the runs in the tables."""
 
     @property
     def models(self) -> list[str]:

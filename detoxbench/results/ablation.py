@@ -173,9 +173,9 @@ def _reference(
     has_base: bool,
     default: Mapping[str, Any],
 ) -> int | None:
-    """The row that differences are to; the base's is the one behind the points. None where there is none.
+    """The number of the row that differences are to; the base's row comes after the points. None without such a row.
 
-    Raises UsageError for one that was asked for and is not there.
+    Raises UsageError where `against` names a row that does not exist.
     """
     if against == "base" or (against is None and has_base):
         if not has_base:

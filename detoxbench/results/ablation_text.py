@@ -14,7 +14,7 @@ from detoxbench.text import clean, short
 
 
 def text(ablation: Ablation, width: int = 120) -> str:
-    """For a terminal: for each metric the values with intervals, differences to what is compared with, and a curve."""
+    """For a terminal: for each metric the values with intervals, the differences to the reference, and a curve."""
     lines = [ablation.title, ""]
     for column in ablation.columns:
         lines.append(heading_of(column))

@@ -39,7 +39,7 @@ BLIND_BYTE_NLL = 2.0
 """Nats a byte: letters that cost less are not random (a random one of 27 costs 3.3), however little the base's own
 texts cost (greedy ones cost almost nothing)."""
 TEXTS = 20
-"""Fewer texts of the base do not say what is usual."""
+"""The base needs so many texts to show what is usual."""
 ORDER_TELLS = 1.0
 """Nats a word: a base model that finds less order in its own texts (an untrained one) cannot judge order."""
 

@@ -19,7 +19,7 @@ from detoxbench.results.tables import Column, Difference
 from detoxbench.text import short
 
 SHOWN = 10
-"""How many of the samples that disagree are kept unless told otherwise."""
+"""How many of the samples that disagree are kept by default."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Disagreement:
 class Samples:
     """The samples that both runs have with a score: which way they went, and where they disagree most.
 
-    `score` is what they are compared by: a column of the main scorer, or of given texts the negative log-likelihood a
-    token. It is None where there is nothing to compare by, and `note` says why.
+    `score` names the number that they are compared by: a column of the main scorer, or for given texts the negative
+    log-likelihood a token. It is None where there is no such number, and `note` says why.
     """
 
     score: str | None

@@ -1,4 +1,4 @@
-"""Leaderboards: tables of finished runs, what is comparable in one table and what is not in another."""
+"""Leaderboards: tables of finished runs. Comparable runs share a table."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def board_of(entries: Sequence[Entry], view: View, notes: Sequence[str] = ()) ->
 
 
 def _canonical(value: Any) -> bytes:
-    """The same for equal values, whatever the order of their keys: quicker than a digest, for thousands of runs."""
+    """Equal bytes for equal values, in any order of their keys: quicker than a digest, for thousands of runs."""
     return msgspec.json.encode(value, order="sorted")
 
 
@@ -273,7 +273,7 @@ def _ranked(table: Table, clusters: Mapping[str, Clusters], axes: Sequence[str] 
 
 
 def _check_names(tables: Sequence[Table], view: View) -> None:
-    """Raises UsageError for a column, metric or row that is asked for and no table has."""
+    """Raises UsageError where `view` names a column, metric or row that no table has."""
     metrics = [column.name for table in tables for column in table.columns]
     rows = [row for table in tables for row in table.rows]
     costs = [f"cost.{key}" for row in rows for key in row.cost]

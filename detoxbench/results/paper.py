@@ -1,4 +1,4 @@
-"""Numbers that papers report, to stand beside what is measured: never mixed with it, never tested against it."""
+"""Numbers that papers report, shown beside measured ones: never mixed with them, never tested against them."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def pareto(points: Sequence[Sequence[float | None]], better: Sequence[Direction]
 def pareto_axes(table: Table, names: Sequence[str] | None = None) -> list[Axis]:
     """The axes of a table's Pareto front: `names`, which are columns with a direction or cost.KEY.
 
-    Unless named: the first column with a direction (a suite lists first what it measures of toxicity), the first of
+    Unless named: the first column with a direction (a suite lists its metrics of toxicity first), the first of
     `UTILITY` that is a column, and `COST`. Raises UsageError for a name that the table does not have.
     """
     if names is None:

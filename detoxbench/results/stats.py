@@ -293,7 +293,7 @@ def paired_differences(a: Panel, b: Panel, *, binary: bool = False, share: bool 
 
 
 def _where(observed: NDArray[np.bool_], side: Panel) -> Panel:
-    """`side` without what is not `observed`, [rows, seeds, clusters]; its only row as often as there are rows."""
+    """`side` where it is `observed`, [rows, seeds, clusters], else 0; a single row is repeated for all rows."""
     fits = [*side.all_fits()] * (len(observed) // len(side.totals))
     return Panel(np.where(observed, side.totals, 0), np.where(observed, side.counts, 0), fits)
 

@@ -56,7 +56,7 @@ class RunCell:
     data: FitData
     """What is fitted on; under PER_RECORD all of it together."""
     records: Mapping[str, FitData]
-    """Under PER_RECORD, what is fitted on for each of the suite's records, in their order."""
+    """Under PER_RECORD, the fit data of each of the suite's records, in their order."""
     identity: Mapping[str, Any]
     """Everything that can change a number, as it stands in run.json."""
     keys: StageKeys
@@ -198,7 +198,7 @@ def _scorers(spec: RunSpec, suite: Suite[Any]) -> dict[str, Scorer[Any]]:
 def _data(
     spec: RunSpec, suite: Suite[Any], method: Method[Any], requests: Sequence[Request]
 ) -> tuple[FitData, dict[str, FitData], str]:
-    """(what is fitted on, what is fitted on for each record, digest of both); the second is empty under one fit."""
+    """(fit data, fit data of each record, digest of both); the second is empty where there is one fit for all."""
     per_record = method.scope is Scope.PER_RECORD
     needs = method.needs - ({Role.EDIT_RECORDS} if per_record else set())  # the suite provides those
     require_chosen(spec.fit, needs, spec.model.path, method.name)

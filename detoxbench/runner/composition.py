@@ -67,7 +67,7 @@ def compose_run(overrides: Sequence[str]) -> RunSpec:
 
 
 def cells(overrides: Sequence[str], *, multirun: bool = False) -> list[tuple[list[str], RunSpec]]:
-    """Every run that overrides stand for, complete and validated, each with its own overrides: one without `multirun`.
+    """Every run of the overrides, complete and validated, each with its own overrides; a single one without `multirun`.
 
     A configuration may itself ask for a multirun (hydra.mode: MULTIRUN). Raises as `compose_run` and `expand` do.
     """
@@ -110,7 +110,7 @@ def as_given(override: str) -> str:
 def _unescape(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Make typed line breaks and tabs real in the text settings (`knob(text=True)`) that `overrides` give.
 
-    What stands in a file is left alone: YAML has its own way to write them. Needs `_hydra`.
+    Values from files are left as they are: YAML has its own way to write them. Needs `_hydra`.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -264,7 +264,7 @@ def register_search_path() -> None:
 
 @contextmanager
 def _hydra(overrides: Sequence[str]) -> Iterator[None]:
-    """Hydra made ready to compose; what it raises inside comes out as one-line UsageErrors."""
+    """Make Hydra ready to compose; its errors inside the block become one-line UsageErrors."""
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -282,7 +282,7 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _outside_users_hydra() -> Iterator[None]:
-    """The caller may be inside a Hydra of its own (`initialize`, `@hydra.main`): it is put aside and put back."""
+    """Put aside, and afterwards put back, the Hydra that the caller may be using (`initialize`, `@hydra.main`)."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.utils import JobRuntime
     from hydra.version import VersionBase

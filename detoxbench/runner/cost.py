@@ -24,7 +24,7 @@ TIMED_REQUESTS, TIMED_TOKENS, ROUNDS = 16, 16, 5
 
 class Meter:
     """`with Meter(device) as m:` measures `m.seconds` and `m.peak_mb`: the most memory held during the block, the model
-    included, of the GPU or (on Linux) of the process; None where it cannot be told."""
+    included, of the GPU or (on Linux) of the process; None where it cannot be measured."""
 
     seconds: float
     peak_mb: float | None
@@ -82,7 +82,7 @@ def added_prompt_tokens(cell: RunCell, lm: LanguageModel, intervention: Interven
 
 
 class Relative(NamedTuple):
-    """What a token costs under an intervention, over what it costs without; None where nothing is generated or read."""
+    """The cost of a token under an intervention, relative to the cost without; None where there are no tokens."""
 
     speed: float | None
     passes: float | None

@@ -55,7 +55,7 @@ class RecordFit(msgspec.Struct):
     info: dict[str, Any]
     digest: str | None = None
     group: str = ""
-    """The first of the records that share its batches: a run that was killed goes on with a whole group."""
+    """The first of the records that share its batches: a killed run resumes with a whole group."""
 
 
 def fit_once(cell: RunCell) -> Fit:

@@ -1,4 +1,4 @@
-"""What is printed from the classes, so that no default stands twice: settings in conf/, suites in docs/suites.md.
+"""Text that is printed from the classes, so that no default is written twice: conf/, and suites in docs/suites.md.
 
 `make printed` (python -m detoxbench.runner.printed) prints them in a checkout; a test says when they differ.
 """

@@ -1,8 +1,8 @@
 """Search for the setting that is best in one metric while others stay within bounds, by Optuna.
 
 Hydra's own Optuna plugin needs Optuna 2 (hydra-optuna-sweeper 1.3.0), so this asks Optuna itself. Every trial is a run
-like any other, under its run id: what is finished is not run again, and since the search is seeded, the same command
-goes on where a killed one stopped.
+like any other, under its run id: a finished one is not run again, and since the search is seeded, the same command
+resumes where a killed one stopped.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs: fit -> generate -> score -> aggregate, each stage kept under its content's key.
 
-A run that was killed goes on where its last whole batch was written, and ends with the same bytes.
+A killed run resumes after the last whole batch that was written, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run_overrides(overrides: Sequence[str]) -> RunResult:
 
 
 def run(spec: RunSpec) -> RunResult:
-    """Do what is not done yet of one run, and return it. Raises DetoxbenchError (or UsageError) in one line.
+    """Do the stages of one run that are missing, and return it. Raises DetoxbenchError (or UsageError) in one line.
 
     Everything that can be checked without weights is checked first.
     """

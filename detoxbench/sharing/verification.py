@@ -187,7 +187,7 @@ def _suite(record: RunRecord) -> Suite[Any]:
 
 
 def _coverage(record: RunRecord, suite: Suite[Any], samples: Sequence[Sample]) -> Iterator[Problem]:
-    """That the samples answer every request, as often as was asked.
+    """Problems where the samples do not answer every request as often as the settings say.
 
     The identity holds a digest of the requests. They are made again from the samples, which hold all of a request
     except whether it was a chat; for the embedded data this is known from the suite.
@@ -243,7 +243,7 @@ def _without_base(record: RunRecord, base: Answers | None) -> Iterator[Problem]:
 
 
 def _counts(claimed: Counts, recomputed: Counts, *, old: bool) -> Iterator[Problem]:
-    """`old`: schema 1 wrote 0 where nobody counted."""
+    """`old`: the run is of schema 1, which wrote 0 for what was not counted."""
     for name in claimed.keys() & recomputed.keys():
         if claimed[name] != recomputed[name] and not (old and recomputed[name] is None and claimed[name] == 0):
             yield Problem(f"counts.{name}", claimed[name], recomputed[name])

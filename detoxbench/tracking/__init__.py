@@ -38,7 +38,7 @@ WRITE_SECONDS, SEND_SECONDS, LAST_SECONDS, STOP_SECONDS = 60.0, 60.0, 60.0, 2.0
 COMPLAINT = "not reported: "
 """What the process says comes behind it; the tracker may say more, also afterwards."""
 AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
-"""By these `wandb agent` tells a process which run of which sweep it is."""
+"""Environment variables by which `wandb agent` tells a process which run of which sweep it is."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _report(job: _Job) -> None:
 
 
 def _call(job: _Job, action: str, seconds: float) -> None:
-    """Run this Python on the job. Raises DetoxbenchError with what it complained about."""
+    """Run an action on the job in a process of this Python. Raises DetoxbenchError with its last complaint."""
     global _running
     path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {name: value for name, value in os.environ.items() if name not in AGENT}

@@ -19,7 +19,7 @@ from detoxbench.tracking.sinks import sink
 def main(action: str, run: str, folder: str, spec_json: str) -> None:
     if hasattr(os, "nice"):
         os.nice(19)  # the next cell is being worked on meanwhile
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that what is half-written goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that half-written files are removed
     spec = msgspec.json.decode(spec_json, type=TrackerSpec)
     tracker, report = sink(spec.name), report_of(Run(Path(run)), spec)
     {"write": tracker.write, "send": tracker.send}[action](report, Path(folder), spec)

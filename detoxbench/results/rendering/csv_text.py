@@ -26,7 +26,7 @@ Line = dict[str, Any]
 def render(board: Board) -> str:
     """A line a value: metrics, then costs (metric "cost.NAME"), counts ("counts.NAME") and ranks ("rank.NAME").
 
-    Differences between all pairs, where they were asked for, are lines without a value, of the row to `against`.
+    Differences between all pairs (of `Table.pairwise`) are lines without a value, of the row to `against`.
     """
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")

@@ -10,7 +10,7 @@ from detoxbench.results.words import delta
 from detoxbench.text import short
 
 NOT_SHOWN = ("requests", "contested_tokens")
-"""Counts that are shown only where they are asked for."""
+"""Counts that are shown only where columns are named."""
 
 
 class Grid(NamedTuple):
@@ -50,7 +50,7 @@ def extra_columns(table: Table) -> list[tuple[str, list[str]]]:
 
 
 def _extra_names(table: Table) -> list[str]:
-    """What stands beside the metrics, as "cost.KEY" and "counts.KEY"."""
+    """The names of the columns beside the metrics: "cost.KEY" and "counts.KEY"."""
     if table.beside is not None:
         return table.beside
     counted = dict.fromkeys(k for row in table.rows for k in row.counts if k not in NOT_SHOWN)
@@ -72,7 +72,7 @@ def _cost_column(table: Table, key: str) -> tuple[str, list[str]]:
 
 
 def extra_grids(table: Table) -> list[Grid]:
-    """What was asked for below the table itself: the differences of all pairs of rows, and ranks."""
+    """The grids below the table, where the table has them: the differences of all pairs of rows, and ranks."""
     units = {column.name: column.unit for column in table.columns}
     pairs = [_pairs_grid(pairs, units[pairs.metric]) for pairs in table.pairwise]
     return [*pairs, _ranks_grid(table)] if table.standings else pairs
