@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
 
     import msgspec
 
+    from detoxbench.report.ablation_figure import draw
     from detoxbench.results.ablation import ablation
-    from detoxbench.results.ablation_drawing import draw
     from detoxbench.results.ablation_text import text
 
     result = ablation(

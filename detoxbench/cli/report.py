@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     from detoxbench.report import Selection, report
 
     if args.plots is not None:
-        from detoxbench.report.plots import require_matplotlib
+        from detoxbench.report.drawing import require_matplotlib
 
         require_matplotlib()
     only = Selection(**{key: names(getattr(args, key)) for key in FILTERS})

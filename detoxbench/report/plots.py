@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.config import BASE
 from detoxbench.errors import DetoxbenchError
 from detoxbench.report.content import ChartAxis, Content, Section, Sweep, default_axes, names, read_content
+from detoxbench.report.drawing import COLOURS, GREY, MARKS, heading, multiples, require_matplotlib, style
 from detoxbench.results.costs import COSTS
 from detoxbench.results.ranking import pareto
 from detoxbench.results.selection import EVERYTHING, Selection
 from detoxbench.results.tables import Cell, Row
-from detoxbench.results.words import ARROWS
 from detoxbench.text import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLOURS = ("#0072b2", "#c4500c", "#00805d", "#a8487e", "#8a6a00", "#4b57a8", "#2f8794", "#a0342b")
-MARKS = ("o", "s", "^", "D", "v", "P", "h", "*")
-GREY = "#57534c"
-"""Of the base model. Colours and marks are those of the page (style.css, script/marks.js), which a test compares."""
-STYLE: dict[str, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": "#9b958a",
-    "axes.grid.axis": "both",
-    "grid.color": "#e4e0d6",
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.frameon": False,
-    "text.parse_math": False,  # names are data: a dollar sign begins no formula
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "detoxbench",  # the same figure gives the same file
-    "savefig.dpi": 300,
-}
-PANEL, ACROSS = 2.4, 3
-"""Inches a small chart is wide, and how many stand side by side: three fill a text width of 7 inches."""
-
-
-def require_matplotlib() -> None:
-    """Raises DetoxbenchError naming the extra where matplotlib is missing."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise DetoxbenchError("figures need matplotlib: pip install 'detoxbench[plots]'")
 
 
 def plots(folder: str | Path, output: str | Path, only: Selection = EVERYTHING) -> list[Path]:
@@ -63,13 +30,9 @@ def plots(folder: str | Path, output: str | Path, only: Selection = EVERYTHING) 
     where matplotlib is missing, there are no runs or `output` cannot be written.
     """
     require_matplotlib()
-    import matplotlib
-
     content = read_content(folder, only)
     output = Path(output)
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the reader's matplotlibrc has no effect
-        matplotlib.rcParams.update(STYLE)
+    with style():
         figures: dict[str, Figure | None] = {}
         for name, section in zip(names(content), content.sections, strict=True):
             figures[f"metrics {name}"] = _metrics(content, section)
@@ -104,22 +67,6 @@ def _look(content: Content, method: str) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
 
 
-def _multiples(count: int, height: float, draw: Callable[[Axes, int], None], *, share_y: bool = False) -> Figure:
-    """`count` small charts in rows of `ACROSS`."""
-    from matplotlib.figure import Figure
-
-    columns = min(ACROSS, count)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(PANEL * columns, height * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
-    for i, axes in enumerate(grid.flat):
-        if i < count:
-            draw(axes, i)
-        else:
-            axes.remove()
-    return figure
-
-
 def _rows(section: Section) -> list[Row]:
     return [section.table.rows[i] for i in section.measured]
 
@@ -139,10 +86,6 @@ def _seeds(cell: Cell, unit: str) -> list[float]:
     """The value under each seed, where there are several."""
     known = [v for v in cell.by_seed if v is not None]
     return [100 * v if unit == "share" else v for v in known] if len(cell.by_seed) > 1 else []
-
-
-def _heading(name: str, better: str, unit: str) -> str:
-    return f"{clean(name)}{' (%)' if unit == 'share' else ''}{ARROWS[better]}"
 
 
 def _labels(axes: Axes, labels: Sequence[str]) -> None:
@@ -172,9 +115,9 @@ def _metrics(content: Content, section: Section) -> Figure | None:
                 _scaled(bases[0].cells[column.name], column.unit)[0], color=GREY, lw=0.8, ls=(0, (3, 3)), zorder=0
             )
         _labels(axes, [row.shown for row in rows])
-        axes.set_title(_heading(column.name, column.better, column.unit))
+        axes.set_title(heading(column.name, column.better, column.unit))
 
-    return _multiples(len(columns), 0.6 + 0.16 * len(rows), draw, share_y=True)
+    return multiples(len(columns), 0.6 + 0.16 * len(rows), draw, share_y=True)
 
 
 def _costs(content: Content, section: Section) -> Figure | None:
@@ -196,9 +139,9 @@ def _costs(content: Content, section: Section) -> Figure | None:
         axes.margins(x=0.25)
         axes.set_xticks([])  # the bars say their values
         axes.spines["bottom"].set_visible(False)
-        axes.set_title(_heading(cost.words, cost.better, ""))
+        axes.set_title(heading(cost.words, cost.better, ""))
 
-    return _multiples(len(telling), 0.6 + 0.16 * len(rows), draw, share_y=True)
+    return multiples(len(telling), 0.6 + 0.16 * len(rows), draw, share_y=True)
 
 
 def _sweep(content: Content, section: Section, sweep: Sweep) -> Figure | None:
@@ -226,10 +169,10 @@ def _sweep(content: Content, section: Section, sweep: Sweep) -> Figure | None:
             value, down, up = _scaled(bases[0].cells[column.name], column.unit)
             axes.axhline(value, color=GREY, lw=0.8, ls=(0, (3, 3)))
             axes.axhspan(value - down, value + up, color=GREY, alpha=0.1, lw=0)
-        axes.set_title(_heading(column.name, column.better, column.unit))
+        axes.set_title(heading(column.name, column.better, column.unit))
         axes.set_xlabel(clean(sweep.knob))
 
-    return _multiples(len(columns), 1.7, draw) if columns else None
+    return multiples(len(columns), 1.7, draw) if columns else None
 
 
 def _tradeoff(content: Content, model: str) -> Figure | None:
@@ -279,7 +222,7 @@ def _points(axes: Axes, content: Content, points: Sequence[Point], on_front: Seq
 
 def _axis_label(content: Content, axis: ChartAxis) -> str:
     words = COSTS[axis.name].words if axis.cost else axis.name
-    return _heading(f"{content.sections[axis.section].table.suite}: {words}", axis.better, axis.unit)
+    return heading(f"{content.sections[axis.section].table.suite}: {words}", axis.better, axis.unit)
 
 
 def _scale(axis: Any, of: ChartAxis, values: Sequence[float]) -> None:

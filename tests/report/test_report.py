@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.report import content, report
 from detoxbench.report.build import HERE, LOOKS
 from detoxbench.report.content import default_axes
-from detoxbench.report.plots import COLOURS, GREY, MARKS, STYLE, plots
+from detoxbench.report.drawing import COLOURS, GREY, MARKS, STYLE
+from detoxbench.report.plots import plots
 from detoxbench.report.samples import for_script, spread
 from detoxbench.results import paper
 from tests.support.report_runs import HOSTILE, NAME, build, level, share, texts
@@ -313,7 +314,7 @@ def test_figures_for_print(runs, tmp_path, monkeypatch):
 
 
 def test_without_matplotlib_the_extra_is_named_before_anything_is_read(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", str(tmp_path / "nowhere"), "--plots", str(tmp_path)]) == 1
     assert "pip install 'detoxbench[plots]'" in capsys.readouterr().err
 

@@ -13,9 +13,9 @@ import pytest
 from detoxbench.cli import main
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Measure
+from detoxbench.report.ablation_figure import draw
 from detoxbench.results import stats
 from detoxbench.results.ablation import Ablation, ablation
-from detoxbench.results.ablation_drawing import draw
 from detoxbench.results.ablation_effects import contrast
 from detoxbench.results.ablation_text import text
 from detoxbench.runner import composition

@@ -1,33 +1,27 @@
-"""An ablation drawn by matplotlib: a panel a metric, a line for each value of a second knob."""
+"""An ablation as a figure for print: a small chart a metric, a line for each value of a second knob."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.errors import UsageError
+from detoxbench.report.drawing import COLOURS, GREY, MARKS, heading, multiples, require_matplotlib, style
 from detoxbench.results.ablation import Ablation
 from detoxbench.results.ablation_runs import written
 from detoxbench.results.tables import Column
 from detoxbench.text import clean, short
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 UNDATED: dict[str, dict[str, None]] = {
     ".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None},
 }  # fmt: skip
 """Suffixes of files, and the metadata to leave out, so that equal figures give equal bytes."""
-SETTINGS: dict[str, Any] = {
-    "svg.hashsalt": "detoxbench",
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "text.parse_math": False,  # names are no formulas
-}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: told apart by all
-MARKERS = "osD^vP"
-BETTER = {"higher": " (higher is better)", "lower": " (lower is better)", "neither": ""}
 
 
 def draw(ablation: Ablation, out: str | Path) -> None:
@@ -38,52 +32,35 @@ def draw(ablation: Ablation, out: str | Path) -> None:
     out = Path(out)
     if out.suffix not in UNDATED:
         raise UsageError(f"--draw writes .png, .svg or .pdf (given: '{out}')")
-    try:
-        import matplotlib
-    except ImportError:
-        raise DetoxbenchError("drawing needs matplotlib: pip install 'detoxbench[plots]'") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context(SETTINGS):
-        figure = _figure(ablation)
-        figure.savefig(out, dpi=150, metadata=UNDATED[out.suffix])
-        pyplot.close(figure)
+    require_matplotlib()
+    with style():
+        _figure(ablation).savefig(out, metadata=UNDATED[out.suffix])
 
 
-def _figure(ablation: Ablation) -> Any:
-    from matplotlib import pyplot
-
-    across = min(3, len(ablation.columns))
-    down = -(-len(ablation.columns) // across)
-    size = (3.4 * across, 2.6 * down + 0.3)
-    figure, grid = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
-    for axes, column in zip(grid.flat, ablation.columns, strict=False):
-        _panel(axes, ablation, column)
-    for axes in grid.flat[len(ablation.columns) :]:
-        axes.remove()
+def _figure(ablation: Ablation) -> Figure:
+    figure = multiples(len(ablation.columns), 2.0, lambda axes, i: _panel(axes, ablation, ablation.columns[i]))
     if len(ablation.knobs) == 2:
-        handles, labels = grid.flat[0].get_legend_handles_labels()
+        handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, [f"{ablation.knobs[1]}={text}" for text in labels], loc="outside lower center", ncols=4)
-    figure.suptitle(clean(ablation.title), fontsize=9)
+    figure.suptitle(clean(ablation.title), fontsize=8.5)
     return figure
 
 
-def _panel(axes: Any, ablation: Ablation, column: Column) -> None:
+def _panel(axes: Axes, ablation: Ablation, column: Column) -> None:
     """One metric: a line for each value of the second knob, the base as a dashed one."""
     scale = 100 if column.unit == "share" else 1
     _lines(axes, ablation, column, scale)
     if ablation.base and (value := ablation.base.cells[column.name].value) is not None:
-        axes.axhline(scale * value, color="0.4", linewidth=0.8, linestyle="--")
+        axes.axhline(scale * value, color=GREY, linewidth=0.8, linestyle="--")
         place = (1, scale * value)
         axes.annotate("base", place, xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
     names = [clean(short(written(x), 14)) for x in ablation.levels(0)]  # evenly apart, as a trend counts steps
     axes.set_xticks(range(len(names)), names, rotation=20 if sum(map(len, names)) > 30 else 0)
     axes.set_xlabel(clean(ablation.knobs[0]))
-    axes.set_title(f"{clean(column.name)}{', %' if scale == 100 else ''}{BETTER[column.better]}", fontsize=8)
+    axes.set_title(heading(column.name, column.better, column.unit))
 
 
-def _lines(axes: Any, ablation: Ablation, column: Column, scale: int) -> None:
+def _lines(axes: Axes, ablation: Ablation, column: Column, scale: int) -> None:
     """Values with their intervals; joined where the first knob's values are numbers."""
     ordered = all(isinstance(x, int | float) for x in ablation.levels(0))
     two = len(ablation.knobs) == 2
@@ -100,5 +77,6 @@ def _lines(axes: Any, ablation: Ablation, column: Column, scale: int) -> None:
             place, value, low, high = (np.array(part, float) for part in zip(*marks, strict=True))
             axes.errorbar(
                 place, value, [value - low, high - value], label=clean(written(second)), capsize=2, linewidth=1,
-                markersize=4, color=COLOURS[i % 6], marker=MARKERS[i % 6], linestyle="-" if ordered else "none",
+                markersize=4, color=COLOURS[i % len(COLOURS)], marker=MARKS[i % len(MARKS)],
+                linestyle="-" if ordered else "none",
             )  # fmt: skip
