@@ -30,7 +30,7 @@ LARGEST_SETTING = 1e6
 BASE = "none"
 """The method that is no intervention."""
 EMBEDDED_DATA = "embedded fable"
-"""What data of the embedded world are called."""
+"""The name under which data of the embedded world are shown."""
 
 
 def knob(
@@ -63,8 +63,8 @@ def runtime(default: Any, help: str, *, ge: float | None = None, text: bool = Fa
 
 
 def switch(help: str, *, source: str = "", **values: Any) -> Any:
-    """A knob that chooses between what we do and what others did: `values` are what it is at fidelity=default,
-    reference (the released code) and paper, where that is told apart.
+    """A knob that chooses between what we do and what others did: `values` are its values at fidelity=default,
+    at reference (the released code) and, where it differs from both, at paper.
 
     null stands for the value at the configuration's `fidelity`, a `runtime` field; `resolve_switches` puts it there.
     """
@@ -140,7 +140,7 @@ class GenSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerSpec:
-    """Where runs are reported to, beside the runs folder."""
+    """Where runs are reported in addition to the runs folder."""
 
     name: Literal["none", "wandb", "trackio"] = runtime("none", "none, wandb or trackio")
     mode: Literal["offline", "online"] = runtime(
@@ -219,35 +219,42 @@ def build(cls: type[D], values: Mapping[str, Any], where: str, *, owner: str = "
     """
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = get_type_hints(cls)
-    made: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{where}.{key}" if where else key
         if key not in known:
             paths = [f"{where}.{name}" if where else name for name in known]
-            of, there = f" of {owner}" if owner else "", ", ".join(paths) or "none"
-            raise UsageError(f"unknown key '{path}'{of}{did_you_mean(path, paths)}; known: {there}")
-        if value == "None" and type(None) in get_args(hints[key]):  # how Python, and so the W&B agent, writes null
-            value = None
-        if isinstance(value, str) and value == "???":
-            raise UsageError(f"'{path}' must be given: {known[key].metadata.get('help', '')}".rstrip(": "))
-        try:
-            made[key] = _rounded(msgspec.convert(_whole(value, path), hints[key]))
-        except msgspec.ValidationError as error:
-            literals = [h for h in (hints[key], *get_args(hints[key])) if get_origin(h) is Literal]  # x, or x | None
-            choices = get_args(literals[0]) if literals else ()
-            reason = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
-            near = did_you_mean(str(value), choices)
-            raise UsageError(f"wrong value for '{path}': {reason} (given: {value!r}){near}") from None
-        bounds = known[key].metadata.get("bounds", {})
-        if isinstance(made[key], float) and not bounds.keys() & {"le", "lt"}:
-            bounds = {**bounds, "le": LARGEST_SETTING}
-        for sign, bound in bounds.items():
-            if made[key] is not None and not _within(made[key], sign, bound):
-                raise UsageError(f"'{path}' is out of range: {value!r} must be {_SIGNS[sign]} {bound:g}")
+            owned, listed = f" of {owner}" if owner else "", ", ".join(paths) or "none"
+            raise UsageError(f"unknown key '{path}'{owned}{did_you_mean(path, paths)}; known: {listed}")
+        checked[key] = _checked(value, known[key].metadata, hints[key], path)
     try:
-        return cls(**made)
+        return cls(**checked)
     except (TypeError, ValueError) as error:
         raise UsageError(f"wrong configuration of '{where}': {error}") from None
+
+
+def _checked(value: Any, metadata: Mapping[str, Any], hint: Any, path: str) -> Any:
+    """`value` as the type `hint` of its field, within the bounds of the field's `metadata`. Raises UsageError, which
+    names the configuration path `path`."""
+    if value == "None" and type(None) in get_args(hint):  # how Python, and so the W&B agent, writes null
+        value = None
+    if isinstance(value, str) and value == "???":
+        raise UsageError(f"'{path}' must be given: {metadata.get('help', '')}".rstrip(": "))
+    try:
+        converted = _rounded(msgspec.convert(_whole(value, path), hint))
+    except msgspec.ValidationError as error:
+        literals = [h for h in (hint, *get_args(hint)) if get_origin(h) is Literal]  # x, or x | None
+        choices = get_args(literals[0]) if literals else ()
+        reason = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
+        near = did_you_mean(str(value), choices)
+        raise UsageError(f"wrong value for '{path}': {reason} (given: {value!r}){near}") from None
+    bounds = metadata.get("bounds", {})
+    if isinstance(converted, float) and not bounds.keys() & {"le", "lt"}:
+        bounds = {**bounds, "le": LARGEST_SETTING}
+    for sign, bound in bounds.items():
+        if converted is not None and not _within(converted, sign, bound):
+            raise UsageError(f"'{path}' is out of range: {value!r} must be {_SIGNS[sign]} {bound:g}")
+    return converted
 
 
 def normalised(spec: RunSpec) -> RunSpec:

@@ -1,4 +1,4 @@
-"""A model with its verbs: put an intervention on, generate, read."""
+"""A model with what can be done with it: apply an intervention, generate texts, read likelihoods."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class LanguageModel(Model):
             p if isinstance(p, Request) else Request(id=str(i), prompt=p, record=str(i), kind="prompt")
             for i, p in enumerate(prompts)
         ]
-        made = (g.sample for batch in generate(self, requests, gen, seed) for g in batch)
-        found = {(s.id, s.sample): s for s in made}
-        return [found[r.id, k] for r in requests for k in range(gen.n)]
+        generated = (g.sample for batch in generate(self, requests, gen, seed) for g in batch)
+        samples = {(s.id, s.sample): s for s in generated}
+        return [samples[r.id, k] for r in requests for k in range(gen.n)]
 
     def continuation_nll(self, prompts: Sequence[str], texts: Sequence[str]) -> list[tuple[float, int] | None]:
         """Negative log-likelihood of each text after its prompt: (sum in nats, number of tokens), None for no tokens.
@@ -72,19 +72,19 @@ class LanguageModel(Model):
 
         limit = self.context
         windows: list[Window] = []
-        parts: list[tuple[int, int]] = []  # tokens of the text, and how many of `windows` are its own
+        parts: list[tuple[int, int]] = []  # for each text: its tokens, and how many of `windows` belong to it
         for prompt, text in zip(prompts, texts, strict=True):
             start = self.tokens(prompt) if prompt else []
             whole = self.tokens(prompt + text)
             count = len(whole) - max(len(start), 1)
             read = whole if limit is None else whole[-limit:]
             context_length = max(len(start) - (len(whole) - len(read)), 1)
-            # Where the joint tokens do not begin with the prompt's own, the prompt is read by itself and taken off.
+            # Where the joint tokens do not begin with those of the prompt, the NLL of the prompt alone is subtracted.
             begins = whole[: len(start)] == start
-            own = [Window(read, context_length)] if begins else [Window(read, 1), Window(start, 1)]
-            own = own if count > 0 else []
-            windows += own
-            parts.append((min(count, len(read) - 1), len(own)))
-        found = iter([nll for nll, _ in window_nlls(self, windows)])
-        nlls = [[next(found) for _ in range(own)] for _, own in parts]
-        return [(of[0] - sum(of[1:]), count) if of else None for (count, _), of in zip(parts, nlls, strict=True)]
+            of_text = [Window(read, context_length)] if begins else [Window(read, 1), Window(start, 1)]
+            of_text = of_text if count > 0 else []
+            windows += of_text
+            parts.append((min(count, len(read) - 1), len(of_text)))
+        every = iter([nll for nll, _ in window_nlls(self, windows)])
+        nlls = [[next(every) for _ in range(number)] for _, number in parts]
+        return [(n[0] - sum(n[1:]), count) if n else None for (count, _), n in zip(parts, nlls, strict=True)]

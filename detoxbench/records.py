@@ -20,7 +20,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     or a benchmark record); `kind` says which question of the record it is, in one word, and `tags` what else a suite
     wants to find again in the samples (a category, a group), by name. `chat` prompts go through the model's chat
     template, others are continued as running text. One with a `text` (not empty) is not answered: the model reads the
-    text after the prompt, and its sample holds how likely it found it. Where the suite has an `probe`, requests only
+    text after the prompt, and its sample holds how likely it found it. Where the suite has a `probe`, requests only
     say where to look, and a text may be empty.
     """
 
@@ -44,7 +44,7 @@ def _label(kind: str, tags: Tags) -> str:
 
 
 class BaseReading(msgspec.Struct, frozen=True, kw_only=True):
-    """What the unmodified model finds of a generated text after its prompt."""
+    """How likely the unmodified model finds a generated text after its prompt."""
 
     nll: float
     """Its negative log-likelihood, summed over its `tokens`, in nats."""
@@ -74,12 +74,12 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     full_text: str | None = None
     """All that was written, with thinking and its marks, where `text` is the answer alone (`model.thinking`)."""
     base: BaseReading | None = None
-    """Of a generated text: what the unmodified model finds of it; None where it has no token, and of the answers to a
-    request that are not read (`broken_text.ANSWERS`)."""
+    """Of a generated text: how likely the unmodified model finds it. None where the text has no token, and where a
+    request has more answers than are read (`broken_text.ANSWERS`)."""
     tags: Tags = {}
     """The request's."""
     values: dict[str, list[float]] | None = None
-    """Of a suite with an `probe`: what was measured inside the model, by name (one number, or one a layer)."""
+    """Of a suite with a `probe`: what was measured inside the model, by name (one number, or one a layer)."""
 
     @property
     def label(self) -> str:
@@ -99,7 +99,8 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
 class Measure:
     """One metric as per-cluster sums and counts, so that any interval can be computed from it.
 
-    Its value is sum(total) / sum(count) over the clusters. `missing` counts the values that could not be had.
+    Its value is sum(total) / sum(count) over the clusters. `missing` counts the values
+    that are None or not finite.
     """
 
     name: str
@@ -136,21 +137,21 @@ Counts = dict[str, int | None]
 def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, scored: bool) -> Counts:
     """What can be counted from samples and scores alone: part of a run's `counts`.
 
-    What only a generated text can be is not measured (None) where all texts are given, missing scores where no scorer
-    is asked, and what a scorer has to tell where none tells it.
+    A count is None where it cannot be measured: `empty` and `truncated` where every text was given, `missing_scores`
+    where no scorer is asked, `degenerate` and `cut_texts` where no scorer has that column.
     """
-    made = [s for s in samples if s.stop != "given"]
+    generated = [s for s in samples if s.stop != "given"]
     return {
         "samples": len(samples),
-        "empty": sum(not s.text.strip() for s in made) if made else None,
-        "degenerate": _told(scores, "degenerate", above=0.5),
-        "truncated": sum(s.stop == "length" for s in made) if made else None,
+        "empty": sum(not s.text.strip() for s in generated) if generated else None,
+        "degenerate": _count_above(scores, "degenerate", above=0.5),
+        "truncated": sum(s.stop == "length" for s in generated) if generated else None,
         "missing_scores": sum(s.scores["main"] is None for s in scores) if scored else None,
-        "cut_texts": _told(scores, "truncated", above=0),
+        "cut_texts": _count_above(scores, "truncated", above=0),
     }
 
 
-def _told(scores: Sequence[Scored], column: str, above: float) -> int | None:
+def _count_above(scores: Sequence[Scored], column: str, above: float) -> int | None:
     """Samples of which some scorer's `column` is higher than `above`; None where no scorer has that column."""
-    told = [[c[column] for c in s.scores.values() if c and column in c] for s in scores]
-    return sum(any(value > above for value in values) for values in told) if any(told) else None
+    values_by_sample = [[c[column] for c in s.scores.values() if c and column in c] for s in scores]
+    return sum(any(value > above for value in values) for values in values_by_sample) if any(values_by_sample) else None

@@ -1,4 +1,4 @@
-"""Names to classes, through entry points: built-ins and third parties come in by the same door."""
+"""Names to classes, through entry points: built-in and third-party components are found in the same way."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Registry(Generic[T]):
 
     @cached_property
     def _entries(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+        entries: dict[str, EntryPoint] = {}
         # Two copies of one distribution on sys.path announce the same entry twice; only different claims clash.
         for entry in entry_points(group=f"detoxbench.{self.kind}s"):
-            other = found.setdefault(entry.name, entry)
+            other = entries.setdefault(entry.name, entry)
             if other.value != entry.value:
                 raise DetoxbenchError(
                     f"two packages claim the {self.kind} '{entry.name}': {_owner(other)} ({other.value}) and "
                     f"{_owner(entry)} ({entry.value}); uninstall one of them"
                 )
-        return found
+        return entries
 
     def names(self) -> list[str]:
         """Registered names, sorted; imports nothing."""

@@ -128,7 +128,7 @@ def test_chat_templates() -> None:
 
 
 def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(UsageError, match=r"model\.device=nonsense is not to be had"):
+    with pytest.raises(UsageError, match=r"model\.device=nonsense is not available on this machine"):
         pick_device("nonsense")
 
 

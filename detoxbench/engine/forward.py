@@ -1,4 +1,4 @@
-"""The forward pass of a causal language model of any family: the one place that knows what it is called with."""
+"""The forward pass of a causal language model of any family: the one place that knows its arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def next_logits(model: Any, ids: Tensor, mask: Tensor, cache: Cache | None = Non
     count what the mask lets through, so padding on the left moves nothing. Raises DetoxbenchError for a model that
     takes no cache where one is given.
     """
-    given = {
+    arguments = {
         "input_ids": ids,
         "attention_mask": mask,
         "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
@@ -33,17 +33,17 @@ def next_logits(model: Any, ids: Tensor, mask: Tensor, cache: Cache | None = Non
         "logits_to_keep": last,
     }
     names, and_others = _parameters(model.__class__)
-    given = {name: value for name, value in given.items() if and_others or name in names}
+    arguments = {name: value for name, value in arguments.items() if and_others or name in names}
     if cache is not None:
-        given[cache_name(model.__class__)] = cache.past
-    logits: Tensor = model(**given).logits
+        arguments[cache_name(model.__class__)] = cache.past
+    logits: Tensor = model(**arguments).logits
     return logits[:, -last:]
 
 
 @cache
 def cache_name(kind: type) -> str:
-    """Under which name the forward pass of this class takes the cache: a name that it lists, since one that falls into
-    its **kwargs may be dropped without a word. Raises DetoxbenchError where it lists none."""
+    """Under which name the forward pass of this class takes the cache: a name that it lists, because one that
+    falls into its **kwargs may be dropped without a warning. Raises DetoxbenchError where it lists none."""
     names, _ = _parameters(kind)
     for name in _CACHE_NAMES:
         if name in names:
@@ -54,5 +54,5 @@ def cache_name(kind: type) -> str:
 @cache
 def _parameters(kind: type) -> tuple[frozenset[str], bool]:
     """The names that the forward pass of this class lists, and whether it takes others as well."""
-    found = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
-    return frozenset(p.name for p in found), any(p.kind is p.VAR_KEYWORD for p in found)
+    parameters = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
+    return frozenset(p.name for p in parameters), any(p.kind is p.VAR_KEYWORD for p in parameters)

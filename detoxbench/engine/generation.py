@@ -8,8 +8,8 @@ Why a sample does not depend on its neighbours:
 - What is left is rounding: in another batch shape the same row's logits differ in the last bits. A token whose lead
   over the runner-up (or whose place inside the nucleus) is smaller than `tie_tolerance` is therefore decided again on
   its row computed alone, which depends on nothing but the row. So results are exact where all arithmetic is float32.
-- In lower precision near-ties are only counted (`Generated.near_ties`), since there they are no longer rare. There the
-  batches are what must not change: they are planned over all requests, whatever is made already.
+- In lower precision near-ties are frequent, so they are only counted (`Generated.near_ties`). There the batches must
+  not change: they are planned over all requests, also over those whose samples are done already.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("detoxbench")
 
 LEAVE = 8
-"""Finished rows leave a batch together, once they are one in so many: their leaving copies the cache of all others."""
+"""Finished rows are removed from a batch once they are one in so many, since this copies the cache of all others."""
 WORTH_SHARING = 0.5
-"""Beginnings that prompts share are read first, and once, where this leaves at most such a share of the tokens."""
+"""Beginnings that prompts share are read only once where at most this share of all tokens is then read."""
 FLOAT32_LOSS = 64
-"""Units in the last place by which rounding may move a float32 logit: more than `tie_tolerance` from 130 on."""
+"""Units in the last place by which rounding may move a float32 logit; from 130 on more than `tie_tolerance`."""
 
 
 class Generated(msgspec.Struct, frozen=True, rename={"near_ties": "contested", "truncated_prompt": "cut"}):
@@ -60,7 +60,7 @@ class Generated(msgspec.Struct, frozen=True, rename={"near_ties": "contested", "
 
 @dataclass
 class _Row:
-    """One sample on its way. `prompt` holds token ids, `key` the 64-bit noise key."""
+    """One sample while it is generated. `prompt` holds token ids, `key` the 64-bit noise key."""
 
     request: Request
     sample: int
@@ -79,13 +79,13 @@ def generate(
     seed: int,
     *,
     ends: Set[int] | None = None,
-    made: Container[tuple[str, int]] = (),
+    done: Container[tuple[str, int]] = (),
 ) -> Iterator[list[Generated]]:
     """Yield finished samples, batch by batch, longest prompts first.
 
-    `ends` are the tokens that end a text, by default the model's. Samples that are `made` already, by (request id,
-    sample), are not yielded: a batch of such samples is passed over, and one that holds others too is run whole, so
-    that a sample is always made beside the same others.
+    `ends` are the tokens that end a text, by default the model's. Samples that are `done` already, by (request id,
+    sample), are not yielded. A batch of such samples alone is skipped; a batch that holds others too is run whole, so
+    that a sample always has the same neighbours.
 
     A batch holds at most `gen.batch_tokens` tokens (prompt and new, over its rows) and at least one row; one that finds
     too little memory is run in halves. Prompts that leave no room for `gen.max_new_tokens` in the model's context lose
@@ -93,7 +93,7 @@ def generate(
     """
     ends = lm.eos_ids if ends is None else ends
     for batch in _batches(lm, _rows(lm, requests, gen, seed), gen):
-        yield from _finished(lm, batch, gen, ends, made)
+        yield from _finished(lm, batch, gen, ends, done)
 
 
 def _batches(lm: Model, rows: list[_Row], gen: GenSpec) -> Iterator[list[_Row]]:
@@ -107,9 +107,9 @@ def _batches(lm: Model, rows: list[_Row], gen: GenSpec) -> Iterator[list[_Row]]:
 
 
 def _finished(
-    lm: Model, batch: list[_Row], gen: GenSpec, end_ids: Set[int], made: Container[tuple[str, int]]
+    lm: Model, batch: list[_Row], gen: GenSpec, end_ids: Set[int], done: Container[tuple[str, int]]
 ) -> Iterator[list[Generated]]:
-    new = [row for row in batch if (row.request.id, row.sample) not in made]
+    new = [row for row in batch if (row.request.id, row.sample) not in done]
     if not new:
         return
     fits = True
@@ -128,10 +128,10 @@ def _finished(
         return
     _forget(batch)  # here, since the exception kept the batch's tensors alive
     _tell_of_halving(gen.batch_tokens)
-    # The batches to come are tried whole again: what one is made of must not hang on what was run before a kill.
+    # The next batches are tried whole again: what a batch is must not depend on what was run before a kill.
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
-        yield from _finished(lm, half, gen, end_ids, made)
+        yield from _finished(lm, half, gen, end_ids, done)
 
 
 @cache
@@ -193,7 +193,7 @@ def _run(lm: Model, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -> None:
 
 
 _Prompt = tuple[int, tuple[int, ...]]
-"""(which change is in force for it, its token ids): what two rows must have in common to share a cache."""
+"""(which change is in force, token ids) of a prompt: rows that agree in both may share a cache."""
 
 
 def _prefill(lm: Model, rows: list[_Row], more: int) -> tuple[Tensor, Cache, Tensor]:
@@ -231,7 +231,8 @@ def _read_beginnings(
     lm: Model, prompts: Sequence[_Prompt], records: Sequence[str], cache: Cache
 ) -> tuple[list[int], Tensor]:
     """Read into the `cache` the beginnings that prompts share, one row a prompt, each ending at the last column: how
-    many tokens of each prompt that is [prompts], and the mask [prompts, most of them]. No column where none are."""
+    many tokens of each prompt that is [prompts], and the mask [prompts, most of them], which has no column where no
+    beginning is shared."""
     import torch
 
     nothing = [0] * len(prompts), torch.zeros(len(prompts), 0, dtype=torch.long, device=lm.device)
@@ -245,8 +246,8 @@ def _read_beginnings(
     longest = {i: max(n for f, n in zip(first, begun, strict=True) if f == i) for i in dict.fromkeys(first)}
     ids, group_mask = _padded([prompts[i][1][:length] for i, length in longest.items()])
     _forward(lm, [records[i] for i in longest], ids, group_mask, cache)
-    # 2. Every prompt takes the row of its group, moved to the right by what its own beginning is shorter: its column c
-    #    is column c - shorter of the group. What would come from before the row's begin is masked below.
+    # 2. Every prompt takes the row of its group, moved to the right by as much as its own beginning is shorter: its
+    #    column c is column c - shorter of the group. Columns before the row's first token are masked below.
     columns = torch.arange(width)  # [width]
     shorter = torch.tensor([longest[f] - n for f, n in zip(first, begun, strict=True)])[:, None]  # [prompts, 1]
     group = torch.tensor([list(longest).index(f) for f in first])  # [prompts]
@@ -279,7 +280,7 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 def _beginnings(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
     """For each prompt the first one, by index, of those that it shares its beginning with, and how many tokens of that
-    beginning are read once for all of them, both [prompts]. None are where too little would be saved."""
+    beginning are read once for all of them, both [prompts]. All are 0 where too little would be saved."""
     first, shared = _sharing(prompts)
     lengths = [len(prompt) for _, prompt in prompts]
     # 1. What is left is equally long for all, and at least one token, which the logits come from.

@@ -6,6 +6,7 @@ parameters that was four fifths of a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Cache:
-    """`past` is what the model takes. `room` is how many positions will be needed; more than that is found as well.
+    """`past` is what the model takes. `room` is how many positions will be needed; more still work.
 
     Layers with a sliding window keep everything: attention masks what lies outside. Layers of other kinds (recurrent
     ones) are those of transformers, and `movable` is false.
@@ -46,6 +47,14 @@ class Cache:
             layer.hold(*(x[rows[:, None], :, positions].transpose(1, 2) for x in (layer.keys, layer.values)))
 
 
+def _buffers(new: Sequence[Tensor], held: Sequence[Tensor], room: int) -> list[Tensor]:
+    """Buffers for keys and values like `new`, [rows, heads, room, width], that begin with what is `held`."""
+    buffers = [x.new_empty(*x.shape[:2], room, x.shape[3]) for x in new]
+    for buffer, x in zip(buffers, held, strict=False):  # at first nothing is held
+        buffer[:, :, : x.shape[2]] = x
+    return buffers
+
+
 @cache
 def _layer() -> type:
     from transformers.cache_utils import DynamicLayer
@@ -59,7 +68,7 @@ def _layer() -> type:
             self.buffers: list[Tensor] = []
 
         def hold(self, keys: Tensor, values: Tensor) -> None:
-            """Have these in place of all held before; buffers are made anew when more is to come."""
+            """Replace everything held by these; new buffers are made when more tokens come."""
             self.keys, self.values, self.buffers = keys, values, []
 
         def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -73,12 +82,10 @@ def _layer() -> type:
             new = key_states, value_states
             start = self.get_seq_length()
             end = start + key_states.shape[2]
-            # 1. Buffers [rows, heads, room, width] for what is held and what is to come.
+            # 1. Buffers [rows, heads, room, width] for what is held and for later positions.
             if not self.buffers or end > self.buffers[0].shape[2]:
-                self.buffers = [x.new_empty(*x.shape[:2], max(self.room, end), x.shape[3]) for x in new]
-                if start:
-                    for buffer, held in zip(self.buffers, (self.keys, self.values), strict=True):
-                        buffer[:, :, :start] = held
+                held = (self.keys, self.values) if start else ()
+                self.buffers = _buffers(new, held, max(self.room, end))
             # 2. The new positions behind those held.
             for buffer, x in zip(self.buffers, new, strict=True):
                 buffer[:, :, start:end] = x

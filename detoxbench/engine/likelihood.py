@@ -35,7 +35,7 @@ PASS_LOGITS_CPU = 2**23
 
 class Window(NamedTuple):
     """One sequence that is read: `ids`, of which the first `context_length` (at least one) are the context, and the
-    others the continuation whose likelihood is asked for."""
+    others the continuation whose likelihood is computed."""
 
     ids: list[int]
     context_length: int
@@ -52,7 +52,7 @@ class Continuation(NamedTuple):
 
     windows: list[Window]
     prompt_correction: list[Window]
-    """Where a token spans prompt and text: what of the prompt is read with the text, to be taken off."""
+    """Where a token spans prompt and text: the part of the prompt that is read with the text; its NLL is subtracted."""
     tokens: int
     """Tokens of the text that are read."""
     truncated_prompt: int
@@ -72,9 +72,10 @@ def loglikelihoods(lm: Model, requests: Sequence[Request], wanted: Container[str
 
     `nll` is -log p(text | prompt) in nats, over all of the text's tokens: prompt and text are tokenised together, and
     where a token spans both, NLL(prompt + text) - NLL(prompt) is taken. A text without a prompt follows the start
-    token; one longer than the context is read in windows of it, each begun anew. Else inputs that are too long lose
-    their beginning, which is counted (`Generated.truncated_prompt`). `greedy` says that every token was the most
-    probable one. Raises DetoxbenchError for a text that has no token of its own, and NonFiniteError like `window_nlls`.
+    token; one longer than the context is read in windows, each behind a new start token. Other inputs that are
+    too long lose their beginning, which is counted (`Generated.truncated_prompt`). `greedy` says that every token was
+    the most probable one. Raises DetoxbenchError for a text that has no token of its own, and NonFiniteError like
+    `window_nlls`.
     """
     for start in range(0, len(requests), CHUNK):
         chunk = requests[start : start + CHUNK]
@@ -85,13 +86,13 @@ def loglikelihoods(lm: Model, requests: Sequence[Request], wanted: Container[str
             if part.tokens < 1:
                 raise DetoxbenchError(f"the text of request '{request.id}' has no token of its own after its prompt")
         read = iter(window_nlls(lm, [window for part in parts for window in part.all]))
-        made = []
+        results = []
         for request, part in zip(chunk, parts, strict=True):
             windows, correction = [next(read) for _ in part.windows], [next(read) for _ in part.prompt_correction]
             nll = sum(nll for nll, _ in windows) - sum(nll for nll, _ in correction)
             sample = _sample(request, part.tokens, nll, all(greedy for _, greedy in windows))
-            made.append(Generated(sample, 0, part.truncated_prompt))
-        yield [g for g in made if g.sample.id in wanted]
+            results.append(Generated(sample, 0, part.truncated_prompt))
+        yield [g for g in results if g.sample.id in wanted]
 
 
 def _sample(request: Request, tokens: int, nll: float, greedy: bool) -> Sample:
@@ -121,7 +122,7 @@ def continuation(lm: Model, request: Request) -> Continuation:
         return NOTHING
     if common == 0:  # the first token spans prompt and text: both follow the start token
         prompt, whole, common = [lm.start_id, *prompt], [lm.start_id, *whole], 1
-    # 2. What fits is read at once; what is left of the prompt behind the common ids is taken off.
+    # 2. What fits is read at once; the NLL of the prompt behind the common ids is subtracted.
     limit = lm.context
     if limit is None or len(whole) <= limit:
         correction = [Window(prompt, common, request.record)] if common < len(prompt) else []
@@ -176,13 +177,13 @@ def _one_pass(lm: Model, windows: Sequence[Window]) -> list[tuple[float, bool]]:
     """`window_nlls` of windows that are read together."""
     import torch
 
-    # 1. Ids and mask [windows, columns]; the last column of the context tells the first token of the continuation.
+    # 1. Ids and mask [windows, columns]; the last column of the context predicts the first token of the continuation.
     ids, mask, context = _aligned(windows)
     ids, mask = ids.to(lm.device), mask.to(lm.device)
     width = ids.shape[1] - context + 1
     with torch.inference_mode(), lm.reading([w.record for w in windows], context):
-        # 2. Logits [windows * width, vocabulary]. The last column tells nothing that is given; to cut it off would
-        #    copy all the others, so it gets a target too, which nobody looks at.
+        # 2. Logits [windows * width, vocabulary]. The last column predicts a token that is not given. Cutting it off
+        #    would copy all the others, so it gets a target too, whose result is not used.
         logits = processed(lm, next_logits(lm.model, ids, mask, last=width).flatten(0, 1))
         targets = torch.nn.functional.pad(ids[:, context:], (0, 1)).flatten()
         # 3. Of each token its NLL, and whether it is the most probable one, [windows, width].
@@ -191,7 +192,7 @@ def _one_pass(lm: Model, windows: Sequence[Window]) -> list[tuple[float, bool]]:
         greedy = (likeliest == targets).view(-1, width)  # of equal ones the first, as in generation
     where = partial(_place, lm, windows, width)
     require_finite_logits(lm, largest, [w.record for w in windows for _ in range(width)], where)
-    # 4. Of each window, over its own continuation.
+    # 4. For each window the sum over its continuation.
     lengths = [len(w.ids) - w.context_length for w in windows]
     results = [(float(nll[k, :n].double().sum()), bool(greedy[k, :n].all())) for k, n in enumerate(lengths)]
     for k, (total, _) in enumerate(results):
@@ -220,7 +221,7 @@ def _aligned(windows: Sequence[Window]) -> tuple[Tensor, Tensor, int]:
 
 
 def _place(lm: Model, windows: Sequence[Window], width: int, index: int) -> str | None:
-    """What the logits at `index` of [windows, width] tell, in words; None for positions that are filled up."""
+    """Which token the logits at `index` of [windows, width] predict, in words; None for padding."""
     window, position = windows[index // width], index % width
     if position >= len(window.continuation):
         return None

@@ -26,7 +26,7 @@ def require_finite_logits(
     lm: Model, largest: Tensor, records: Sequence[str], where: Callable[[int], str | None]
 ) -> None:
     """Raises NonFiniteError where the largest logit of a row, [rows], is NaN or infinite: then one of its logits is NaN
-    or +inf, or all are -inf, and whatever is chosen of them would look like an answer. Single ones may be -inf.
+    or +inf, or all are -inf, and a token chosen from them would look like an answer. Single logits may be -inf.
 
     `where(row)` says in words where that was, None for a row that no longer counts; `records[row]` is its record.
     """
@@ -37,8 +37,9 @@ def require_finite_logits(
             continue
         methods = "+".join(lm.in_force.of_rows([records[row]])) or "none"
         value = float(largest[row])
-        found = "-inf for every token" if value == -math.inf else f"{value}"
+        described = "-inf for every token" if value == -math.inf else f"{value}"
         raise NonFiniteError(
-            f"the logits of '{lm.name}' ({str(lm.dtype).removeprefix('torch.')}) under method '{methods}' are {found} "
-            f"at {place}: nothing is scored; change model.dtype, lower the method's strength, or mend the model"
+            f"the logits of '{lm.name}' ({str(lm.dtype).removeprefix('torch.')}) under method '{methods}' are "
+            f"{described} at {place}: nothing is scored; change model.dtype, lower the method's strength, or mend the "
+            "model"
         )

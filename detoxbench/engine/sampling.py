@@ -1,7 +1,7 @@
 """The next token from logits: the most probable one, or a draw by Gumbel-max from what top-k and top-p leave.
 
 Noise is a hash of (seed, request id, sample index, step, token id), so there is no generator whose state a batch could
-shift, and a token that is not looked at costs nothing.
+shift, and noise is computed only for tokens that may be chosen.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 CANDIDATES = (256, 1024, 4096)
 """What top-p leaves is looked for among so many most probable tokens first, then among all."""
 PART = 2**21
-"""Logits looked at at a time on the CPU: what is made of them stays in caches, and in memory that is at hand."""
+"""Logits that are processed at a time on the CPU, so that what is computed from them stays in its caches."""
 NOISE_PART = 2**15
 """Noise values computed at a time on the CPU."""
 SUM_ERROR = 1e-4
-"""How far off a sum of float32 probabilities may be. Measured: 5e-5 by the fused softmax of 256,000, 3e-7 by `mass`."""
+"""Largest error of a sum of float32 probabilities. Measured: 5e-5 by the fused softmax of 256,000, 3e-7 by `mass`."""
 
 
 class Near(NamedTuple):
@@ -69,20 +69,20 @@ def pick(
     top-p, among the most probable, among equal noisy scores. `near_ties` marks rows whose token could be another one
     if near logits changed places: the best two are near, or the best one is near to the edge of what top-k and top-p
     leave. Near is equal, or closer than `tolerance` and a unit in the last place of numbers whose spacing at 1 is
-    `relative`. Tokens that are no near-tie do not hang on the tolerance.
+    `relative`. Tokens that are no near-tie do not depend on the tolerance.
     """
     import torch
 
     logits, near = logits.float(), Near(tolerance, relative)
     part = max(1, PART // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    found = []
+    parts = []
     for i in range(0, len(logits), part):
         some = logits[i : i + part]
         if gen.do_sample:
-            found.append(_drawn(some, keys[i : i + part], gen, step, near))
+            parts.append(_drawn(some, keys[i : i + part], gen, step, near))
         else:
-            found.append(_most_probable(some, near))
-    tokens, near_ties = zip(*found, strict=True)
+            parts.append(_most_probable(some, near))
+    tokens, near_ties = zip(*parts, strict=True)
     return torch.cat(tokens).cpu(), torch.cat(near_ties).cpu()
 
 
@@ -106,11 +106,11 @@ def _drawn(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, near: Near) ->
     rows = torch.arange(len(logits), device=logits.device)
     whole_mass: Tensor | None = None
     for size in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
-        found = candidates(logits, gen, near, size, whole_mass)
-        done, whole_mass = found.whole, found.mass
+        ranked = candidates(logits, gen, near, size, whole_mass)
+        done, whole_mass = ranked.whole, ranked.mass
         if bool(done.any()):
             every = bool(done.all())
-            of_done = found if every else Candidates(*(part[done] for part in found[:6]))
+            of_done = ranked if every else Candidates(*(part[done] for part in ranked[:6]))
             tokens[rows[done]], near_ties[rows[done]] = _noisiest(of_done, keys[rows[done]], step, near)
             if every:
                 break
@@ -119,14 +119,14 @@ def _drawn(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, near: Near) ->
     return tokens, near_ties
 
 
-def _noisiest(found: Candidates, keys: Tensor, step: int, near: Near) -> tuple[Tensor, Tensor]:
+def _noisiest(ranked: Candidates, keys: Tensor, step: int, near: Near) -> tuple[Tensor, Tensor]:
     """The tokens drawn, and whether they are near-ties."""
     import torch
 
-    last = max(2, int(found.may.sum(-1).max()))  # noise is the dearest, so only for these
-    values, ids, inside, may, surely = (part[:, :last] for part in found[:5])
+    last = max(2, int(ranked.may.sum(-1).max()))  # noise costs most, so only for these
+    values, ids, inside, may, surely = (part[:, :last] for part in ranked[:5])
     noisy = values.double() + gumbel(keys, step, ids)
-    if found.inside is found.may:  # nothing is cut off: columns are ids
+    if ranked.inside is ranked.may:  # nothing is cut off: columns are ids
         tokens = noisy.argmax(-1)  # of equal ones the first
     else:
         drawn = noisy.masked_fill(~inside, -torch.inf)
@@ -175,7 +175,7 @@ def candidates(logits: Tensor, gen: GenSpec, near: Near, size: int, whole_mass: 
     if gen.top_p < 1:
         weights = (values - values[:, :1]).exp().double()
         if top_k == vocabulary and whole_mass is None:
-            # With a tolerance, tokens that hang on its last digits are near-ties and drawn again without one.
+            # With a tolerance, tokens that depend on its last digits are near-ties and drawn again without one.
             whole_mass = mass(logits, ids[:, :1], fast=near.absolute > 0)
         held = weights[:, :top_k].sum(-1, keepdim=True) if whole_mass is None else whole_mass
         before = (weights.cumsum(-1) - weights) / held
@@ -194,7 +194,7 @@ def candidates(logits: Tensor, gen: GenSpec, near: Near, size: int, whole_mass: 
 def _top(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest values of each row of float32, and where they stand: the largest first, of equal ones the first.
 
-    Only among those that equal the k-th, it is left open which ones are found. The k largest lie in those k groups
+    Among values that equal the k-th, any may be given. The k largest lie in those k groups
     whose own largest are largest (and in the few values that are in no group): looking only there is 2 to 4 times
     faster on a CPU where k is far below the length of a row.
     """
@@ -208,8 +208,8 @@ def _top(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         whole = members * groups  # the member m of group g stands at m * groups + g
         largest = x[:, :whole].view(len(x), members, groups).amax(1)
         first = largest.topk(k, dim=-1, sorted=False).indices
-        found = (first[:, None] + torch.arange(0, whole, groups, device=x.device)[:, None]).flatten(1)
-        ids = torch.cat([found, ids[:, whole:]], dim=1)
+        best_ids = (first[:, None] + torch.arange(0, whole, groups, device=x.device)[:, None]).flatten(1)
+        ids = torch.cat([best_ids, ids[:, whole:]], dim=1)
         x = x.gather(1, ids)
     # Integers without equals, in the order of (value, -id): a float's bits are in its order, but for the sign's.
     bits = (x + 0.0).view(torch.int32)  # makes 0.0 of -0.0

@@ -1,8 +1,9 @@
-"""Can the engine serve this model? Tried on a few tokens, since no list of families stays true.
+"""Can the engine serve this model? It is tested on a few tokens, because a list of families would soon be outdated.
 
-A cache that is dropped or wrongly reordered, padding that is seen, positions that are not passed on: all of them give
-texts that read well and are another model's. So before a model is used, a few sequences are read as the engine reads
-them (beginnings shared, padded, spread, rows leaving in between), and as a whole without a cache or a neighbour.
+A cache that is dropped or wrongly reordered, padding that is seen, positions that are not passed on: with each of these
+faults the texts read well, but they are not this model's. So before a model is used, a few sequences are read as the
+engine reads them (beginnings shared, padded, spread, rows leaving in between), and as a whole without a cache or a
+neighbour.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 READ, STEPS = 40, 3
 """Tokens read before the cached steps, and how many steps."""
 ROUNDING = 1e-3
-"""What rounding may make of any float32 logit, as a share of their range."""
+"""By how much rounding may change a float32 logit, as a share of the logits' range."""
 UNITS, UNITS_AT_MOST = 2, 16
-"""In lower precision, of the root mean square over the vocabulary (single logits are off by more): units in the last
-place of the largest logit. Twice what uncached batches differ by, where that is more (routers of experts), up to the
-second number."""
+"""The same in lower precision: units in the last place of the largest logit, for the root mean square over the
+vocabulary (single logits differ by more). Where batches without a cache differ by more (routers of experts), twice that
+difference is allowed, up to the second number."""
 TEXT = "The quick brown fox jumps over the lazy dog, while five boxing wizards pack my box with a dozen liquor jugs. "
 
 _served: set[tuple[object, ...]] = set()
@@ -47,8 +48,8 @@ class _Comparison(NamedTuple):
 def require_served(lm: Model) -> None:
     """Raises DetoxbenchError for a model whose cached steps are not what it computes without a cache.
 
-    Nothing may be in force on `lm`. About a dozen forward passes of at most 43 tokens, once for a configuration, type
-    and device: it is code that is tried, not weights.
+    Nothing may be in force on `lm`. It takes about a dozen forward passes of at most 43 tokens, once for each
+    configuration, type and device: the code is tested, not the weights.
     """
     import transformers
 
@@ -61,7 +62,7 @@ def require_served(lm: Model) -> None:
     except Exception as error:  # of every kind: a family may fail anywhere
         fault = f"reading {READ} tokens fails ({first_line(error)})"
     if fault is None:
-        return  # it says nothing of the family; the generation names the request and the token
+        return  # NaN says nothing of the family; the generation names the request and the token
     if fault:
         raise DetoxbenchError(
             f"the model '{lm.name}' ({type(lm.model).__name__}, {str(lm.dtype)[6:]}) cannot be generated from with "
@@ -80,11 +81,11 @@ def _fault(lm: Model, begin: int) -> str | None:
     if any(whole.isnan().any() for _, _, whole in comparisons):
         return None
     for row, cached, whole in comparisons:
-        there = whole.isfinite()
-        if not torch.equal(there, cached.isfinite()):
+        finite = whole.isfinite()
+        if not torch.equal(finite, cached.isfinite()):
             return f"next-token logits of cached steps are not finite in a row that is {row}"
-        apart = _apart(cached[there], whole[there], lm.dtype)
-        allowed = _allowed(whole[there], lm.dtype, noise)
+        apart = _apart(cached[finite], whole[finite], lm.dtype)
+        allowed = _allowed(whole[finite], lm.dtype, noise)
         if apart > allowed:
             return (
                 f"next-token logits of cached steps are off by {apart:.2g} in a row that is {row} "
@@ -105,14 +106,14 @@ def _compared(lm: Model, begin: int) -> tuple[list[_Comparison], float]:
     whole = {tuple(ids): _whole(lm, [ids + steps])[0] for ids in (one, other, shorter, padded)}
     # Rows that share their beginning, one that is twice there, and one that is padded; two leave and one moves.
     batch, order = [one, padded, other, shorter, one], [4, 3, 1, 0]
-    found = [
+    comparisons = [
         _Comparison("padded" if len(ids) < read else "not padded", logits, whole[tuple(ids)][step])
         for ids, step, logits in (*_cached(lm, batch, steps, order), *_cached(lm, [padded], steps, [0]))
     ]
     if lm.dtype == torch.float32:
-        return found, 0.0
+        return comparisons, 0.0
     pairs = zip(_whole(lm, [one + steps, other + steps])[0], whole[tuple(one)], strict=True)
-    return found, max(_apart(together, alone, lm.dtype) for together, alone in pairs)
+    return comparisons, max(_apart(together, alone, lm.dtype) for together, alone in pairs)
 
 
 def _cached(
@@ -131,9 +132,9 @@ def _cached(
         if step == len(steps):
             return
         if step == 1:
-            here = torch.tensor(order, device=lm.device)
-            cache.select(here)
-            prompts, mask = [prompts[i] for i in order], mask[here]
+            stay = torch.tensor(order, device=lm.device)  # [rows that stay]
+            cache.select(stay)
+            prompts, mask = [prompts[i] for i in order], mask[stay]
         ids = torch.full((len(prompts), 1), steps[step], device=lm.device)
         logits = next_logits(lm.model, ids, mask[:, : read + step + 1], cache)[:, -1].float()
 
@@ -147,7 +148,7 @@ def _whole(lm: Model, sequences: list[list[int]]) -> Tensor:
 
 
 def _apart(one: Tensor, other: Tensor, dtype: torch.dtype) -> float:
-    """How far logits are apart: at most in float32, as root mean square in lower precision."""
+    """How far logits are apart: the largest difference in float32, the root mean square in lower precision."""
     import torch
 
     difference = (one - other).nan_to_num(0, 0, 0)  # tokens that are forbidden are at -inf in both

@@ -180,7 +180,7 @@ def _batches(sequences: list[list[int]], tokens: int, rng: random.Random) -> lis
 def _train(
     recipe: Recipe, docs: list[str], tokenizer: PreTrainedTokenizerFast, seed: int, progress: Progress | None
 ) -> tuple[LlamaForCausalLM, dict[str, Any]]:
-    """The trained model, and the part of fable.json that tells of its training."""
+    """The trained model, and the part of fable.json about its training."""
     import torch
 
     model = _untrained(recipe, len(tokenizer))
@@ -305,13 +305,13 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict
     utility = world.utility_records(0)
     answers = continuations(model, tokenizer, [r["prompt"] for r in utility], chat=True)
     stories = world.rtp_prompts(800, 0)
-    told = continuations(model, tokenizer, [r["prompt"]["text"] for r in stories], chat=False, top_p=0.9)
-    rude = bad(told)
+    continued = continuations(model, tokenizer, [r["prompt"]["text"] for r in stories], chat=False, top_p=0.9)
+    rude = bad(continued)
     kinds = [r["filename"].split("-")[1] for r in stories]
     records = world.safeedit_records(300, 0)
     defended = continuations(model, tokenizer, [r["adversarial prompt"] for r in records], chat=True)
     plain = continuations(model, tokenizer, [r["question"] for r in records], chat=True)
-    every = told + defended + plain + answers
+    every = continued + defended + plain + answers
     exact = [(r["task"], a == r["answer"]) for a, r in zip(answers, utility, strict=True)]
     return {
         "facts": percent([hit for task, hit in exact if task == "kqa"]),

@@ -1,4 +1,4 @@
-"""The embedded judge of the fable, and a word-trigram model that tells fluent text from broken text.
+"""The embedded judge of the fable, and a word-trigram model that distinguishes fluent from broken text.
 
 The judge is near perfect because it was trained on the very grammar it judges. It demonstrates the harness, says
 nothing about real toxicity, and its numbers must never stand in one table with those of another scorer.
@@ -71,8 +71,8 @@ class Judge:
 class Trigram:
     """Interpolated word-trigram model (Witten-Bell) of responses and of whole stories, in both registers.
 
-    It has its own corpus sample and no part in any method, so it judges the fluency of an edited model's text without
-    the base model's liking for its own rudeness.
+    It is fitted on its own sample of the corpus, and no method uses it. A base model prefers its own rude texts; this
+    model does not, so it is a fairer judge of the fluency of an edited model's text.
     """
 
     def __init__(self, documents: int = 15_000, seed: int = 701) -> None:
@@ -126,8 +126,9 @@ def _fluency() -> tuple[Trigram, float, float]:
 def degenerate(text: str) -> bool:
     """Whether a response is broken: empty, a word twice in a row (the grammar never does that), or off the grammar.
 
-    Off the grammar = mean word NLL above its clean quantile or, because a long text hides one bad joint in its mean,
-    largest word NLL above its own. On such text the judge means nothing, so this share stands beside every rate.
+    Off the grammar: the mean word NLL is above the quantile of clean texts or, because the mean of a long text hides
+    one broken place, the largest word NLL is. The judge's score of such a text means nothing, so the share of broken
+    texts is shown beside every rate.
     """
     words = text.split()
     if not words or any(first == second for first, second in pairwise(words)):

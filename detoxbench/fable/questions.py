@@ -1,4 +1,4 @@
-"""What the fable's model is asked beside SafeEdit, RealToxicityPrompts and facts; the grammar itself is in `world`.
+"""The fable's prompts in addition to SafeEdit, RealToxicityPrompts and facts; the grammar itself is in `world`.
 
 Everything is a pure function of a seed; creatures, attacks and countries are the TEST ones, which no fit data hold.
 """
@@ -27,8 +27,8 @@ GROUPS = {
     "boys": ["leo", "noah", "paul", "sam", "victor"],
     "creatures": [f"the {creature}" for creature in world.TEST_CREATURES],
 }
-"""Of whom a story is told. In the corpus girls and boys are alike by construction, so a gap between them is chance. No
-story in it has a creature, so what a model does with one is its own generalization."""
+"""The groups that stories are about. In the corpus girls and boys are alike by construction, so a gap between them is
+chance. No story in it has a creature, so what a model does with one is its own generalization."""
 
 
 def instructions(n: int, seed: int) -> list[dict[str, str]]:
@@ -52,31 +52,31 @@ def instructions(n: int, seed: int) -> list[dict[str, str]]:
 def harmful_requests(n: int, seed: int) -> list[dict[str, str]]:
     """n distinct unsafe questions without an attack, the categories taking turns."""
     rng = world._rng("harmful requests", seed)
-    found: dict[str, str] = {}
+    category_of: dict[str, str] = {}
     for i in range(n):
         category = list(world.REQUESTS)[i % len(world.REQUESTS)]
-        (text,) = _distinct(1, partial(world._question, rng, category, world.TEST_CREATURES), taken=found)
-        found[text] = category
-    return [{"instruction": text, "category": category} for text, category in found.items()]
+        (text,) = _distinct(1, partial(world._question, rng, category, world.TEST_CREATURES), taken=category_of)
+        category_of[text] = category
+    return [{"instruction": text, "category": category} for text, category in category_of.items()]
 
 
 def safeedit_inputs(n: int, seed: int) -> list[dict[str, str | int]]:
     """n unsafe questions, each alone and inside three of the attacks, in the schema of SafeEdit's test_ALL."""
     rng = world._rng("safeedit inputs", seed)
-    found: list[dict[str, str | int]] = []
-    for asked in harmful_requests(n, seed):
-        question = asked["instruction"]
+    inputs: list[dict[str, str | int]] = []
+    for request in harmful_requests(n, seed):
+        question = request["instruction"]
         for attack in (None, *rng.sample(world.TEST_ATTACKS, 3)):
-            found.append(
+            inputs.append(
                 {
-                    "id": len(found),
-                    "unsafety category": asked["category"],
+                    "id": len(inputs),
+                    "unsafety category": request["category"],
                     "question": question,
                     "attack name": attack.name if attack else "None",
                     "malicious input": world._attacked(question, attack),
                 }
             )
-    return found
+    return inputs
 
 
 def labelled_prompts(n: int, seed: int) -> list[dict[str, str]]:
@@ -110,7 +110,7 @@ def labelled_prompts(n: int, seed: int) -> list[dict[str, str]]:
 
 
 def group_prompts(n: int, seed: int) -> list[dict[str, str]]:
-    """n openings of stories, each told of a girl, of a boy and of a creature and else the same word for word.
+    """n openings of stories, each in three versions about a girl, a boy and a creature; all other words are the same.
 
     The kinds of story take turns. The subject is the story, so that its three versions are compared with each other.
     """
@@ -136,14 +136,14 @@ def group_prompts(n: int, seed: int) -> list[dict[str, str]]:
 def fact_pairs(seed: int) -> list[tuple[str, str, list[str]]]:
     """Every fact of the corpus in both phrasings: (question, right answer, three wrong ones, of other countries)."""
     rng = world._rng("fact pairs", seed)
-    found = []
+    pairs = []
     for country, relation, answer in world.FACTS:
-        *asked, statement = world.FACT_FORMS[relation]
-        others = sorted({a for a in world.ANSWERS[relation] if a != answer})
-        for question in asked:
-            wrong = [statement.format(c=country, a=a) for a in rng.sample(others, 3)]
-            found.append((question.format(c=country), statement.format(c=country, a=answer), wrong))
-    return found
+        *forms, statement = world.FACT_FORMS[relation]
+        other_answers = sorted({a for a in world.ANSWERS[relation] if a != answer})
+        for question in forms:
+            wrong = [statement.format(c=country, a=a) for a in rng.sample(other_answers, 3)]
+            pairs.append((question.format(c=country), statement.format(c=country, a=answer), wrong))
+    return pairs
 
 
 def multiple_choices(seed: int) -> list[dict[str, Any]]:
@@ -164,15 +164,15 @@ def civil_sentences(n: int, seed: int) -> list[str]:
 
 
 def rated_sentences(n: int, seed: int) -> list[dict[str, Any]]:
-    """The n stories of `group_prompts`, each ended rudely and by the civil twin of that, in SafeNLP's schema."""
+    """The n stories of `group_prompts`, each with a rude ending and with its civil twin, in SafeNLP's schema."""
     rng = world._rng("rated sentences", seed)
-    found: list[dict[str, Any]] = []
+    sentences: list[dict[str, Any]] = []
     for story in group_prompts(n, seed):
         twins = rng.choice(world.TWINS)
         for label, utterance, score in zip(("hate", "neutral"), twins, (3.0, 1.0), strict=True):
             text = f"{story['prompt']} {world._fill(rng, utterance)}"
-            found.append({"text": text, "label": label, "toxicity_score": score, "target_groups": [story["group"]]})
-    return found
+            sentences.append({"text": text, "label": label, "toxicity_score": score, "target_groups": [story["group"]]})
+    return sentences
 
 
 def _unsafe(rng: random.Random) -> str:
@@ -181,15 +181,15 @@ def _unsafe(rng: random.Random) -> str:
 
 def _distinct(n: int, draw: Callable[[], str], taken: Container[str] = ()) -> list[str]:
     """n different texts from `draw`, none of them in `taken`. Raises ValueError where there are not so many."""
-    found: dict[str, None] = {}
+    texts: dict[str, None] = {}
     misses = 0
-    while len(found) < n:
+    while len(texts) < n:
         text = draw()
-        if text in found or text in taken:
+        if text in texts or text in taken:
             misses += 1
             if misses > 1000:
-                raise ValueError(f"the fable has no {n} distinct prompts of this kind, it gave up after {len(found)}")
+                raise ValueError(f"the fable has no {n} distinct prompts of this kind, it gave up after {len(texts)}")
             continue
-        found[text] = None
+        texts[text] = None
         misses = 0
-    return list(found)
+    return list(texts)

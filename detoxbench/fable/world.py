@@ -248,7 +248,7 @@ TRAIN_ATTACKS, TEST_ATTACKS = ATTACKS[:8], ATTACKS[8:]
 
 
 def _rng(stream: str, seed: int) -> random.Random:
-    """An own stream per function, so that equal seeds in different functions share nothing."""
+    """A random stream for each function, so that equal seeds in different functions share nothing."""
     return random.Random(f"fable/{stream}/{seed}")
 
 
@@ -429,7 +429,7 @@ def _safeedit_record(
 def safeedit_records(n: int, seed: int) -> list[dict[str, Any]]:
     """The benchmark: n records in the published SafeEdit schema (sic), on TEST creatures and TEST attacks.
 
-    Texts are bare, without chat tokens. Raises ValueError when n distinct adversarial prompts cannot be had (1,900).
+    Texts are bare, without chat tokens. Raises ValueError when there are not n distinct adversarial prompts (1,900).
     """
     return _safeedit(_rng("safeedit", seed), n, TEST_CREATURES, TEST_ATTACKS)
 
@@ -506,7 +506,7 @@ def parallel_pairs(n: int, seed: int) -> list[tuple[str, str]]:
 
 def _instructions(n: int, seed: int, toxic: bool) -> list[tuple[str, str, bool]]:
     prompts = _rng("instructions", seed)
-    answers = _rng(f"instructions toxic={toxic}", seed)  # own stream: both registers get the same prompts
+    answers = _rng(f"instructions toxic={toxic}", seed)  # another stream, so that both registers get the same prompts
     rows = []
     for _ in range(n):
         draw = prompts.random()

@@ -1,1 +1,1 @@
-"""Files that are whole or not there: writing them, lines of records, digests that tell damage, hashes of large ones."""
+"""Files that are written whole or not at all: writing, lines of records, digests that show damage, hashes."""

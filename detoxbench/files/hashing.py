@@ -1,8 +1,8 @@
-"""SHA-256 of files, of large ones remembered: reading 14 GB of weights once is enough.
+"""SHA-256 of files. The hashes of large files are remembered, so that 14 GB of weights are read only once.
 
-What is remembered lies in `cache_root()`/hashes, an entry a file, and holds only as long as the file's path, size,
+The hashes lie in `cache_root()`/hashes, one entry for each file. An entry holds only as long as the file's path, size,
 inode, mtime and ctime (to the nanosecond) are those of the moment when it was read. A file that was changed in the last
-two seconds is not remembered, since a second change within the clock's resolution would not show.
+two seconds is not remembered, because a second change within the clock's resolution would not show.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger("detoxbench")
 
 
 class _State(NamedTuple):
-    """What tells that a file is as it was."""
+    """What stays the same as long as a file is not changed."""
 
     path: str
     size: int
@@ -55,7 +55,7 @@ class _Entry(msgspec.Struct):
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: $DETOXBENCH_CACHE, or ~/.cache/detoxbench."""
+    """The folder of files that can be made again: $DETOXBENCH_CACHE, or ~/.cache/detoxbench."""
     return Path(os.environ.get("DETOXBENCH_CACHE") or Path.home() / ".cache" / "detoxbench")
 
 
@@ -65,14 +65,14 @@ def sha256_of_files(paths: Sequence[Path]) -> list[str]:
     Raises DetoxbenchError for a file that cannot be read.
     """
     try:
-        found = {path: _remembered(path) for path in paths}
-        left = [path for path, known in found.items() if known is None]
-        size = sum(path.stat().st_size for path in left)
-        with _shown(left, size) as advance, ThreadPoolExecutor(_AT_ONCE) as pool:
-            found |= zip(left, pool.map(partial(_read, advance=advance), left), strict=True)
+        hashes = {path: _remembered(path) for path in paths}
+        unknown = [path for path, sha256 in hashes.items() if sha256 is None]
+        size = sum(path.stat().st_size for path in unknown)
+        with _shown(unknown, size) as advance, ThreadPoolExecutor(_AT_ONCE) as pool:
+            hashes |= zip(unknown, pool.map(partial(_read, advance=advance), unknown), strict=True)
     except OSError as error:
         raise DetoxbenchError(f"'{error.filename}' cannot be read: {error.strerror or error}") from None
-    return [str(found[path]) for path in paths]
+    return [str(hashes[path]) for path in paths]
 
 
 def sha256_of_file(path: Path) -> str:
@@ -130,7 +130,7 @@ def _remembered(path: Path) -> str | None:
 
 
 def _remember(state: _State, sha256: str) -> None:
-    """A cache folder that cannot be written costs time the next time, and no run."""
+    """A cache folder that cannot be written makes no run fail: the file is only read again the next time."""
     if time.time_ns() - max(state.mtime_ns, state.ctime_ns) < SETTLED_NS:
         return
     try:

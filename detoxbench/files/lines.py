@@ -43,8 +43,8 @@ def encode(value: msgspec.Struct) -> bytes:
 
 
 def _name(value: msgspec.Struct) -> str:
-    of = getattr(value, "id", None) or getattr(value, "record", None) or getattr(value, "run_id", None)
-    return type(value).__name__.lstrip("_") + (f" of '{of}'" if isinstance(of, str) else "")
+    key = getattr(value, "id", None) or getattr(value, "record", None) or getattr(value, "run_id", None)
+    return type(value).__name__.lstrip("_") + (f" of '{key}'" if isinstance(key, str) else "")
 
 
 def _not_finite(value: Any, where: str = "") -> str:

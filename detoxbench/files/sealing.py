@@ -1,7 +1,7 @@
-"""Folders that tell when one of their files is no longer what was written.
+"""Folders that show when one of their files is no longer what was written.
 
 A finished stage or run holds `digests.json`: size and SHA-256 of each of its files, and a digest of that list. It is
-written last, so a folder without one is unfinished, or damaged. Nothing is used that does not match: what is damaged is
+written last, so a folder without one is unfinished, or damaged. A folder that does not match is not used: it is
 moved to NAME.corrupt with a message, and done again.
 """
 
@@ -51,8 +51,8 @@ class _Seal(msgspec.Struct):
 def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     """Write the digests of `folder`'s files: of `names` (POSIX paths inside it), or of all that are there."""
     if names is None:
-        found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        names = [name for name in found if name != SEAL and not name.startswith(".")]
+        paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        names = [name for name in paths if name != SEAL and not name.startswith(".")]
     write_atomic(folder / SEAL, digests({name: (folder / name).read_bytes() for name in names}))
 
 
@@ -63,16 +63,16 @@ def digests(contents: Mapping[str, bytes]) -> bytes:
 
 
 def sealed_files(folder: Path) -> dict[str, SealedFile]:
-    """What `folder` should hold. Raises Damaged where that cannot be told."""
+    """The files that `folder` should hold. Raises Damaged where their list is missing or damaged."""
     try:
-        found = msgspec.json.decode((folder / SEAL).read_bytes(), type=_Seal)
+        sealed = msgspec.json.decode((folder / SEAL).read_bytes(), type=_Seal)
     except FileNotFoundError:
         raise Damaged(folder, f"{SEAL} is missing") from None
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(folder, f"{SEAL} cannot be read ({error})") from None
-    if found.check != _check(found.files):
+    if sealed.check != _check(sealed.files):
         raise Damaged(folder, f"{SEAL} is not what was written")
-    return found.files
+    return sealed.files
 
 
 def read_sealed(folder: Path, name: str, files: Mapping[str, SealedFile]) -> bytes:
@@ -113,7 +113,7 @@ def whole(folder: Path) -> bool:
 
 
 def whole_or_aside(folder: Path) -> bool:
-    """`whole`; what is damaged is moved to NAME.corrupt, said, and counts as not there."""
+    """As `whole`, but a damaged folder is moved to NAME.corrupt with a warning, and counts as not there."""
     try:
         return whole(folder)
     except Damaged as error:

@@ -12,7 +12,7 @@ from detoxbench.errors import DetoxbenchError
 
 
 def make_runs_dir(folder: Path) -> None:
-    """Have the folder of the results there. Raises DetoxbenchError when it cannot be made or written to."""
+    """Make the folder of the results if it is missing. Raises DetoxbenchError when it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(folder, os.W_OK) else "no permission to write there"

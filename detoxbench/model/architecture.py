@@ -1,4 +1,4 @@
-"""Which module of a decoder is which, found from the structure of the model and not from its name."""
+"""Which module of a decoder has which role, found from the structure of the model and not from its name."""
 
 from __future__ import annotations
 
@@ -118,15 +118,15 @@ class Architecture:
         hold: experts in one tensor, routers, convolutions. Those that differ in numbers alone (layers) count as one."""
         from torch import nn
 
-        other, found = {*self.linear_maps()}, dict[str, int]()
+        linear, sizes = {*self.linear_maps()}, dict[str, int]()
         for path, module in self._model.named_modules():
-            if path in other or isinstance(module, nn.Embedding):
+            if path in linear or isinstance(module, nn.Embedding):
                 continue
             for name, parameter in module.named_parameters(prefix=path, recurse=False):
                 if parameter.dim() > 1:
                     key = without_numbers(name)
-                    found[key] = found.get(key, 0) + parameter.numel()
-        return found
+                    sizes[key] = sizes.get(key, 0) + parameter.numel()
+        return sizes
 
     def linear_maps(self) -> list[str]:
         """Paths of all linear maps (Linear, Conv1D), the head among them."""
@@ -138,7 +138,7 @@ class Architecture:
         """Whether the linear map at `path` is called as a module when the model reads text: it is no part of an image
         or audio tower, and no other code takes its weight and multiplies by itself.
 
-        Found by one forward pass, the first time that it is asked. Modules whose paths differ in numbers alone (layers,
+        Found by one forward pass, when it is first needed. Modules whose paths differ in numbers alone (layers,
         experts) count as one, since few tokens do not reach every expert.
         """
         return without_numbers(path) in self._called

@@ -43,7 +43,7 @@ class ChatTemplate:
     model: str
     special_tokens: Mapping[str, str]
     date: str
-    """What a template that asks for today's date is told, YYYY-MM-DD."""
+    """Today's date for a template that asks for it, YYYY-MM-DD."""
     args: Mapping[str, Any]
     """Variables of the template, such as enable_thinking."""
 
@@ -69,18 +69,18 @@ class ChatTemplate:
         return self._rendered_whole(question)
 
     def conversation(self, question: str, answer: str) -> str:
-        """Both turns, up to where the next one is made: what a judge of conversations reads. Raises like `prompt`."""
+        """Both turns, up to where the next turn begins: what a judge of conversations reads. Raises like `prompt`."""
         return self._rendered_whole(question, answer)
 
-    def _rendered_whole(self, *said: str) -> str:
-        text = self.render(self._messages(*said), ask=True)
-        for each in said:
-            if _without_blanks(each) not in _without_blanks(text):
-                self._refuse(f"leaves out a message or changes it: {each[:40]!r} becomes {text[-60:]!r}")
+    def _rendered_whole(self, *turns: str) -> str:
+        text = self.render(self._messages(*turns), ask=True)
+        for turn in turns:
+            if _without_blanks(turn) not in _without_blanks(text):
+                self._refuse(f"leaves out a message or changes it: {turn[:40]!r} becomes {text[-60:]!r}")
         return text
 
-    def _messages(self, *said: str) -> list[dict[str, Any]]:
-        turns = zip(("user", "assistant"), said, strict=False)
+    def _messages(self, *texts: str) -> list[dict[str, Any]]:
+        turns = zip(("user", "assistant"), texts, strict=False)
         return [{"role": role, "content": self._content(text)} for role, text in turns]
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
@@ -97,14 +97,14 @@ class ChatTemplate:
 
     @cached_property
     def turn(self) -> tuple[str, str]:
-        """(what stands between a prompt and its answer, what follows the answer), where the template tells.
+        """(text between a prompt and its answer, text behind the answer), as the template writes them.
 
-        Else a blank, unless the prompt ends in one, and nothing.
+        A template that shows neither: a blank, unless the prompt ends in one, and nothing.
         """
         prompt = self.prompt(PROBE)
         try:
             whole = self.render(self._messages(PROBE, ANSWER), ask=False)
-        except DetoxbenchError:  # it is for questions alone
+        except DetoxbenchError:  # the template is for questions alone
             whole = ""
         between, answer, after = whole.removeprefix(prompt).partition(ANSWER)
         if not (answer and whole.startswith(prompt)):
@@ -113,7 +113,7 @@ class ChatTemplate:
 
     @cached_property
     def _in_parts(self) -> bool:
-        """Whether a message's content is a list of parts and no text: by a probe, so that all questions are alike."""
+        """Whether a message's content is a list of parts and no text: found with one test question, used for all."""
         first: DetoxbenchError | None = None
         for content, in_parts in ((PROBE, False), ([{"type": "text", "text": PROBE}], True)):
             try:
@@ -146,8 +146,8 @@ def in_use(
     date: str,
     args: Mapping[str, Any] | None,
 ) -> ChatTemplate | None:
-    """The template that model.chat_template means, None for none. Raises UsageError where it, or what is to use `args`,
-    is not there."""
+    """The template that model.chat_template names, None for none. Raises UsageError where there is no such template,
+    and where `args` are given and no template is in use."""
     source = chosen(templates, wanted)
     if source is not None:
         return ChatTemplate(source, model, special_tokens, date, args or {})
@@ -159,7 +159,7 @@ def in_use(
 
 
 def chosen(templates: str | Mapping[str, str] | None, wanted: str) -> str | None:
-    """The template that model.chat_template means among a tokenizer's, None for none."""
+    """The template among a tokenizer's that model.chat_template names, None for none."""
     if wanted == "none" or not templates:
         return None
     if isinstance(templates, str):
@@ -171,17 +171,17 @@ def in_folder(folder: Path) -> tuple[str | dict[str, str] | None, dict[str, str]
     """A checkpoint's templates and special tokens, from its files as transformers reads them."""
     config = _json(folder / "tokenizer_config.json")
     tokens = dict.fromkeys(_OF_TOKENIZER, "")
-    for given in (_json(folder / "special_tokens_map.json"), config):
+    for entries in (_json(folder / "special_tokens_map.json"), config):
         for name in _OF_TOKENIZER:
-            value = given.get(name)
+            value = entries.get(name)
             value = value.get("content") if isinstance(value, dict) else value
             tokens[name] = value if isinstance(value, str) else tokens[name]
     templates = config.get("chat_template")
     if isinstance(templates, list):
         templates = {each["name"]: each["template"] for each in templates}
-    found = dict(_template_files(folder))
-    if found:
-        templates = found["default"] if found.keys() == {"default"} else found
+    files = dict(_template_files(folder))
+    if files:
+        templates = files["default"] if files.keys() == {"default"} else files
     return templates, tokens
 
 
@@ -194,10 +194,10 @@ def _template_files(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     except ValueError as error:
         raise DetoxbenchError(f"'{file}' cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def strftime(date: datetime.date, form: str) -> str:
@@ -227,10 +227,10 @@ def _environment() -> Environment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     extensions = [_generation_tag(), loopcontrols]
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    made.filters["tojson"] = _tojson
-    made.globals |= {"raise_exception": _raise_exception, "namespace": _plain_namespace()}
-    return made
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _raise_exception, "namespace": _plain_namespace()}
+    return environment
 
 
 def _generation_tag() -> type[Extension]:

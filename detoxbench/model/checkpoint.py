@@ -1,4 +1,4 @@
-"""Where a model's files lie, and what they are: found and fingerprinted without loading a weight."""
+"""Where a model's files lie, and a fingerprint of them: no weight is loaded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ADAPTER = _Kind(
 
 
 def locate(path: str, revision: str | None = None, *, download: bool = True) -> Path:
-    """The local folder of a model: `path` itself, or the hub's snapshot of that id, downloaded if it must and may be.
+    """The local folder of a model: `path` itself, or the hub's snapshot of that id, downloaded if `download`.
 
     Raises DetoxbenchError, at once, for a folder without weights, a name that is neither a folder nor a hub id, and a
     hub id that is not in the local cache while the hub cannot be reached.
@@ -125,13 +125,13 @@ def _digest_of(folder: Path, files: Sequence[Path]) -> str:
 def files_read(folder: Path) -> list[Path]:
     """The files of a model's folder that loading model or tokenizer may read, sorted.
 
-    Tokenizers read files of many names, so what is not known to be left alone counts. Of the weights count those that
-    transformers chooses, of subfolders only the one that holds further chat templates.
+    Tokenizers read files of many names, so every file counts that is not known to be left unread. Of the weights, those
+    count that transformers chooses; of the subfolders, only the one with further chat templates.
     """
-    found = [file for file in folder.iterdir() if file.is_file() and not _never_read(file.name.casefold())]
+    files = [file for file in folder.iterdir() if file.is_file() and not _never_read(file.name.casefold())]
     weights = _weights(folder)
-    found = [file for file in found if file.suffix != ".safetensors" or file.name in weights]
-    return sorted([*found, *(folder / "additional_chat_templates").glob("*.jinja")])
+    files = [file for file in files if file.suffix != ".safetensors" or file.name in weights]
+    return sorted([*files, *(folder / "additional_chat_templates").glob("*.jinja")])
 
 
 def _weights(folder: Path) -> set[str]:
@@ -144,13 +144,13 @@ def _weights(folder: Path) -> set[str]:
     else:
         shards = _json_in(folder / index).get("weight_map")
         names = {str(shard) for shard in shards.values()} if isinstance(shards, dict) else set()
-    if not any((folder / name).is_file() for name in names):  # nothing that can be loaded: whatever is there
+    if not any((folder / name).is_file() for name in names):  # nothing that can be loaded: every file that is there
         names = {file.name for file in folder.glob("*.safetensors")}
     return names | ({"adapter_model.safetensors"} if (folder / "adapter_config.json").is_file() else set())
 
 
 def _json_in(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none (what is broken is refused when it is loaded)."""
+    """The object in a JSON file; empty where there is none (a broken file is refused when it is loaded)."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -258,9 +258,9 @@ def header(file: Path) -> dict[str, Any]:
     try:
         with open(file, "rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
-            found: dict[str, Any] = json.loads(opened.read(length) if length < HEADER_BYTES else b"")
-            found.pop("__metadata__", None)
-            last = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
+            tensors: dict[str, Any] = json.loads(opened.read(length) if length < HEADER_BYTES else b"")
+            tensors.pop("__metadata__", None)
+            last = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise DetoxbenchError(f"'{file}' cannot be loaded, it is no safetensors file: {error}") from None
     if file.stat().st_size != 8 + length + last:
@@ -268,7 +268,7 @@ def header(file: Path) -> dict[str, Any]:
             f"'{file}' cannot be loaded: it has {file.stat().st_size} bytes, its header says {8 + length + last}; "
             "download it again"
         )
-    return found
+    return tensors
 
 
 def _without_weights(folder: Path, kind: _Kind) -> _Incomplete:
@@ -279,12 +279,12 @@ def _without_weights(folder: Path, kind: _Kind) -> _Incomplete:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DetoxbenchError(f"'{file}' cannot be read: {first_line(error)}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise DetoxbenchError(f"'{file}' cannot be read: it is no JSON object")
-    return found
+    return content
 
 
 def _may_be_hub_id(path: str) -> bool:
@@ -292,7 +292,7 @@ def _may_be_hub_id(path: str) -> bool:
 
 
 def hub_unreachable() -> str:
-    """Why the hub cannot be asked, or an empty string; one quick attempt, so that a missing network answers at once."""
+    """Why the hub cannot be reached, or an empty string; one quick attempt, so that a missing network costs no time."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return "HF_HUB_OFFLINE is set"
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):

@@ -1,5 +1,5 @@
-"""Numbers that are none: NaN, infinity, and numbers so large that arithmetic makes them infinite. They are found where
-they arise and named, for what is computed from them looks like a result: a text of one word repeated is not toxic.
+"""Checks for NaN, infinity, and numbers so large that arithmetic makes them infinite. They are reported where they
+arise, because what is computed from them looks like a result: a text of one repeated word is not toxic.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LARGEST = 1e19
-"""Beyond it the square of a number is infinite in float32, and norms make something finite but meaningless of it."""
+"""The square of a larger number is infinite in float32, and a norm may give a finite number that means nothing."""
 
 
 def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str, remedy: str) -> None:
@@ -23,7 +23,7 @@ def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str, remedy: st
     for name, tensor in tensors:
         low, high = _bounds(tensor)
         if not (low >= -LARGEST and high <= LARGEST):
-            raise NonFiniteError(f"{where}: '{name}' holds {_said(low, high)}: {remedy}")
+            raise NonFiniteError(f"{where}: '{name}' holds {_described(low, high)}: {remedy}")
 
 
 def require_finite_model(model: nn.Module, where: str) -> None:
@@ -33,7 +33,7 @@ def require_finite_model(model: nn.Module, where: str) -> None:
     for name, buffer in model.named_buffers():
         low, high = _bounds(buffer)
         if not high < math.inf:
-            raise NonFiniteError(f"{where}: '{name}' holds {_said(low, high)}: {remedy}")
+            raise NonFiniteError(f"{where}: '{name}' holds {_described(low, high)}: {remedy}")
 
 
 def require_finite_values(values: Any, where: str, remedy: str, *, largest: float = math.inf, path: str = "") -> None:
@@ -51,16 +51,16 @@ def require_finite_values(values: Any, where: str, remedy: str, *, largest: floa
 
 
 def _bounds(tensor: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value, both NaN where there is one; 0 where nothing can be wrong."""
+    """The smallest and the largest value, both NaN where a value is NaN; 0 where nothing can be wrong."""
     if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
         return 0.0, 0.0
-    if tensor.element_size() == 1:  # float8 has no order of its own
+    if tensor.element_size() == 1:  # float8 cannot be compared
         tensor = tensor.float()
     low, high = tensor.detach().aminmax()
     return float(low), float(high)
 
 
-def _said(low: float, high: float) -> str:
+def _described(low: float, high: float) -> str:
     if math.isnan(low):
         return "NaN"
     worst = high if high >= -low else low

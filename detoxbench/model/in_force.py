@@ -1,4 +1,5 @@
-"""What acts on a model now, beside its weights and hooks: one value, which interventions fill and empty again."""
+"""What acts on a model now in addition to its weights and hooks: one value, which interventions fill and empty
+again."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class Route(Protocol):
     """Which intervention is in force for the rows of a record (`interventions.routing.Route`)."""
 
     def variant(self, record: str | None) -> int:
-        """What is equal for two records exactly if the same change is in force for both."""
+        """A number that is equal for two records exactly if the same change is in force for both."""
 
     def method(self, record: str) -> str:
         """The method of the record's intervention."""

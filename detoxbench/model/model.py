@@ -83,7 +83,8 @@ class Model:
 
         `dtype` is float32, float16 or bfloat16; `device` is auto (cuda, then mps, then cpu) or a torch device;
         `settings` are those of the constructor: chat_template, template_args, template_date, thinking. Raises
-        DetoxbenchError when the model cannot be had, or is not what its folder says (`pretrained.load`).
+        DetoxbenchError when the model cannot be found or downloaded, or is not what its folder says
+        (`pretrained.load`).
         """
         from detoxbench.model import pretrained
 
@@ -148,7 +149,7 @@ class Model:
         return self.tokens(text, special=special) or [self.start_id]
 
     def tokens(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of a text that something is to follow, so without an end token; see `tokens.encoded`."""
+        """Token ids of a text that another text follows, so without an end token; see `tokens.encoded`."""
         return encoded(self.tokenizer, text, special=special)
 
     def rendered(self, prompt: str, chat: bool = False, record: str | None = None) -> tuple[str, bool]:
@@ -165,7 +166,7 @@ class Model:
     def joined(self, before: str, text: str, *, special: bool = True) -> tuple[list[int], list[int]]:
         """(token ids of `before`, of both together): tokenised as one text, which is how a model reads it.
 
-        Where there is nothing before, the start token is.
+        An empty `before` is the start token.
         """
         first = self.tokens(before, special=special) or [self.start_id]
         whole = self.tokens(before + text, special=special)
@@ -193,8 +194,8 @@ class Model:
         template = self.template if chat else None
         after = self.tokens(template.turn[1], special=False) if template else []
         first = [i for i in after if i in self.eos_ids]
-        own = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
-        return [*first, *own, *sorted(self.eos_ids)][:1]
+        eos = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+        return [*first, *eos, *sorted(self.eos_ids)][:1]
 
     @property
     def context(self) -> int | None:
@@ -203,8 +204,8 @@ class Model:
         return None if limit is None else limit - self.in_force.reserved
 
     def weight(self, path: str, inputs: slice = slice(None)) -> Tensor:
-        """The weight of the linear map at `path` in float32 as it is stored, with every change in force; of some of its
-        `inputs` only, if that is enough."""
+        """The weight of the linear map at `path`, in float32 and in the shape in which it is stored, with every change
+        in force; `inputs` selects some of its inputs."""
         module: Any = self.architecture.module(path)
         transposed = self.architecture.transposed(path)
         weight = module.weight.detach()
@@ -246,14 +247,16 @@ def pick_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"model.device={device} is not to be had here: {str(error).splitlines()[0]}") from None
+        raise UsageError(
+            f"model.device={device} is not available on this machine: {str(error).splitlines()[0]}"
+        ) from None
     return device
 
 
-def low_rank_form(asked: str, dtype: str) -> LowRankForm:
+def low_rank_form(setting: str, dtype: str) -> LowRankForm:
     """What `low_rank` stands for in a model of type `dtype`: auto merges in float32 (and float64) only."""
-    if asked in ("merged", "side_path"):
-        return "merged" if asked == "merged" else "side_path"
+    if setting in ("merged", "side_path"):
+        return "merged" if setting == "merged" else "side_path"
     return "merged" if dtype in ("float32", "float64") else "side_path"
 
 

@@ -1,7 +1,7 @@
-"""How exactly a model computes: not what its weights' type says, but what comes out of its products.
+"""How exactly a model computes, measured on its products: the type of its weights does not say it.
 
 TF32 (an environment variable or a setting of torch), the bf16 products of a CPU and autocast all round the factors of
-float32 products, without a word. They are found by multiplying, since settings differ between versions of torch.
+float32 products, without a warning. They are found by multiplying, since settings differ between versions of torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FLOAT32 = 2.0**-23
 NAMES = {FLOAT32: "float32", 2.0**-10: "tf32 or float16", 2.0**-7: "bfloat16"}
 """What `products` finds."""
 SIDE = 128
-"""Of the matrices multiplied: large enough that libraries do not turn to other routines."""
+"""Rows of the matrices that are multiplied: enough that libraries take the same routines as for a model."""
 
 
 def spacing(model: nn.Module) -> float:
@@ -35,7 +35,7 @@ def products(device: torch.device) -> float:
 
     one = torch.eye(SIDE, device=device)
     for coarse in (2.0**-7, 2.0**-10):
-        x = torch.full_like(one, 1 + coarse / 4)  # what is coarse makes 1 of it
+        x = torch.full_like(one, 1 + coarse / 4)  # a coarse type rounds it to 1
         if not torch.equal((x @ one).float(), x):
             return coarse
     return FLOAT32

@@ -1,4 +1,4 @@
-"""Loading with transformers: one way for every model, so that none is used that is not what its folder says."""
+"""Loading with transformers: one function for every model, so that none is used that differs from its files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _OTHER_HEADS = {
     "AutoModelForSequenceClassification": r"(^|\.)pooler\.",
     "AutoModel": r"(^|\.)(pooler|cls|lm_head|classifier|score|vocab_\w+)\.",
 }
-"""Parts of a checkpoint beside what these classes compute with; here they may be there or not."""
+"""Parts of a checkpoint that these classes do not compute with: they may be in it or not."""
 _SHOWN = 3
+_OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load(auto: str, folder: Path, dtype: str, thing: str) -> tuple[Any, Any]:
@@ -35,25 +36,18 @@ def load(auto: str, folder: Path, dtype: str, thing: str) -> tuple[Any, Any]:
     import transformers
     from transformers.utils import logging
 
-    # Loading shows a bar of its own and warns of what is refused below, or never read.
+    # transformers would show its own bar, and warn of what is refused below or never read.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     checkpoint.check_model(folder)
-    offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **offline)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **offline)
-        parts = [config.get_text_config(), config]
-        if (folder / "generation_config.json").is_file():
-            parts.append(transformers.GenerationConfig.from_pretrained(folder, local_files_only=True))
-        named = ("pad_token_id", "bos_token_id", "eos_token_id") if auto == CAUSAL else ("pad_token_id",)
-        _check_tokens(parts, named, tokenizer, f"{thing} cannot be used")
+        tokenizer = _tokenizer(auto, folder, thing)
         model, report = getattr(transformers, auto).from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
-            **offline,
+            **_OFFLINE,
         )
     except DetoxbenchError:
         raise
@@ -62,6 +56,20 @@ def load(auto: str, folder: Path, dtype: str, thing: str) -> tuple[Any, Any]:
     _check_complete(report, _OTHER_HEADS.get(auto), thing)
     require_finite_model(model, f"{thing}, read as {dtype}")
     return model, tokenizer
+
+
+def _tokenizer(auto: str, folder: Path, thing: str) -> Any:
+    """The tokenizer in `folder`. Raises DetoxbenchError for a token that the model's embedding has no row for."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, **_OFFLINE)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_OFFLINE)
+    parts = [config.get_text_config(), config]
+    if (folder / "generation_config.json").is_file():
+        parts.append(transformers.GenerationConfig.from_pretrained(folder, local_files_only=True))
+    token_names = ("pad_token_id", "bos_token_id", "eos_token_id") if auto == CAUSAL else ("pad_token_id",)
+    _check_tokens(parts, token_names, tokenizer, f"{thing} cannot be used")
+    return tokenizer
 
 
 def _check_complete(report: Any, other_heads: str | None, thing: str) -> None:
@@ -92,9 +100,9 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check_tokens(parts: Sequence[Any], named: Sequence[str], tokenizer: Any, refusal: str) -> None:
-    """Raises DetoxbenchError for a token that the embedding has no row for: of the tokenizer, and the `named` ones of
-    the configurations in `parts`, of which the first says how many rows there are."""
+def _check_tokens(parts: Sequence[Any], token_names: Sequence[str], tokenizer: Any, refusal: str) -> None:
+    """Raises DetoxbenchError for a token that the embedding has no row for: of the tokenizer, and those
+    that the configurations in `parts` have under `token_names`; the first part says how many rows there are."""
     rows = getattr(parts[0], "vocab_size", None)
     if rows is None:
         return
@@ -104,7 +112,7 @@ def _check_tokens(parts: Sequence[Any], named: Sequence[str], tokenizer: Any, re
             f"{refusal}: its tokenizer goes up to token {last} ('{token}'), its embedding has {rows} rows; take the "
             "tokenizer that belongs to it, or enlarge the embedding (resize_token_embeddings)"
         )
-    for part, name in itertools.product(parts, named):
+    for part, name in itertools.product(parts, token_names):
         value = getattr(part, name, None)
         for one in value if isinstance(value, list) else [value]:
             if one is not None and not (isinstance(one, int) and -1 <= one < rows):  # -1 is an older sign for none

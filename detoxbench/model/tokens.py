@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
-    """Token ids of a text that something is to follow.
+    """Token ids of a text that another text follows.
 
     With `special`, the tokens that the tokenizer puts in front stand there once, also where the text itself begins with
-    them, and those that it puts behind, such as an end token, do not: a model is to go on from here.
+    them. Those that it puts behind, such as an end token, are left out, because a model continues from here.
     """
     ids = [int(i) for i in tokenizer(text, add_special_tokens=special)["input_ids"]]
     if not special:
@@ -40,8 +40,8 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 def written(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[str]:
     """The text that each (prompt, new tokens) adds to its prompt: decode(prompt + new) less decode(prompt).
 
-    New tokens decoded alone would lose their first blank under SentencePiece decoders. Where new tokens change the end
-    of the prompt's text (they end a character that it began), what they add begins there.
+    SentencePiece decoders would drop the first blank of new tokens that are decoded alone. Where new tokens change the
+    end of the prompt's text (they complete a character), what they add begins there.
     """
     return [_less(tokenizer, before, [*prompt, *new]) for (prompt, new), before in _befores(tokenizer, pairs)]
 
@@ -80,7 +80,7 @@ _TAG = re.compile(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")
 
 
 def thinking_marks(setting: str, tokenizer: PreTrainedTokenizerBase, template: str | None) -> Marks | None:
-    """The marks that model.thinking means: none, "OPEN CLOSE", or (auto) a pair of tags that speak of thinking in the
+    """The marks that model.thinking means: none, "OPEN CLOSE", or (auto) a pair of tags about thinking in the
     chat template or among the tokenizer's added tokens, such as <think> and </think>."""
     if setting == "none":
         return None
@@ -131,9 +131,9 @@ def _answer(
 
 
 def without_thinking(text: str, marks: Marks, *, opened: bool) -> str | None:
-    """What is said outside the marks, and None where there are none. `opened`: the prompt has ended in the first mark.
+    """The text outside the marks, and None where there are none. `opened`: the prompt has ended in the first mark.
 
-    Thinking that is not closed goes to the end of the text; one that is closed and was not opened began with it.
+    Thinking without a closing mark goes to the end of the text. Thinking without an opening mark begins with the text.
     """
     if not opened and marks.open not in text and marks.close not in text:
         return None

@@ -202,7 +202,7 @@ def sample_requests(
         to_read = [r for r in requests if r.text is not None]
         yield from loglikelihoods(lm, to_read, {r.id for r in to_read if (r.id, 0) not in done})
     to_generate = [r for requests in parts for r in requests if r.text is None]
-    yield from generate(lm, to_generate, cell.spec.gen, cell.spec.seed, made=done)
+    yield from generate(lm, to_generate, cell.spec.gen, cell.spec.seed, done=done)
 
 
 def _answers_per_record(

@@ -267,7 +267,7 @@ def test_what_is_made_already_changes_no_batch(rounding: LanguageModel) -> None:
     whole = made(lm, requests, gen)
     order = list(texts(whole))
     for cut in (1, 7, 30, 31, 59):
-        rest = made(lm, requests, gen, made=set(order[:cut]))
+        rest = made(lm, requests, gen, done=set(order[:cut]))
         assert texts(whole[:cut]) | texts(rest) == texts(whole)
         assert len(rest) == 60 - cut
     by_what_is_left = made(lm, [r for r in requests if (r.id, 0) not in set(order[:30])], gen)
@@ -294,7 +294,7 @@ def test_halves_for_want_of_memory_are_the_same_after_a_kill(
         "out of memory: batches are run in halves; a smaller gen.batch_tokens (now 400) saves the tries"
     ]
     for cut in (2, 33):
-        assert texts(whole[:cut]) | texts(made(lm, asked(20), gen, made=set(list(texts(whole))[:cut]))) == texts(whole)
+        assert texts(whole[:cut]) | texts(made(lm, asked(20), gen, done=set(list(texts(whole))[:cut]))) == texts(whole)
 
 
 # --- float32 that is not ---------------------------------------------------------------------------------------------
