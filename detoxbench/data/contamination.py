@@ -1,4 +1,4 @@
-"""Has a method read what it is asked? A good number then says little."""
+"""Has a method been fitted on prompts of the suite? A good number then says little."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 class Contamination(NamedTuple):
     """Of the suite's prompts, how many a method has read: `shared` of `prompts`; `examples`: three of them at the most.
 
-    `same_file`: fit data and suite are the same file, so all prompts count as read, whatever a template makes of them.
+    `same_file`: fit data and suite are the same file, so all prompts count as read, even if a template changes them.
     """
 
     shared: int
@@ -22,7 +22,7 @@ class Contamination(NamedTuple):
 
     @property
     def flagged(self) -> bool:
-        """Whether the method has read anything of what it is asked."""
+        """Whether the method has read any of the suite's prompts."""
         return self.same_file or self.shared > 0
 
 
@@ -34,34 +34,34 @@ def contamination(
     suite_files: Iterable[str | Path] = (),
     shortest: int = 20,
 ) -> Contamination:
-    """Does what a method was fitted on come from what it is asked?
+    """Do the texts that a method was fitted on contain prompts of the suite?
 
     A prompt counts as read when, in lower case and with single blanks, it is one of the fit texts or stands inside one.
     Prompts of fewer than `shortest` characters have to be equal, since short ones stand inside anything. Files are
     compared by content.
     """
     read = {plain for text in fit_texts if (plain := _plain(text))}
-    asked = list(dict.fromkeys(prompts))
+    distinct = list(dict.fromkeys(prompts))
     inside = "\n".join(sorted(read))
-    shared = [p for p in asked if (q := _plain(p)) and (q in read or (len(q) >= shortest and q in inside))]
+    shared = [p for p in distinct if (q := _plain(p)) and (q in read or (len(q) >= shortest and q in inside))]
     if {_digest(file) for file in suite_files} & {_digest(file) for file in fit_files}:
-        return Contamination(len(asked), len(asked), tuple(asked[:3]), True)
-    return Contamination(len(shared), len(asked), tuple(shared[:3]), False)
+        return Contamination(len(distinct), len(distinct), tuple(distinct[:3]), True)
+    return Contamination(len(shared), len(distinct), tuple(shared[:3]), False)
 
 
 def fit_texts(data: Iterable[Iterable[Any]]) -> list[str]:
     """Every text in fit data, however deep: `contamination(fit_texts(data.by_role.values()), prompts)`."""
-    found: list[str] = []
+    texts: list[str] = []
 
     def visit(value: Any) -> None:
         if isinstance(value, str):
-            found.append(value)
+            texts.append(value)
         elif isinstance(value, Iterable):
             for part in value:
                 visit(part)
 
     visit(data)
-    return found
+    return texts
 
 
 def _plain(text: str) -> str:

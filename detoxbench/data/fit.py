@@ -15,8 +15,8 @@ EMBEDDED = "embedded"
 
 
 def require_chosen(spec: Any, needs: frozenset[Role], model: str, method: str) -> None:
-    """Raises UsageError where the embedded data would be taken without having been asked for: by any `model` (its path)
-    but the embedded one, or beside data of one's own."""
+    """Raises UsageError where the embedded data would be used without being named: with any `model` (its path) but the
+    embedded one, or together with data of the user."""
     roles = sorted(str(role) for role in needs)
     unsaid = [role for role in roles if getattr(spec, role) is None]
     if not unsaid or (model == "fable" and unsaid == roles):
@@ -30,7 +30,7 @@ def require_chosen(spec: Any, needs: frozenset[Role], model: str, method: str) -
 
 
 def place_name(place: str | None) -> str:
-    """What data are called: never a folder of this machine, never a digest."""
+    """The name that data are shown under: never a folder of this machine, never a digest."""
     if place is None or place == EMBEDDED:
         return EMBEDDED_DATA
     return place if place.startswith(hub.PREFIX) else Path(place).name
@@ -42,8 +42,8 @@ def fit_names(spec: Any, data: FitData, per_record: bool) -> dict[str, str]:
     for role in ROLES:
         examples = data.by_role.get(role)
         if examples is not None:
-            own = per_record and role == Role.EDIT_RECORDS
-            name = "the suite's own" if own else place_name(getattr(spec, role))
+            from_suite = per_record and role == Role.EDIT_RECORDS
+            name = "the suite's own" if from_suite else place_name(getattr(spec, role))
             names[str(role)] = f"{name}, {len(examples)} examples"
     return names
 

@@ -20,33 +20,33 @@ _NAME = re.compile(
 def load(place: str) -> list[dict[str, Any]]:
     """The rows of a hub data set, from the local cache where it is there; classes by their names. No code is run.
 
-    Without a split the data set must have only one. Raises UsageError for a name of another form, DetoxbenchError, at
-    once, when the data set cannot be had.
+    Without a split the data set must have only one. Raises UsageError for a name of another form, and
+    DetoxbenchError, without a delay, when the data set cannot be loaded.
     """
     match = _NAME.fullmatch(place)
     if match is None:
         raise UsageError(f"'{place}' names no hub data set: write hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]")
     unreachable = hub_unreachable()
-    if unreachable:  # before datasets is imported, which reads it once: then only the cache is asked, with no retries
+    if unreachable:  # before datasets is imported, which reads it once: then only the cache is read, with no retries
         os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(match["path"], match["config"], revision=match["revision"], split=match["split"])
-    except Exception as error:  # it raises of every kind: connection, missing file, builder, split
+        loaded = datasets.load_dataset(match["path"], match["config"], revision=match["revision"], split=match["split"])
+    except Exception as error:  # of every kind: connection, missing file, builder, split
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         because = f"it is not in the local cache and {unreachable}" if unreachable else reason
         raise DetoxbenchError(
             f"data set '{place}' cannot be had: {because}; give a file instead, or download it where there is network"
         ) from error
-    if isinstance(found, dict):
-        if len(found) > 1:
-            raise DetoxbenchError(f"data set '{place}' has several splits: name one, {place}:{next(iter(found))}")
-        found = next(iter(found.values()))
-    features = getattr(found, "features", None) or {}
+    if isinstance(loaded, dict):
+        if len(loaded) > 1:
+            raise DetoxbenchError(f"data set '{place}' has several splits: name one, {place}:{next(iter(loaded))}")
+        loaded = next(iter(loaded.values()))
+    features = getattr(loaded, "features", None) or {}
     names = {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
-    return named(map(dict, found), names)
+    return named(map(dict, loaded), names)
 
 
 def named(rows: Iterable[dict[str, Any]], names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
@@ -54,10 +54,14 @@ def named(rows: Iterable[dict[str, Any]], names: Mapping[str, Sequence[str]]) ->
 
     0 may be "hate" in one and "normal" in another. Where the names are numbers themselves nothing is replaced.
     """
-    worded = {column: given for column, given in names.items() if not all(name.isdecimal() for name in given)}
+    worded = {
+        column: class_names
+        for column, class_names in names.items()
+        if not all(name.isdecimal() for name in class_names)
+    }
 
-    def told(column: str, value: Any) -> Any:
+    def named_value(column: str, value: Any) -> Any:
         is_class = column in worded and type(value) is int and 0 <= value < len(worded[column])
         return worded[column][value] if is_class else value
 
-    return [{column: told(column, value) for column, value in row.items()} for row in rows]
+    return [{column: named_value(column, value) for column, value in row.items()} for row in rows]

@@ -1,7 +1,7 @@
-"""What the name of a label or of a column says: something bad, something good, or nothing that is certain.
+"""What the name of a label or of a column means: toxic, civil, or neither for certain.
 
-Data and classifiers name their classes as they like. Only what these words say is taken for certain; for everything
-else the user is asked.
+Data and classifiers name their classes as they like. Only the words listed here are taken as certain; for all other
+names the user is asked.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ def words(label: object) -> str:
 
 def side(label: object) -> Side | None:
     """Which side a label is on; None where its words do not say so, or say both ("toxic or not")."""
-    said = words(label)
-    if said == "not":  # beside OFF, HOF or HATE (OLID, HASOC)
+    text = words(label)
+    if text == "not":  # beside OFF, HOF or HATE (OLID, HASOC)
         return "civil"
-    if not _TURNING.isdisjoint(said.split()):
+    if not _TURNING.isdisjoint(text.split()):
         return None
-    found = {_side_of(word) for word in _joined(said).split()} - {None}
-    return found.pop() if len(found) == 1 else None
+    sides = {_side_of(word) for word in _joined(text).split()} - {None}
+    return sides.pop() if len(sides) == 1 else None
 
 
-def _joined(said: str) -> str:
-    """Negations joined to the word that they deny, and words that decide nothing left out."""
-    kept = " ".join(word for word in said.split() if word not in _FILL)
-    return re.sub(rf"\b({_NO}) (?=\w)", r"\1", kept)
+def _joined(text: str) -> str:
+    """`text` with negations joined to the word that they deny, and without words that decide nothing."""
+    telling = " ".join(word for word in text.split() if word not in _FILL)
+    return re.sub(rf"\b({_NO}) (?=\w)", r"\1", telling)
 
 
 def _side_of(word: str) -> Side | None:
@@ -71,15 +71,15 @@ def _side_of(word: str) -> Side | None:
     return None
 
 
-def says_toxic(value: object, named: Side | None) -> bool | None:
-    """Whether a label says toxic, in a column whose name is on one side; None where that is not certain."""
-    said = words(value)
-    if isinstance(value, bool) or said in {"true", "yes", "false", "no"}:
-        yes: bool | None = said in {"true", "yes"}
+def says_toxic(value: object, column_side: Side | None) -> bool | None:
+    """Whether a label says toxic, in a column whose name means `column_side`; None where that is not certain."""
+    text = words(value)
+    if isinstance(value, bool) or text in {"true", "yes", "false", "no"}:
+        yes: bool | None = text in {"true", "yes"}
     else:
         try:
             number = float(str(value))
         except (TypeError, ValueError):
             return {"toxic": True, "civil": False, None: None}[side(value)]
         yes = number >= 0.5 if 0 <= number <= 1 else None
-    return None if yes is None or named is None else yes == (named == "toxic")
+    return None if yes is None or column_side is None else yes == (column_side == "toxic")

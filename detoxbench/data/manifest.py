@@ -1,4 +1,4 @@
-"""What is known of each published data set, how to get it, and whether a file is it.
+"""What is known of each published data set, how to get it, and whether a file is one of its files.
 
 The facts are in manifests.json; no data set is part of this project.
 """
@@ -98,23 +98,16 @@ def verify(name: str, path: str | Path) -> Verdict:
 
 
 def fetch(name: str) -> list[Path]:
-    """Download the files from the hub into its local cache. Raises DetoxbenchError at once, saying where they are to be
-    had, when the hub does not have them or cannot be reached."""
+    """Download the files from the hub into its local cache. Raises DetoxbenchError without a delay, saying where they
+    can be found, when the hub does not have them or cannot be reached."""
     wanted = manifest(name)
     hub = wanted.hub
     if hub is None:
         raise DetoxbenchError(f"{name} is not fetched from the hub: get it from {wanted.source} ({wanted.licence})")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-
-    def download(**more: Any) -> list[Path]:
-        return [
-            Path(hf_hub_download(hub, file.name, repo_type="dataset", revision=wanted.revision, **more))
-            for file in wanted.files
-        ]
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return download(local_files_only=True)
+        return _hub_files(wanted, hub, local_files_only=True)
     except LocalEntryNotFoundError:
         pass
     if unreachable := hub_unreachable():
@@ -122,8 +115,30 @@ def fetch(name: str) -> list[Path]:
             f"{name} is not in the local cache, and {unreachable}: download it where there is network (hf download "
             f"--repo-type dataset {hub})"
         )
+    return _download(wanted, hub)
+
+
+def _hub_files(wanted: Manifest, hub: str, *, local_files_only: bool = False) -> list[Path]:
+    """The files of the hub's data set `hub`, from its local cache, or else (unless `local_files_only`) downloaded."""
+    from huggingface_hub import hf_hub_download
+
+    return [
+        Path(
+            hf_hub_download(
+                hub, file.name, repo_type="dataset", revision=wanted.revision, local_files_only=local_files_only
+            )
+        )
+        for file in wanted.files
+    ]
+
+
+def _download(wanted: Manifest, hub: str) -> list[Path]:
+    """`_hub_files`, downloaded. Raises DetoxbenchError."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    name = wanted.name
     try:
-        return download()
+        return _hub_files(wanted, hub)
     except GatedRepoError:
         raise DetoxbenchError(
             f"{name} is gated: accept its terms at https://huggingface.co/datasets/{hub}, then log in (hf auth login)"
@@ -134,5 +149,5 @@ def fetch(name: str) -> list[Path]:
 
 
 def _reader(name: str) -> Callable[[Path], Sequence[Any]]:
-    found: Callable[[Path], Sequence[Any]] = getattr(readers, name)
-    return found
+    reader: Callable[[Path], Sequence[Any]] = getattr(readers, name)
+    return reader

@@ -58,9 +58,9 @@ _STACKS: WeakKeyDictionary[nn.Module, list[Applied]] = WeakKeyDictionary()
 class Applied(AbstractContextManager[None]):
     """`put_on(undo)` when entered, `undo` when left; also when entering fails half-way.
 
-    What was put on later saved what it found, so it must come off earlier. Leaving in another order raises
-    DetoxbenchError and takes nothing off yet: that happens when everything above has been left too, so that the model
-    is as found once every block is left, in whatever order that was tried.
+    Each one saves the state that it finds, so the last one on must be the first one off. Leaving in another order
+    raises DetoxbenchError and takes nothing off yet: it comes off when everything above it has been left too. So the
+    model is as found once every block is left, in any order.
     """
 
     def __init__(self, model: nn.Module, name: str, put_on: Callable[[ExitStack], None]) -> None:

@@ -66,8 +66,8 @@ class Intervention:
         where = where or f"the intervention of '{self.method}'"
         remedy = "nothing is done with it: fit it again with smaller settings, or get its file again"
         for _, part in self.parts():
-            named = ((f"{part.place}: {name}", tensor) for name, tensor in part.named_tensors().items())
-            require_finite(named, where, remedy)
+            tensors = ((f"{part.place}: {name}", tensor) for name, tensor in part.named_tensors().items())
+            require_finite(tensors, where, remedy)
         for _, part in self.parts():
             require_finite_values(part.settings(), where, remedy, largest=LARGEST)
         require_finite_values(self.info, where, remedy)
@@ -89,15 +89,15 @@ class Intervention:
         write_folder(Path(folder), fill)
 
     def digest(self) -> str:
-        """16 hexadecimal digits of what it is: the same for two fits that came to the same change, whatever they
-        recorded on the way (`info`)."""
+        """16 hexadecimal digits of its content: the same for two fits that give the same change, even where their
+        diagnostics (`info`) differ."""
         import torch
 
-        made = hashlib.sha256(json.dumps(self._document(), sort_keys=True).encode())
+        sha = hashlib.sha256(json.dumps(self._document(), sort_keys=True).encode())
         for name, tensor in sorted(self._tensors().items()):
-            made.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            made.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return made.hexdigest()[:16]
+            sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return sha.hexdigest()[:16]
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors by the name that they are saved under, on the CPU."""
@@ -108,8 +108,8 @@ class Intervention:
         }
 
     def _document(self) -> dict[str, Any]:
-        """All that is no tensor, `info` apart, as JSON values. Of a channel that has nothing of the kind, the number of
-        its parts."""
+        """All that is no tensor, without `info`, as JSON values. Of a channel that has tensors only, the number of its
+        parts."""
         document: dict[str, Any] = {"schema": SCHEMA_VERSION, "method": self.method, "base": self.base}
         for name, kind in self.channels().items():
             parts = getattr(self, name)

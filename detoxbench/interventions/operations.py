@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def bound(op: str, tensors: Mapping[str, Tensor], params: Mapping[str, Any], lm: Model) -> Callable[[Tensor], Tensor]:
-    """x -> op(x, tensors, params), the tensors where `lm` is.
+    """x -> op(x, tensors, params), with the tensors on the device of `lm`.
 
     Raises DetoxbenchError for an operation that the method does not have, UsageError for a method that is not
     registered.
@@ -25,5 +25,5 @@ def bound(op: str, tensors: Mapping[str, Tensor], params: Mapping[str, Any], lm:
     if name not in ops:
         raise DetoxbenchError(f"method '{owner}' has no operation '{name}'; it has: {', '.join(ops) or 'none'}")
     function = ops[name]
-    here = {k: v.to(lm.device) for k, v in tensors.items()}
-    return lambda x: function(x, here, params)
+    on_device = {k: v.to(lm.device) for k, v in tensors.items()}
+    return lambda x: function(x, on_device, params)

@@ -1,7 +1,7 @@
 """PEFT adapter folders: read into what a delta needs, and written from low-rank deltas.
 
-Only what is exact goes through. An adapter whose effect is more than `scaling * B A` (LoRA), a vector of factors
-(IA3) or past keys and values (prefix tuning) is refused by the name of what it has more, before a tensor is read.
+Only exact conversions are made. An adapter is refused, before a tensor is read, if its effect is more than
+`scaling * B A` (LoRA), a vector of factors (IA3) or past keys and values (prefix tuning); the error names what is more.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ _NAMES = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
 }
-# Fields that say how or on what it was trained: what came of it is in the tensors, by the names of their modules.
+# Fields that say how or on what it was trained: the result is in the tensors, by the names of their modules.
 _TRAINING = {
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "target_modules", "exclude_modules", "feedforward_modules", "fan_in_fan_out", "lora_dropout"),
@@ -175,9 +175,8 @@ def fingerprint(path: str) -> str:
 def read(path: str, lm: Model) -> PeftAdapter:
     """The adapter at `path` (folder or hub id), rank_pattern, alpha_pattern and rsLoRA honoured.
 
-    Raises DetoxbenchError like `inspect`, where it names a module that `lm` has not, or has in another shape, and where
-    a number is NaN or infinite.
-    """
+    Raises DetoxbenchError like `inspect`, where it names a module that `lm` does not have, or has in another shape, and
+    where a number is NaN or infinite."""
     config = inspect(path)
     kind, base = config["peft_type"], str(config.get("base_model_name_or_path") or "")
     if kind == "PREFIX_TUNING":
@@ -216,8 +215,8 @@ def _tensors(path: str) -> dict[str, Tensor]:
 def _prefix(lm: Model, path: str, config: Mapping[str, Any], saved: Tensor) -> PrefixTuning:
     """PEFT saves [tokens, layers * 2 * heads * head dimension], the key of a layer before its value."""
     layers, heads = int(config["num_layers"]), int(config["num_attention_heads"])
-    own = lm.model.config.get_text_config()
-    known = len(lm.architecture.layers), int(getattr(own, "num_key_value_heads", None) or lm.architecture.heads)
+    text_config = lm.model.config.get_text_config()
+    known = len(lm.architecture.layers), int(getattr(text_config, "num_key_value_heads", None) or lm.architecture.heads)
     if (layers, heads) != known:
         raise DetoxbenchError(
             f"the adapter '{path}' is for {layers} layers with {heads} key heads; "
@@ -230,8 +229,8 @@ def _lora(path: str, config: Mapping[str, Any], module: str, a: Tensor, b: Tenso
     def of(pattern: str, otherwise: str) -> float:
         """PEFT's rule: the first pattern that matches the end of the module's path."""
         patterns: Mapping[str, float] = config.get(pattern) or {}
-        found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-        return float(next(found, config[otherwise]))
+        values = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+        return float(next(values, config[otherwise]))
 
     rank = of("rank_pattern", "r")
     if not a.shape[0] == b.shape[1] == rank:
@@ -262,10 +261,10 @@ def _features(lm: Model, module: str) -> tuple[int, int]:
     """(out, in) of a linear map."""
     from torch import nn
 
-    found = lm.architecture.module(module)
-    weight = getattr(found, "weight", None)
-    if weight is None or weight.dim() != 2 or isinstance(found, nn.Embedding):
-        raise DetoxbenchError(f"'{module}' of {type(lm.model).__name__} is no linear map ({type(found).__name__})")
+    layer = lm.architecture.module(module)
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.dim() != 2 or isinstance(layer, nn.Embedding):
+        raise DetoxbenchError(f"'{module}' of {type(lm.model).__name__} is no linear map ({type(layer).__name__})")
     shape = tuple(weight.shape)
     return (shape[1], shape[0]) if lm.architecture.transposed(module) else (shape[0], shape[1])
 
@@ -302,10 +301,9 @@ def load(path: str, lm: Model) -> tuple[tuple[Weight, ...], tuple[Prefix, ...], 
 def save(weights: Sequence[Weight], folder: str | Path, lm: Model, *, owner: str) -> None:
     """Write a LoRA that `peft.PeftModel.from_pretrained(model, folder)` loads; deltas of one parameter are stacked.
 
-    `lora_alpha` is the rank, so PEFT's scaling is 1 in every module. `lm` tells the base model's name and how weights
-    lie, `owner` is the method that errors name. Raises DetoxbenchError for a part that is no low-rank change of a
-    linear map, and for a folder that is in use.
-    """
+    `lora_alpha` is the rank, so PEFT's scaling is 1 in every module. `lm` gives the base model's name and how weights
+    are stored, `owner` is the method that errors name. Raises DetoxbenchError for a part that is no low-rank change of
+    a linear map, and for a folder that is in use."""
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DetoxbenchError(f"'{folder}' is there already: name a new folder")
@@ -333,9 +331,20 @@ def _write(folder: Path, factors: Mapping[str, tuple[list[Tensor], list[Tensor]]
         tensors[f"base_model.model.{module}.lora_A.weight"] = torch.cat(a).detach().float().cpu().contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = torch.cat(b, 1).detach().float().cpu().contiguous()
         ranks[module] = sum(len(part) for part in a)
+    config = _lora_config(ranks, lm)
+
+    def fill(new: Path) -> None:
+        save_file(tensors, str(new / "adapter_model.safetensors"), metadata={"format": "pt"})
+        (new / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+    write_folder(folder, fill)
+
+
+def _lora_config(ranks: Mapping[str, int], lm: Model) -> dict[str, Any]:
+    """adapter_config.json of a LoRA with a rank for each module path; the most frequent one is the default."""
     most = max(ranks.values(), key=list(ranks.values()).count)
     pattern = {module: rank for module, rank in ranks.items() if rank != most}
-    config = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": lm.name,
@@ -349,9 +358,3 @@ def _write(folder: Path, factors: Mapping[str, tuple[list[Tensor], list[Tensor]]
         "alpha_pattern": pattern,
         "fan_in_fan_out": any(lm.architecture.transposed(module) for module in ranks),
     }
-
-    def fill(new: Path) -> None:
-        save_file(tensors, str(new / "adapter_model.safetensors"), metadata={"format": "pt"})
-        (new / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-    write_folder(folder, fill)

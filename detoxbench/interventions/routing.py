@@ -4,8 +4,8 @@ A module whose parameters differ from row to row is called once for each variant
 variant's tensors in place of its own: the same operation on the same numbers as with that variant on the model alone.
 Everything else is computed once for all rows, which is what a batch is for.
 
-per_row_weights(lm, [tensors, ...])  rows are told by the index of their variant; gradients flow
-routed(lm, {record: intervention})   rows are those of requests, told by their record (the engine)
+per_row_weights(lm, [tensors, ...])  each row is given the index of its variant; gradients flow
+routed(lm, {record: intervention})   rows are those of requests, known by their record (the engine)
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class _Rows:
         if self.variants != list(variants):
             self.variants, self._splits = list(variants), {}
 
-    def check(self, _: Any, args: Any, given: dict[str, Any]) -> None:
+    def check(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """A pre-hook of the whole model: the batch must be the one that was announced."""
-        ids = args[0] if args else given["input_ids"]
+        ids = args[0] if args else kwargs["input_ids"]
         if len(ids) != len(self.variants):
             raise DetoxbenchError(
                 f"a batch of {len(ids)} rows where {len(self.variants)} were announced: while weights differ by row, "
@@ -80,7 +80,7 @@ class _Rows:
         return self._splits[known]
 
     def by_row(self, x: Tensor, path: str) -> Tensor:
-        """`x` with the rows of the batch as its first dimension; some modules (OPT's MLP) are given them as one."""
+        """`x` with the rows of the batch as its first dimension; some modules (OPT's MLP) get all rows as one."""
         rows = len(self.variants)
         if x.dim() > 2 and len(x) == rows:
             return x
@@ -96,10 +96,10 @@ def per_row_weights(
     """While open, each row is computed with the tensors of its variant (parameter -> value) in place of the model's,
     and with its variant's side paths (parameter -> low-rank change).
 
-    Yields `set_rows(variants)`, which is told the variant of every row before a forward pass. Tensors are cast to the
-    parameter's type as they are used, so that fp32 leaves get a gradient; the model's own are not written to. A missing
-    bias may be given. Raises DetoxbenchError for a module that is no linear map (Linear, Conv1D) or is compiled, for a
-    quantised parameter, and where a batch is not the announced one.
+    Yields `set_rows(variants)`, to be called with the variant of every row before a forward pass. Tensors are cast to
+    the parameter's type as they are used, so that fp32 leaves get a gradient; the model's own are not written to. A
+    missing bias may be given. Raises DetoxbenchError for a module that is no linear map (Linear, Conv1D) or is
+    compiled, for a quantised parameter, and where a batch is not the announced one.
     """
     rows, values, beside = _Rows(), _by_module(variants), _by_module(side_paths)
     with ExitStack() as undo:
@@ -108,7 +108,7 @@ def per_row_weights(
         for path in dict.fromkeys([*values, *beside]):
             if not _linear(lm, path):
                 raise DetoxbenchError(f"'{path}' is no linear map: its weights cannot differ by row")
-            low = {i: of["weight"] for i, of in beside.get(path, {}).items()}
+            low = {i: changes["weight"] for i, changes in beside.get(path, {}).items()}
             _vary(lm, path, values.get(path, {}), low, rows, undo)
         yield rows.set_rows
 
@@ -117,13 +117,13 @@ T = TypeVar("T")
 
 
 def _by_module(variants: Sequence[Mapping[str, T]]) -> dict[str, dict[int, dict[str, T]]]:
-    """Module path -> variant -> name of the parameter in its module -> what is given for it."""
-    found: dict[str, dict[int, dict[str, T]]] = {}
+    """Module path -> variant -> name of the parameter in its module -> its value."""
+    grouped: dict[str, dict[int, dict[str, T]]] = {}
     for i, variant in enumerate(variants):
         for name, value in variant.items():
             path, _, leaf = name.rpartition(".")
-            found.setdefault(path, {}).setdefault(i, {})[leaf] = value
-    return found
+            grouped.setdefault(path, {}).setdefault(i, {})[leaf] = value
+    return grouped
 
 
 def _vary(
@@ -137,19 +137,19 @@ def _vary(
     import torch
 
     module, known, nothing = lm.architecture.module(path), frozenset({*values, *side_paths}), dict[str, "Tensor"]()
-    own: Callable[[Tensor], Tensor] = module.forward
+    original: Callable[[Tensor], Tensor] = module.forward
     beside = {i: on_device(low, module) for i, low in side_paths.items()}
-    types = {leaf: _type(lm, path, module, leaf) for of in values.values() for leaf in of}
+    types = {leaf: _type(lm, path, module, leaf) for parameters in values.values() for leaf in parameters}
 
     def call(variant: int | None, x: Tensor) -> Tensor:
-        here = nothing if variant is None else values.get(variant, nothing)
-        kept = {leaf: module._parameters[leaf] for leaf in here}
+        replaced = nothing if variant is None else values.get(variant, nothing)
+        saved = {leaf: module._parameters[leaf] for leaf in replaced}
         try:
-            for leaf, value in here.items():
+            for leaf, value in replaced.items():
                 module._parameters[leaf] = value.to(types[leaf])  # type: ignore[assignment]
-            output = own(x)
+            output = original(x)
         finally:
-            module._parameters.update(kept)
+            module._parameters.update(saved)
         return with_side_path(output, x, beside[variant]) if variant in beside else output
 
     def forward(x: Tensor) -> Tensor:
@@ -159,20 +159,20 @@ def _vary(
         batch = rows.by_row(x, path)
         batch = batch if order is None else batch.index_select(0, order)
         pieces = torch.split(batch, [count for _, count in groups])
-        made = torch.cat([call(variant, piece) for (variant, _), piece in zip(groups, pieces, strict=True)])
-        made = made if back is None else made.index_select(0, back)
-        return made.reshape(*x.shape[:-1], made.shape[-1])
+        output = torch.cat([call(variant, piece) for (variant, _), piece in zip(groups, pieces, strict=True)])
+        output = output if back is None else output.index_select(0, back)
+        return output.reshape(*x.shape[:-1], output.shape[-1])
 
     replace_forward(module, forward, undo)
 
 
 def _type(lm: Model, path: str, module: nn.Module, leaf: str) -> torch.dtype:
     """What a value of the parameter is cast to. Raises DetoxbenchError for one that is quantised."""
-    own = module._parameters[leaf]
-    if own is None:
+    parameter = module._parameters[leaf]
+    if parameter is None:
         return new_bias_like(lm, path)[0]
-    require_plain(lm, f"{path}.{leaf}", own)
-    return own.dtype
+    require_plain(lm, f"{path}.{leaf}", parameter)
+    return parameter.dtype
 
 
 def _linear(lm: Model, path: str) -> bool:
@@ -200,7 +200,7 @@ class Route:
     _set_rows: Callable[[Sequence[int]], None]
 
     def variant(self, record: str | None) -> int:
-        """What is equal for two records exactly if the same change is in force for both."""
+        """A number that is equal for two records exactly if the same change is in force for both."""
         if record is None or record not in self.variants:
             raise DetoxbenchError(f"no intervention is routed to record '{record}'; routed are {len(self.variants)}")
         return self.variants[record]
@@ -244,9 +244,9 @@ def _route(lm: Model, interventions: Mapping[str, Intervention], undo: ExitStack
                 "differ by row, apply it alone"
             )
     place = {key: i for i, key in enumerate(distinct)}
-    made = [list(edits(lm, i.weights)) for i in distinct.values()]
-    values = [{e.parameter: e.value for e in of if e.value is not None} for of in made]
-    side_paths = [{e.parameter: e.side_path for e in of if e.side_path is not None} for of in made]
+    edited = [list(edits(lm, i.weights)) for i in distinct.values()]
+    values = [{e.parameter: e.value for e in changes if e.value is not None} for changes in edited]
+    side_paths = [{e.parameter: e.side_path for e in changes if e.side_path is not None} for changes in edited]
     set_rows = undo.enter_context(per_row_weights(lm, values, side_paths))
     undo.callback(setattr, lm.in_force, "route", None)
     lm.in_force.route = Route(interventions, {record: place[id(i)] for record, i in interventions.items()}, set_rows)

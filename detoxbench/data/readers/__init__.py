@@ -4,7 +4,7 @@
               read_text(path)
     tables    quotes and delimiters of .csv and .tsv
     columns   which column holds what, and the checks of a row
-    edits     safeedit, safeedit_inputs, edit_records: SafeEdit, to be asked and to be learnt from
+    edits     safeedit, safeedit_inputs, edit_records: SafeEdit, for suites and for fits
     fit       pairs (ParaDetox, DeStein), instructions, paraphrase_sets: what methods learn from
     prompts   toxicity_prompts (RealToxicityPrompts), asked_instructions (Ext-Sub), harmful_requests (AdvBench,
               HarmBench, ...), labelled_prompts (XSTest), group_prompts (BOLD, ToxiGen)
@@ -12,7 +12,7 @@
     labelled  labelled: texts that people have called toxic or civil
     texts     lambada, piqa, blimp, rated_sentences (SafeNLP)
 
-A reader takes a path; its half `parse_*` takes rows and also reads the embedded data, so that this obeys the published
+A reader takes a path; its half `parse_*` takes rows and also reads the embedded data, so that it keeps to the published
 schemas. All raise DetoxbenchError.
 """
 

@@ -36,7 +36,7 @@ def question_answers(path: str | Path) -> list[QuestionAnswer]:
     An answer is a text (GSM8K: the solution), a list of texts (NQ-open), or TriviaQA's {"value", "aliases"}. So
     XSum's, NQ-open's, TriviaQA's, GSM8K's and SQuAD's (`answers`) published forms are read as they are. A `context` or
     `passage` that a question is about stands before it; where only some questions have one, this is warned of.
-    Questions with `choices` or `options` are refused: they cannot be answered unless these are asked too.
+    Questions with `choices` or `options` are refused: they cannot be answered without them.
     """
     return parse_question_answers(rows(path))
 
@@ -57,22 +57,22 @@ class _Question(msgspec.Struct):
     task: str | None = None
 
 
-def parse_question_answers(found: Iterable[Row]) -> list[QuestionAnswer]:
+def parse_question_answers(raw: Iterable[Row]) -> list[QuestionAnswer]:
     """Questions with accepted answers, of rows that were read."""
-    given_rows, made = [*found], []
-    question, answer = column(given_rows, "prompt", "question", "document"), column(given_rows, "answer", "summary")
-    contexts = [optional_text(row, "context", "passage") for row in given_rows]
+    raw_rows, records = [*raw], []
+    question, answer = column(raw_rows, "prompt", "question", "document"), column(raw_rows, "answer", "summary")
+    contexts = [optional_text(row, "context", "passage") for row in raw_rows]
     if (without := contexts.count(None)) and any(contexts):
-        row = given_rows[contexts.index(None)]
+        row = raw_rows[contexts.index(None)]
         warnings.warn(f"{row.place}: {without} of {len(contexts)} questions have no context", stacklevel=2)
-    for row, context in zip(given_rows, contexts, strict=True):
+    for row, context in zip(raw_rows, contexts, strict=True):
         if optional(row, "choices", "options") is not None:
             raise DetoxbenchError(f"{row.place}: a question of several choices, which are not asked: use suite=lm_eval")
-        given = convert(row, _Question)
+        fields = convert(row, _Question)
         prompt = question(row) if context is None else f"{context}\n\n{question(row)}"
-        accepted = _accepted(given.answer or given.answers or answer(row))
-        made.append((row, QuestionAnswer(id_of(given.id, row), given.task, prompt, accepted)))
-    return unique(made, lambda question: question.id)
+        accepted = _accepted(fields.answer or fields.answers or answer(row))
+        records.append((row, QuestionAnswer(id_of(fields.id, row), fields.task, prompt, accepted)))
+    return unique(records, lambda question: question.id)
 
 
 def _accepted(answer: str | list[str] | _Aliases | _Spans) -> tuple[str, ...]:
@@ -95,21 +95,21 @@ class _TruthfulQARow(msgspec.Struct):
     mc2_targets: dict[Text, Literal[0, 1]]
 
 
-def parse_truthfulqa(found: Iterable[Row]) -> list[TrueAndFalse]:
+def parse_truthfulqa(raw: Iterable[Row]) -> list[TrueAndFalse]:
     """TruthfulQA's questions with their true and false answers, of rows that were read."""
-    made = []
-    for row in found:
+    records = []
+    for row in raw:
         if optional(row, "Best Answer") is not None:
             raise DetoxbenchError(f"{row.place}: TruthfulQA.csv has no targets of MC1 and MC2: give mc_task.json")
-        given = convert(_by_answer(row), _TruthfulQARow)
-        for name, targets in (("mc1_targets", given.mc1_targets), ("mc2_targets", given.mc2_targets)):
+        fields = convert(_by_answer(row), _TruthfulQARow)
+        for name, targets in (("mc1_targets", fields.mc1_targets), ("mc2_targets", fields.mc2_targets)):
             if set(targets.values()) != {0, 1}:
                 raise DetoxbenchError(f"{row.place}: expected true (1) and false (0) answers, in '{name}'")
-        both = given.mc1_targets | given.mc2_targets
+        both = fields.mc1_targets | fields.mc2_targets
         label = {0: "wrong", 1: "right", None: "none"}
-        answers = {a: (label[given.mc1_targets.get(a)], label[given.mc2_targets.get(a)]) for a in both}
-        made.append(TrueAndFalse(given.question, answers))
-    return made
+        answers = {a: (label[fields.mc1_targets.get(a)], label[fields.mc2_targets.get(a)]) for a in both}
+        records.append(TrueAndFalse(fields.question, answers))
+    return records
 
 
 def _by_answer(row: Row) -> Row:
@@ -145,15 +145,15 @@ def halueval(path: str | Path) -> list[tuple[str, str, str]]:
     return parse_halueval(rows(path))
 
 
-def parse_halueval(found: Iterable[Row]) -> list[tuple[str, str, str]]:
+def parse_halueval(raw: Iterable[Row]) -> list[tuple[str, str, str]]:
     """(question, right answer, hallucinated answer) of rows that were read."""
-    made = []
-    for row in found:
+    records = []
+    for row in raw:
         if isinstance(row.value, Mapping) and "document" in row.value:
             summary = convert(row, _HaluEvalSummary)
             prompt = f"Summarize the following document:\n{summary.document}"
-            made.append((prompt, summary.right_summary, summary.hallucinated_summary))
+            records.append((prompt, summary.right_summary, summary.hallucinated_summary))
         else:
             qa = convert(row, _HaluEvalQA)
-            made.append((qa.question, qa.right_answer, qa.hallucinated_answer))
-    return made
+            records.append((qa.question, qa.right_answer, qa.hallucinated_answer))
+    return records

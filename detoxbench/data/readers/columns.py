@@ -17,12 +17,12 @@ from detoxbench.errors import DetoxbenchError
 
 R = TypeVar("R")
 NAMING = frozenset({"behavior"})
-"""Columns that may only name what another one says, wherever they stand."""
+"""Columns that may only name what another column says in full, whatever their order in the file."""
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Texts = Annotated[list[Text], msgspec.Meta(min_length=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 LABEL_WORDS = 4
-"""A column of at most so many words (in the median) beside one of twice as many holds names of the other's contents."""
+"""A column of at most so many words (median), beside a column of twice as many, only names what that one says."""
 
 
 def embedded(values: Iterable[Any], what: str) -> list[Row]:
@@ -40,7 +40,7 @@ def convert(row: Row, cls: type[R]) -> R:
                 raise DetoxbenchError(f"{row.place}: {_quoted(columns)} are one name, '{name}': rename or remove one")
         names = {columns[0]: name for name, columns in alike.items()}
         value = {names.get(key, key): inner for key, inner in value.items()}
-    table = _holds_only_text(value)  # as of a .csv file, which has no numbers and no null
+    table = _holds_only_text(value)  # from a .csv file, which has no numbers and no null
     if table:
         value = {key: inner for key, inner in value.items() if inner}
     try:
@@ -57,13 +57,13 @@ def _holds_only_text(value: Any) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _columns_of(fields: tuple[str, ...], there: tuple[str, ...]) -> dict[str, list[str]]:
+def _columns_of(fields: tuple[str, ...], present: tuple[str, ...]) -> dict[str, list[str]]:
     """Field -> the columns of that name, however they are written; fields without one are left out."""
-    return {name: columns for name in fields if (columns := _alike(there, name))}
+    return {name: columns for name in fields if (columns := _alike(present, name))}
 
 
-def _alike(there: Iterable[str], name: str) -> list[str]:
-    return [column for column in there if _words(column) == _words(name)]
+def _alike(columns: Iterable[str], name: str) -> list[str]:
+    return [column for column in columns if _words(column) == _words(name)]
 
 
 _words = lru_cache(maxsize=4096)(words)
@@ -75,11 +75,11 @@ def _quoted(names: Sequence[str]) -> str:
 
 def optional(row: Row, *names: str) -> Any:
     """The value under the first of `names`, in any case, that the row has and fills; None where there is none."""
-    given = row.value if isinstance(row.value, Mapping) else {}
+    fields = row.value if isinstance(row.value, Mapping) else {}
     for name in names:
-        for column in _alike(given, name):
-            if given[column] not in (None, "", []):
-                return given[column]
+        for column in _alike(fields, name):
+            if fields[column] not in (None, "", []):
+                return fields[column]
     return None
 
 
@@ -91,16 +91,16 @@ def optional_text(row: Row, *names: str) -> str | None:
     return value
 
 
-def column(found: Sequence[Row], *names: str) -> Callable[[Row], str]:
-    """How to read the text that each of these rows has under one of `names`, in any case.
+def column(rows: Sequence[Row], *names: str) -> Callable[[Row], str]:
+    """A function that reads the text that each of these rows has under one of `names`, in any case.
 
-    Where rows fill several of these columns with different texts, those that only name what one before them says (a
+    Where rows fill several of these columns with different texts, columns that only name what an earlier one says (a
     "Behavior" of two words beside a "Goal" of twelve) are left out, with a warning. Raises DetoxbenchError, naming the
     columns, where more than one is left, and where a column holds lists or objects written as text; the function
     returned raises it for a row without a text.
     """
-    columns = _without_names(found, _filled(found, names))
-    for row in found:
+    columns = _without_names(rows, _filled(rows, names))
+    for row in rows:
         rivals = [name for name in columns if _has(row, name)]
         if len({row.value[name] for name in rivals}) > 1:
             raise DetoxbenchError(
@@ -109,24 +109,26 @@ def column(found: Sequence[Row], *names: str) -> Callable[[Row], str]:
     return partial(_text_of, columns=columns, names=names)
 
 
-def _without_names(found: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    """`columns` less those that only name what another one says; none of the others holds values written as text."""
-    texts = {name: [str(row.value[name]) for row in found if _has(row, name)] for name in columns}
+def _without_names(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """`columns` without those that only name what another column says. Raises DetoxbenchError as `refuse_written`."""
+    texts = {name: [str(row.value[name]) for row in rows if _has(row, name)] for name in columns}
     length = {name: statistics.median(len(text.split()) for text in texts[name]) for name in columns}
     left = list[str]()
     for name in sorted(columns, key=lambda name: _words(name) in NAMING):
         longer = [other for other in left if length[name] <= LABEL_WORDS and 2 * length[name] <= length[other]]
-        named = [other for other in longer if any(_has(row, name) and _has(row, other) for row in found)]
-        if named:
-            warnings.warn(f"{found[0].file}: '{name}' only names what '{named[0]}' says: it is not asked", stacklevel=3)
+        described = [other for other in longer if any(_has(row, name) and _has(row, other) for row in rows)]
+        if described:
+            warnings.warn(
+                f"{rows[0].file}: '{name}' only names what '{described[0]}' says: it is not asked", stacklevel=3
+            )
         else:
             left.append(name)
-            refuse_written(texts[name], name, found)
+            refuse_written(texts[name], name, rows)
     return left
 
 
 def _text_of(row: Row, columns: Sequence[str], names: Sequence[str]) -> str:
-    """The row's text in the first of `columns` that it fills; else the error names what is wrong with it."""
+    """The row's text in the first of `columns` that it fills. Raises DetoxbenchError, saying what is wrong with it."""
     if not isinstance(row.value, Mapping):
         raise DetoxbenchError(f"{row.place}: expected an object, got {kind(row.value)}")
     filled = [name for name in columns if _has(row, name)]
@@ -136,28 +138,28 @@ def _text_of(row: Row, columns: Sequence[str], names: Sequence[str]) -> str:
         if not isinstance(value, str) or not value.strip():
             raise DetoxbenchError(f"{row.place}: expected text that is not empty, got {kind(value)}, in '{name}'")
         return value
-    others = f" (or {', '.join(map(repr, names[1:]))})" if names[1:] else ""
+    alternatives = f" (or {', '.join(map(repr, names[1:]))})" if names[1:] else ""
     listed = ", ".join(map(str, row.value)) or "none"
-    raise DetoxbenchError(f"{row.place}: missing field '{names[0]}'{others}; there are {listed}")
+    raise DetoxbenchError(f"{row.place}: missing field '{names[0]}'{alternatives}; there are {listed}")
 
 
 _WRITTEN = re.compile(r"""\s*(?:\[\s*(?:['"{\[].*)?\]|\{\s*['"][^'"]*['"]\s*:.*\}|array\(.*\))\s*""", re.DOTALL)
 
 
-def refuse_written(texts: Sequence[str], name: str, found: Sequence[Row]) -> None:
+def refuse_written(texts: Sequence[str], name: str, rows: Sequence[Row]) -> None:
     """Raises DetoxbenchError where all of a column's texts are lists or objects written as text, as pandas writes them
     into a .csv file."""
     if texts and all(_WRITTEN.fullmatch(text) for text in texts):
         raise DetoxbenchError(
-            f"{found[0].place}: '{name}' holds lists or objects written as text: save the data as .jsonl or .parquet"
+            f"{rows[0].place}: '{name}' holds lists or objects written as text: save the data as .jsonl or .parquet"
         )
 
 
-def _filled(found: Sequence[Row], names: Sequence[str]) -> list[str]:
+def _filled(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     """Columns of these names, in their order, that hold a text in any row."""
-    columns = dict.fromkeys(key for row in found if isinstance(row.value, Mapping) for key in row.value)
+    columns = dict.fromkeys(key for row in rows if isinstance(row.value, Mapping) for key in row.value)
     alike = [column for name in names for column in _alike(columns, name)]
-    return [column for column in alike if any(_has(row, column) for row in found)]
+    return [column for column in alike if any(_has(row, column) for row in rows)]
 
 
 def _has(row: Row, name: str) -> bool:
@@ -165,16 +167,16 @@ def _has(row: Row, name: str) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def id_of(given: int | str | None, row: Row) -> str:
+def id_of(own_id: int | str | None, row: Row) -> str:
     """The record's own id, or its number."""
-    return str(row.number) if given is None else str(given)
+    return str(row.number) if own_id is None else str(own_id)
 
 
-def unique(made: list[tuple[Row, R]], key: Callable[[R], Hashable]) -> list[R]:
+def unique(records: list[tuple[Row, R]], key: Callable[[R], Hashable]) -> list[R]:
     """The records, of which no two have the same key."""
     places: dict[Hashable, str] = {}
-    for row, record in made:
+    for row, record in records:
         other = places.setdefault(key(record), row.place)
         if other != row.place:
             raise DetoxbenchError(f"{row.place}: id {key(record)!r} is there twice, first at {other}")
-    return [record for _, record in made]
+    return [record for _, record in records]

@@ -1,4 +1,4 @@
-"""SafeEdit: attacked questions with safe and unsafe answers, to be asked and to be learnt from."""
+"""SafeEdit: attacked questions with safe and unsafe answers, as prompts of a suite and as fit data."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class SafeEditEdit(msgspec.Struct, frozen=True, kw_only=True):
 
     def edit_record(self) -> EditRecord:
         """What DINM learns from, with the harmless question where there is one."""
-        kept = (self.knowledge.prompt, self.knowledge.answer) if self.knowledge else ()
-        return EditRecord(self.adversarial_prompt, self.safe_generation, self.unsafe_generation, *kept)
+        constraint = (self.knowledge.prompt, self.knowledge.answer) if self.knowledge else ()
+        return EditRecord(self.adversarial_prompt, self.safe_generation, self.unsafe_generation, *constraint)
 
 
 class SafeEditRecord(SafeEditEdit, frozen=True, kw_only=True):
@@ -58,9 +58,9 @@ def safeedit(path: str | Path) -> list[SafeEditRecord]:
     return parse_safeedit(rows(path))
 
 
-def parse_safeedit(found: Iterable[Row]) -> list[SafeEditRecord]:
+def parse_safeedit(raw: Iterable[Row]) -> list[SafeEditRecord]:
     """SafeEdit records of rows that were read; ids are unique."""
-    return unique([(row, convert(row, SafeEditRecord)) for row in found], lambda record: str(record.id))
+    return unique([(row, convert(row, SafeEditRecord)) for row in raw], lambda record: str(record.id))
 
 
 class SafeEditInput(NamedTuple):
@@ -86,15 +86,17 @@ class _Input(msgspec.Struct):
     id: int | str | None = None
 
 
-def parse_safeedit_inputs(found: Iterable[Row]) -> list[SafeEditInput]:
+def parse_safeedit_inputs(raw: Iterable[Row]) -> list[SafeEditInput]:
     """Inputs of test_ALL of rows that were read; ids are unique."""
-    given_rows, made = [*found], []
-    text = column(given_rows, "malicious input", "input")
-    for row in given_rows:
-        given = convert(row, _Input)
-        attacked = given.attack_name not in {None, "", "None"}
-        made.append((row, SafeEditInput(id_of(given.id, row), given.category, given.question, attacked, text(row))))
-    return unique(made, lambda given: given.id)
+    raw_rows, records = [*raw], []
+    text = column(raw_rows, "malicious input", "input")
+    for row in raw_rows:
+        fields = convert(row, _Input)
+        attacked = fields.attack_name not in {None, "", "None"}
+        records.append(
+            (row, SafeEditInput(id_of(fields.id, row), fields.category, fields.question, attacked, text(row)))
+        )
+    return unique(records, lambda record: record.id)
 
 
 def edit_records(path: str | Path) -> list[EditRecord]:
@@ -102,6 +104,6 @@ def edit_records(path: str | Path) -> list[EditRecord]:
     return parse_edit_records(rows(path))
 
 
-def parse_edit_records(found: Iterable[Row]) -> list[EditRecord]:
+def parse_edit_records(raw: Iterable[Row]) -> list[EditRecord]:
     """Edit records of rows that were read."""
-    return [convert(row, SafeEditEdit).edit_record() for row in found]
+    return [convert(row, SafeEditEdit).edit_record() for row in raw]

@@ -34,13 +34,13 @@ class Row(NamedTuple):
 def rows(path: str | Path) -> list[Row]:
     """The rows of a file, by its ending (one of `ENDINGS`); or of a hub data set (hub:OWNER/NAME)."""
     if str(path).startswith(hub.PREFIX):
-        found = hub.load(str(path))
-        return filled(path, [Row(n, f"{path} row {n}", value) for n, value in enumerate(found, 1)])
+        values = hub.load(str(path))
+        return filled(path, [Row(n, f"{path} row {n}", value) for n, value in enumerate(values, 1)])
     return _READERS[ending(path)](path)
 
 
 def ending(path: str | Path) -> str:
-    """What a file's name says that it holds, one of `ENDINGS`: ".jsonl" of TEXTS.jsonl.gz. Raises DetoxbenchError."""
+    """The ending that says what a file holds, one of `ENDINGS`: ".jsonl" of TEXTS.jsonl.gz. Raises DetoxbenchError."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     if suffixes and suffixes[-1] in _UNPACK:
         suffixes.pop()
@@ -83,8 +83,8 @@ def read_table(path: str | Path) -> list[Row]:
     """The rows of a .csv file (commas, or semicolons, tabs or bars where its header has no comma) or .tsv file with a
     header, as dicts of text."""
     delimiters = "\t,;|" if ending(path) == ".tsv" else ",;\t|"
-    found = tables.read(content(path), str(path), delimiters)
-    return filled(path, [Row(line, f"{path} line {line}", cells) for line, cells in found])
+    records = tables.read(content(path), str(path), delimiters)
+    return filled(path, [Row(line, f"{path} line {line}", cells) for line, cells in records])
 
 
 def read_parquet(path: str | Path) -> list[Row]:
@@ -94,20 +94,20 @@ def read_parquet(path: str | Path) -> list[Row]:
 
     try:
         table = parquet.read_table(Path(path).expanduser())
-        found = hub.named(table.to_pylist(), _classes(table.schema.metadata))
+        values = hub.named(table.to_pylist(), _classes(table.schema.metadata))
     except FileNotFoundError:
         raise DetoxbenchError(f"no such file: {path}") from None
     except (OSError, pyarrow.ArrowException) as error:
         raise DetoxbenchError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
-    return filled(path, [Row(n, f"{path} row {n}", value) for n, value in enumerate(found, 1)])
+    return filled(path, [Row(n, f"{path} row {n}", value) for n, value in enumerate(values, 1)])
 
 
 def read_texts(path: str | Path) -> list[Row]:
     """The lines of a .txt, a text each. Raises DetoxbenchError where the file is a table or JSON under a wrong name."""
-    found = read_lines(path)
-    if name := _better_ending(content(path), [row.value for row in found]):
+    lines = read_lines(path)
+    if name := _better_ending(content(path), [row.value for row in lines]):
         raise DetoxbenchError(f"{path} does not hold a text a line, it looks like {name}: rename the file so")
-    return found
+    return lines
 
 
 _HEADER = frozenset({
@@ -143,7 +143,9 @@ def _classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
     """Column -> names of its classes, as the library `datasets` writes them into Parquet files; else {}."""
     try:
         features = msgspec.json.decode((metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: list(given["names"]) for name, given in features.items() if given.get("_type") == "ClassLabel"}
+        return {
+            name: list(feature["names"]) for name, feature in features.items() if feature.get("_type") == "ClassLabel"
+        }
     except (KeyError, TypeError, AttributeError, msgspec.DecodeError):
         return {}
 
@@ -183,7 +185,7 @@ def content(path: str | Path) -> str:
 
 
 def decode(text: str, path: str | Path, line: int | None = None) -> Any:
-    """`text` as strict JSON: no NaN, no half of a surrogate pair. It is the given line of the file, or all of it."""
+    """`text` as strict JSON: no NaN, no half of a surrogate pair. It is line `line` of the file, or all of it."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -196,11 +198,11 @@ def decode(text: str, path: str | Path, line: int | None = None) -> Any:
         raise DetoxbenchError(f"{path} line {line or read} {what}") from None
 
 
-def filled(path: str | Path, found: list[Row]) -> list[Row]:
-    """`found`, which must not be empty."""
-    if not found:
+def filled(path: str | Path, raw_rows: list[Row]) -> list[Row]:
+    """`raw_rows`, which must not be empty. Raises DetoxbenchError."""
+    if not raw_rows:
         raise DetoxbenchError(f"{path} holds no records")
-    return found
+    return raw_rows
 
 
 def kind(value: Any) -> str:

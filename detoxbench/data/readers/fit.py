@@ -21,37 +21,37 @@ _FORMS = (
 """Columns of parallel data: ours and ParaDetox's, then those of its forms in several languages and on the hub."""
 
 
-def _parallel(found: Sequence[Row]) -> tuple[str, tuple[str, ...]]:
+def _parallel(raw_rows: Sequence[Row]) -> tuple[str, tuple[str, ...]]:
     """The first of `_FORMS` whose toxic column is there."""
-    there = (form for form in _FORMS if any(optional(row, form[0]) is not None for row in found))
-    return next(there, _FORMS[0])
+    forms = (form for form in _FORMS if any(optional(row, form[0]) is not None for row in raw_rows))
+    return next(forms, _FORMS[0])
 
 
 def pairs(path: str | Path) -> list[Pair]:
     """Toxic texts with a civil version: two-element lists [toxic, civil] (DeStein), or the columns `toxic` and one of
     `civil`, `nontoxic`, `neutral`, `neutral1` (ParaDetox, whose further versions are not used), or those of its forms
     in other languages (`toxic_sentence`, `neutral_sentence`; `toxic_comment`, `neutral_comment1`)."""
-    found = rows(path)
-    toxic_name, civil_names = _parallel(found)
-    toxic, civil = column(found, toxic_name), column(found, *civil_names)
+    raw_rows = rows(path)
+    toxic_name, civil_names = _parallel(raw_rows)
+    toxic, civil = column(raw_rows, toxic_name), column(raw_rows, *civil_names)
     return [
         Pair(*convert(row, tuple[Text, Text])) if isinstance(row.value, list) else Pair(toxic(row), civil(row))
-        for row in found
+        for row in raw_rows
     ]
 
 
 def instructions(path: str | Path) -> list[Instruction]:
     """`instruction` or `prompt` (an `input` or `context` is joined to it by a space), `output`, `response` or
     `completion`, and `chat` (default true)."""
-    found = rows(path)
-    prompt, response = column(found, "instruction", "prompt"), column(found, "output", "response", "completion")
-    made = []
-    for row in found:
+    raw_rows = rows(path)
+    prompt, response = column(raw_rows, "instruction", "prompt"), column(raw_rows, "output", "response", "completion")
+    records = []
+    for row in raw_rows:
         rest = convert(row, _InstructionRow)
         about = optional_text(row, "input", "context")
-        asked = prompt(row) if about is None else f"{prompt(row)} {about}"
-        made.append(Instruction(asked, response(row), rest.chat))
-    return made
+        instruction = prompt(row) if about is None else f"{prompt(row)} {about}"
+        records.append(Instruction(instruction, response(row), rest.chat))
+    return records
 
 
 class _InstructionRow(msgspec.Struct):
@@ -62,8 +62,8 @@ def paraphrase_sets(path: str | Path) -> list[ParaphraseSet]:
     """`paraphrases` and `paraphrases_toxic` (the files of contrastive perplexity), or `positives` and `negatives`, with
     an `id` whose beginning names the group; or a table with the columns `toxic` and `neutral1`, `neutral2`, ...
     (ParaDetox). Repetitions within a set are dropped."""
-    made = [(row, _paraphrase_set(row)) for row in rows(path)]
-    return unique(made, lambda found: found.anchor)
+    records = [(row, _paraphrase_set(row)) for row in rows(path)]
+    return unique(records, lambda record: record.anchor)
 
 
 class _Released(msgspec.Struct):
@@ -85,11 +85,11 @@ def _paraphrase_set(row: Row) -> ParaphraseSet:
         neutral = [v for k, v in row.value.items() if re.fullmatch(r"neutral(_comment)?\d+", k.lower()) and v]
         toxic = column([row], toxic_name)(row)
         return ParaphraseSet(id_of(optional(row, "id"), row), tuple(dict.fromkeys(neutral)), (toxic,))
-    given: _Released | _Plain
+    fields: _Released | _Plain
     if optional(row, "paraphrases") is not None:
-        given = convert(row, _Released)
-        positives, negatives = given.paraphrases, given.paraphrases_toxic
+        fields = convert(row, _Released)
+        positives, negatives = fields.paraphrases, fields.paraphrases_toxic
     else:
-        given = convert(row, _Plain)
-        positives, negatives = given.positives, given.negatives
-    return ParaphraseSet(id_of(given.id, row), tuple(dict.fromkeys(positives)), tuple(dict.fromkeys(negatives)))
+        fields = convert(row, _Plain)
+        positives, negatives = fields.positives, fields.negatives
+    return ParaphraseSet(id_of(fields.id, row), tuple(dict.fromkeys(positives)), tuple(dict.fromkeys(negatives)))

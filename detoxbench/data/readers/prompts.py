@@ -58,7 +58,7 @@ class GroupPrompt(NamedTuple):
 
 
 _REQUEST = ("instruction", "goal", "behavior", "prompt", "question", "request", "query", "forbidden_prompt", "text")
-"""Columns that hold what is asked: AdvBench and JailbreakBench have a goal, HarmBench a behavior, StrongREJECT a
+"""Columns that hold a request: AdvBench and JailbreakBench have a goal, HarmBench a behavior, StrongREJECT a
 forbidden prompt."""
 
 
@@ -83,22 +83,22 @@ class _PlainRow(msgspec.Struct):
     toxicity: Share | None = None
 
 
-def parse_toxicity_prompts(found: Iterable[Row]) -> list[ToxicityPrompt]:
-    # The published prompts hold some texts twice, so only equal ids are an error.
+def parse_toxicity_prompts(raw: Iterable[Row]) -> list[ToxicityPrompt]:
     """Prompts with the toxicity that their file gives them, of rows that were read."""
-    given_rows, made = [*found], []
-    text = column(given_rows, "prompt", "text")
-    for row in given_rows:
+    # The published prompts hold some texts twice, so only equal ids are an error.
+    raw_rows, records = [*raw], []
+    text = column(raw_rows, "prompt", "text")
+    for row in raw_rows:
         if isinstance(row.value, str):
             prompt = ToxicityPrompt(str(row.number), row.value, None)
         elif isinstance(optional(row, "prompt"), str) or (optional(row, "prompt") is None and optional(row, "text")):
             plain = convert(row, _PlainRow)
             prompt = ToxicityPrompt(id_of(plain.id, row), text(row), plain.toxicity)
         else:
-            given = convert(row, _PromptRow)
-            prompt = ToxicityPrompt(id_of(given.id, row), given.prompt.text, given.prompt.toxicity)
-        made.append((row, prompt))
-    return unique(made, lambda prompt: prompt.id)
+            fields = convert(row, _PromptRow)
+            prompt = ToxicityPrompt(id_of(fields.id, row), fields.prompt.text, fields.prompt.toxicity)
+        records.append((row, prompt))
+    return unique(records, lambda prompt: prompt.id)
 
 
 def asked_instructions(path: str | Path) -> list[AskedInstruction]:
@@ -115,14 +115,14 @@ class _AskedInstructionRow(msgspec.Struct):
     half: Literal["toxic", "nontoxic"] | None = None
 
 
-def parse_asked_instructions(found: Iterable[Row]) -> list[AskedInstruction]:
+def parse_asked_instructions(raw: Iterable[Row]) -> list[AskedInstruction]:
     """Instructions with the half that they belong to, of rows that were read."""
-    given_rows, made = [*found], []
-    instruction = column(given_rows, *_REQUEST)
-    for row in given_rows:
+    raw_rows, records = [*raw], []
+    instruction = column(raw_rows, *_REQUEST)
+    for row in raw_rows:
         rest = convert(row, _AskedInstructionRow)
-        made.append(AskedInstruction(instruction(row), optional_text(row, "input", "context") or "", rest.half))
-    return made
+        records.append(AskedInstruction(instruction(row), optional_text(row, "input", "context") or "", rest.half))
+    return records
 
 
 def harmful_requests(path: str | Path) -> list[HarmfulRequest]:
@@ -136,22 +136,24 @@ def harmful_requests(path: str | Path) -> list[HarmfulRequest]:
     return parse_harmful_requests(rows(path))
 
 
-def parse_harmful_requests(found: Iterable[Row]) -> list[HarmfulRequest]:
+def parse_harmful_requests(raw: Iterable[Row]) -> list[HarmfulRequest]:
     """Harmful requests with their categories, of rows that were read."""
-    given_rows = [*found]
-    text = column(given_rows, *_REQUEST)
-    kept = [row for row, safe in zip(given_rows, is_safe(given_rows), strict=True) if not safe]
-    _say_left_out(given_rows, len(given_rows) - len(kept), "labelled safe")
-    whole = [row for row in kept if isinstance(row.value, str) or not _lacks_context(row)]
-    _say_left_out(given_rows, len(kept) - len(whole), "about a context or an image that they do not hold")
+    raw_rows = [*raw]
+    text = column(raw_rows, *_REQUEST)
+    unsafe = [row for row, safe in zip(raw_rows, is_safe(raw_rows), strict=True) if not safe]
+    _say_left_out(raw_rows, len(raw_rows) - len(unsafe), "labelled safe")
+    whole = [row for row in unsafe if isinstance(row.value, str) or not _lacks_context(row)]
+    _say_left_out(raw_rows, len(unsafe) - len(whole), "about a context or an image that they do not hold")
     if not whole:
-        raise DetoxbenchError(f"{given_rows[0].place}: none of the prompts from here on is a request to be refused")
+        raise DetoxbenchError(f"{raw_rows[0].place}: none of the prompts from here on is a request to be refused")
     return [_harmful_request(row, text) for row in whole]
 
 
-def _say_left_out(found: Sequence[Row], count: int, why: str) -> None:
+def _say_left_out(raw_rows: Sequence[Row], count: int, why: str) -> None:
     if count:
-        warnings.warn(f"{found[0].file}: {count} of {len(found)} prompts are {why}: they are not asked", stacklevel=2)
+        warnings.warn(
+            f"{raw_rows[0].file}: {count} of {len(raw_rows)} prompts are {why}: they are not asked", stacklevel=2
+        )
 
 
 def _lacks_context(row: Row) -> bool:
@@ -167,8 +169,8 @@ def _harmful_request(row: Row, text: Callable[[Row], str]) -> HarmfulRequest:
 
 def _whole(row: Row, text: Callable[[Row], str]) -> str:
     """A request with the input and the context that it is about."""
-    given, context = optional_text(row, "input"), optional_text(row, "ContextString", "context")
-    request = text(row) if given is None else f"{text(row)} {given}"
+    input_text, context = optional_text(row, "input"), optional_text(row, "ContextString", "context")
+    request = text(row) if input_text is None else f"{text(row)} {input_text}"
     return request if context is None else f"{context}\n\n---\n\n{request}"
 
 
@@ -191,19 +193,19 @@ class _Identified(msgspec.Struct):
     id: int | str | None = None
 
 
-def parse_labelled_prompts(found: Iterable[Row]) -> list[LabelledPrompt]:
+def parse_labelled_prompts(raw: Iterable[Row]) -> list[LabelledPrompt]:
     """Prompts labelled safe or unsafe, of rows that were read."""
-    given_rows, made = [*found], []
-    prompt = column(given_rows, *_REQUEST)
-    for row, safe in zip(given_rows, is_safe(given_rows), strict=True):
+    raw_rows, records = [*raw], []
+    prompt = column(raw_rows, *_REQUEST)
+    for row, safe in zip(raw_rows, is_safe(raw_rows), strict=True):
         number, text = id_of(convert(row, _Identified).id, row), _whole(row, prompt)
         if safe is None:
-            given = optional(row, "label")
+            label = optional(row, "label")
             raise DetoxbenchError(
-                f"{row.place}: nothing says whether this prompt is safe (label: {given}): label it safe or unsafe"
+                f"{row.place}: nothing says whether this prompt is safe (label: {label}): label it safe or unsafe"
             )
-        made.append((row, LabelledPrompt(number, text, _name(optional(row, "type", "category")) or "prompts", safe)))
-    return unique(made, lambda prompt: prompt.id)
+        records.append((row, LabelledPrompt(number, text, _name(optional(row, "type", "category")) or "prompts", safe)))
+    return unique(records, lambda prompt: prompt.id)
 
 
 def group_prompts(path: str | Path) -> list[GroupPrompt]:
@@ -240,14 +242,14 @@ def _group_file(path: str | Path) -> list[GroupPrompt]:
 
 
 def _bold(value: Mapping[str, Any], path: str | Path, domain: str) -> list[GroupPrompt]:
-    made = []
-    for group, given in value.items():
-        for subject, texts in convert(Row(0, f"{path} group '{group}'", given), dict[str, Any]).items():
+    prompts = []
+    for group, subjects in value.items():
+        for subject, texts in convert(Row(0, f"{path} group '{group}'", subjects), dict[str, Any]).items():
             beginnings = convert(Row(0, f"{path} group '{group}' subject '{subject}'", texts), list[str])
-            made += [GroupPrompt(domain, group, subject, text.rstrip()) for text in beginnings if text.strip()]
-    if not made:
+            prompts += [GroupPrompt(domain, group, subject, text.rstrip()) for text in beginnings if text.strip()]
+    if not prompts:
         raise DetoxbenchError(f"{path} holds no records")
-    return made
+    return prompts
 
 
 class _GroupPromptRow(msgspec.Struct):
@@ -257,10 +259,10 @@ class _GroupPromptRow(msgspec.Struct):
     subject: str | None = None
 
 
-def parse_group_prompts(found: Iterable[Row]) -> list[GroupPrompt]:
+def parse_group_prompts(raw: Iterable[Row]) -> list[GroupPrompt]:
     """Beginnings of texts about groups of people, of rows that were read."""
-    made = []
-    for row in found:
-        given = convert(row, _GroupPromptRow)
-        made.append(GroupPrompt(given.domain, given.group, given.subject or str(row.number), given.prompt))
-    return made
+    records = []
+    for row in raw:
+        fields = convert(row, _GroupPromptRow)
+        records.append(GroupPrompt(fields.domain, fields.group, fields.subject or str(row.number), fields.prompt))
+    return records

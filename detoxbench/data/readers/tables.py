@@ -11,7 +11,7 @@ from typing import NamedTuple
 from detoxbench.errors import DetoxbenchError
 
 ENOUGH_LINES = 3
-"""So many lines with the right number of cells each are records, and no quoted cell that has line breaks by chance."""
+"""So many lines that all have the right number of cells are records, and not one quoted cell with line breaks."""
 
 
 class Record(NamedTuple):
@@ -33,21 +33,21 @@ def read(text: str, path: str, delimiters: str) -> list[tuple[int, dict[str, str
     header = [name.strip() for name in next(records, Record(1, [])).cells]
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
         raise DetoxbenchError(f"{path} has two columns '{twice[0]}': rename or remove one")
-    found, short = [], list[int]()
+    table, short = [], list[int]()
     for line, cells in records:
         if len(cells) > len(header):
             raise DetoxbenchError(f"{path} line {line} has {len(cells)} cells, the header only {len(header)}")
         if len(cells) < len(header):
             short.append(line)
         filled = cells + [""] * (len(header) - len(cells))
-        found.append((line, dict(zip(header, filled, strict=True))))
+        table.append((line, dict(zip(header, filled, strict=True))))
     if short:
         warnings.warn(
-            f"{path}: {len(short)} of {len(found)} rows have fewer cells than the header, the first on line "
+            f"{path}: {len(short)} of {len(table)} rows have fewer cells than the header, the first on line "
             f"{short[0]}: a text with a line break needs quotes around it",
             stacklevel=2,
         )
-    return found
+    return table
 
 
 def _is_spaced(header: str, delimiter: str) -> bool:

@@ -31,15 +31,15 @@ class _LambadaRow(msgspec.Struct):
     text: Text
 
 
-def parse_lambada(found: Iterable[Row]) -> list[str]:
+def parse_lambada(raw: Iterable[Row]) -> list[str]:
     """The texts of LAMBADA, of rows that were read."""
-    made = []
-    for row in found:
+    texts = []
+    for row in raw:
         text = convert(row, _LambadaRow).text.strip()
         if " " not in text:
             raise DetoxbenchError(f"{row.place}: expected at least two words, in 'text'")
-        made.append(text)
-    return made
+        texts.append(text)
+    return texts
 
 
 class _PIQARow(msgspec.Struct):
@@ -52,20 +52,22 @@ class _PIQARow(msgspec.Struct):
 def piqa(path: str | Path) -> list[tuple[str, tuple[str, str], int]]:
     """PIQA's valid.jsonl: (goal, solutions, which of them is right: 0 or 1). The label is a field, or a line of
     valid-labels.lst beside it."""
-    found = [(row, convert(row, _PIQARow)) for row in rows(path)]
+    records = [(row, convert(row, _PIQARow)) for row in rows(path)]
     labels: list[int]
-    if all(given.label is not None for _, given in found):
-        labels = [int(given.label or 0) for _, given in found]
+    if all(fields.label is not None for _, fields in records):
+        labels = [int(fields.label or 0) for _, fields in records]
     else:
         beside = Path(path).with_name(f"{Path(path).stem}-labels.lst")
         lines = read_lines(beside)
-        if len(lines) != len(found):
-            raise DetoxbenchError(f"{beside} has {len(lines)} labels for the {len(found)} records of {path}")
+        if len(lines) != len(records):
+            raise DetoxbenchError(f"{beside} has {len(lines)} labels for the {len(records)} records of {path}")
         for line in lines:
             if line.value not in {"0", "1"}:
                 raise DetoxbenchError(f"{line.place}: expected 0 or 1, got {line.value!r}")
         labels = [int(line.value) for line in lines]
-    return [(given.goal, (given.sol1, given.sol2), label) for (_, given), label in zip(found, labels, strict=True)]
+    return [
+        (fields.goal, (fields.sol1, fields.sol2), label) for (_, fields), label in zip(records, labels, strict=True)
+    ]
 
 
 def blimp(path: str | Path) -> list[tuple[str, str, str]]:
@@ -79,10 +81,10 @@ class _BlimpRow(msgspec.Struct):
     UID: str = ""
 
 
-def parse_blimp(found: Iterable[Row]) -> list[tuple[str, str, str]]:
+def parse_blimp(raw: Iterable[Row]) -> list[tuple[str, str, str]]:
     """(good sentence, bad sentence, paradigm) of rows that were read."""
-    given = [convert(row, _BlimpRow) for row in found]
-    return [(row.sentence_good, row.sentence_bad, row.UID) for row in given]
+    records = [convert(row, _BlimpRow) for row in raw]
+    return [(row.sentence_good, row.sentence_bad, row.UID) for row in records]
 
 
 def rated_sentences(path: str | Path) -> list[RatedSentence]:
@@ -97,11 +99,11 @@ class _RatedRow(msgspec.Struct):
     target_groups: Texts = msgspec.field(default_factory=lambda: ["all_groups"])
 
 
-def parse_rated_sentences(found: Iterable[Row]) -> list[RatedSentence]:
+def parse_rated_sentences(raw: Iterable[Row]) -> list[RatedSentence]:
     """Sentences with their label, toxicity and groups, of rows that were read."""
-    made = []
-    for row in found:
-        given = convert(row, _RatedRow)
-        harmful = given.label == "hate"
-        made.append(RatedSentence(given.text, harmful, given.toxicity_score, tuple(given.target_groups)))
-    return made
+    sentences = []
+    for row in raw:
+        fields = convert(row, _RatedRow)
+        harmful = fields.label == "hate"
+        sentences.append(RatedSentence(fields.text, harmful, fields.toxicity_score, tuple(fields.target_groups)))
+    return sentences

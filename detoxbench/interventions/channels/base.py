@@ -30,7 +30,7 @@ class Channel(ABC):
     by_row: ClassVar[bool] = False
     """It can differ from row to row of one batch (`routing`)."""
     described: ClassVar[bool] = True
-    """It has something beside its tensors to save; a file holds of others only how many parts there are."""
+    """It has more to save than its tensors. Of a channel that has not, a file holds only the number of its parts."""
 
     @property
     @abstractmethod
@@ -48,7 +48,7 @@ class Channel(ABC):
     @classmethod
     @abstractmethod
     def of(cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """The part that `as_json` and `named_tensors` were taken of."""
+        """The part again, made from its `as_json` and `named_tensors`."""
 
     @classmethod
     @abstractmethod
@@ -59,5 +59,5 @@ class Channel(ABC):
         """
 
     def settings(self) -> Params:
-        """Numbers beside its tensors, which must be finite too."""
+        """Numbers that are not in its tensors, and must be finite too."""
         return {}

@@ -57,23 +57,23 @@ def _prefixed(lm: Model, prefix: Prefix) -> Callable[..., Any]:
             f"a prefix needs attention in every layer; some of {type(lm.model).__name__} are recurrent"
         )
 
-    def begin(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def begin(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         from transformers import DynamicCache
 
-        ids = args[0] if args else given["input_ids"]
-        cache, mask = given.get(name), given.get("attention_mask")
+        ids = args[0] if args else kwargs["input_ids"]
+        cache, mask = kwargs.get(name), kwargs.get("attention_mask")
         if cache is None:
             cache = DynamicCache(config=config)
         if cache.get_seq_length() == 0:
             for layer, (keys, values) in enumerate(kv):
                 cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
-        given = {**given, name: cache}
+        kwargs = {**kwargs, name: cache}
         if mask is not None:
             import torch
 
-            given["attention_mask"] = torch.cat([mask.new_ones(len(ids), tokens), mask], dim=1)
-        if given.get("position_ids") is not None:
-            given["position_ids"] = given["position_ids"] + tokens
-        return args, given
+            kwargs["attention_mask"] = torch.cat([mask.new_ones(len(ids), tokens), mask], dim=1)
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"] + tokens
+        return args, kwargs
 
     return begin

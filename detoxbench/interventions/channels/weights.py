@@ -1,7 +1,7 @@
 """How changes of weights take effect: merged into a parameter, or as a low-rank side path beside a linear map.
 
 A change is merged by adding it in float32 and rounding once to the parameter's type. In bfloat16 or float16 that loses
-whatever is below half a unit in the last place of a weight, which is most of a usual LoRA. A low-rank change can act as
+everything below half a unit in the last place of a weight, which is most of a usual LoRA. A low-rank change can act as
 a side path instead, `y + (x A^T) B^T` with float32 factors, added in float32 and rounded once with the output: this is
 how PEFT computes a LoRA that is trained, so what was trained is what is measured. No weight is copied or written to.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from detoxbench.model.model import Model
 
 ENOUGH = 0.9
-"""A smaller surviving share of what is merged is warned of."""
+"""A warning is given where a smaller share of a merged change survives."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _takes_side_path(lm: Model, path: str, leaf: str, module: nn.Module, target:
         return False
     if not (isinstance(module, nn.Linear) or lm.architecture.transposed(path)):
         return False
-    # A class with a forward of its own may do more to the weight than multiply by it. Quantised ones have to.
+    # A class with another forward may do more to the weight than multiply by it. Quantised ones always do.
     stock = type(module).forward is nn.Linear.forward or lm.architecture.transposed(path)
     return (stock or not _plain(lm, path, target)) and lm.architecture.called_for_text(path)
 
@@ -173,39 +173,39 @@ def _takes_side_path(lm: Model, path: str, leaf: str, module: nn.Module, target:
 def edits(lm: Model, weights: Sequence[Weight]) -> Iterator[Edit]:
     """What becomes of each changed parameter, one at a time; a missing bias comes new.
 
-    Warns where less than `ENOUGH` of what is merged survives. Raises DetoxbenchError for a parameter that is not
+    Warns where less than `ENOUGH` of a merged change survives. Raises DetoxbenchError for a parameter that is not
     there, is tied to another or is quantised, and for a delta of another shape.
     """
-    kept, whole = 0.0, 0.0
+    surviving, whole = 0.0, 0.0
     for change in _changes(lm, weights):
         value = None
         if change.merged:
             value, parts = _merge(lm, change, change.merged)
-            kept, whole = kept + parts[0], whole + parts[1]
+            surviving, whole = surviving + parts[0], whole + parts[1]
         yield Edit(change.parameter, value, _sum(change.beside))
-    if whole and kept / whole < ENOUGH:
+    if whole and surviving / whole < ENOUGH:
         import warnings
 
         warnings.warn(
-            f"only {kept / whole:.1%} of this change of '{lm.name}' survives being merged into its {_name(lm.dtype)} "
-            "weights: use low_rank=side_path for low-rank changes, or model.dtype=float32",
+            f"only {surviving / whole:.1%} of this change of '{lm.name}' survives being merged into its "
+            f"{_name(lm.dtype)} weights: use low_rank=side_path for low-rank changes, or model.dtype=float32",
             stacklevel=2,
         )
 
 
 def record(lm: Model, weights: Sequence[Weight]) -> Record | None:
     """How `weights` take effect on `lm`, None for none of them. Raises as `edits` does."""
-    kept, whole, merged, beside, forms = 0.0, 0.0, 0, 0, set[str]()
+    surviving, whole, merged, beside, forms = 0.0, 0.0, 0, 0, set[str]()
     for change in _changes(lm, weights):
         forms |= {"merged"} if change.merged else set()
         forms |= {"side path"} if change.beside else set()
         target = change.target
         if target is None or _plain(lm, change.parameter, target):
             _, parts = _merge(lm, change, [*change.merged, *change.beside], measure=True)
-            kept, whole = kept + parts[0], whole + parts[1]
+            surviving, whole = surviving + parts[0], whole + parts[1]
         merged += target.numel() if change.merged and target is not None else 0
         beside += sum(t.numel() for low in change.beside for t in low.tensors().values())
-    return Record(" and ".join(sorted(forms)), kept / whole if whole else None, merged, beside) if forms else None
+    return Record(" and ".join(sorted(forms)), surviving / whole if whole else None, merged, beside) if forms else None
 
 
 def _changes(lm: Model, weights: Sequence[Weight]) -> Iterator[_Change]:
@@ -264,21 +264,24 @@ def _merge(
     # Summed in float32 (float64 for such weights) and rounded once: a sum in lower precision would lose what is below
     # its last bit twice over.
     wide = torch.promote_types(target.dtype, torch.float32)
-    before, asked = target.detach().to(wide), torch.zeros_like(target, dtype=wide)
+    before, total_delta = target.detach().to(wide), torch.zeros_like(target, dtype=wide)
     for part in parts:
         delta = full(part, change.transposed, before.device)
         if delta.shape != target.shape:
             raise DetoxbenchError(
                 f"the delta of '{change.parameter}' is {tuple(delta.shape)}, the parameter is {tuple(target.shape)}"
             )
-        asked += delta
-    value = (before + asked).to(target.dtype)
+        total_delta += delta
+    value = (before + total_delta).to(target.dtype)
     where, remedy = f"'{lm.name}' with its change", "the sum is too large for this dtype: lower the strength"
     require_finite([(change.parameter, value)], where, remedy)
     if not measure and target.dtype == wide:
         return value, (0.0, 0.0)
     moved = value.to(wide) - before
-    return value, (float((moved * asked).sum(dtype=torch.float64)), float(asked.square().sum(dtype=torch.float64)))
+    return value, (
+        float((moved * total_delta).sum(dtype=torch.float64)),
+        float(total_delta.square().sum(dtype=torch.float64)),
+    )
 
 
 def new_bias_like(lm: Model, path: str) -> tuple[torch.dtype, torch.device]:
@@ -312,7 +315,7 @@ def _name(dtype: Any) -> str:
 
 
 def put_on(lm: Model, weights: Sequence[Weight], undo: ExitStack) -> None:
-    """Change the model's weights until `undo` is, which puts saved originals back, bit for bit."""
+    """Change the model's weights until `undo` is closed, which puts saved originals back, bit for bit."""
     import torch
 
     for edit in edits(lm, weights):
@@ -333,8 +336,8 @@ def put_on(lm: Model, weights: Sequence[Weight], undo: ExitStack) -> None:
 
 def _put_beside(lm: Model, path: str, module: nn.Module, low: LowRank, undo: ExitStack) -> None:
     low = on_device(low, module)
-    own: Callable[..., Tensor] = module.forward
-    replace_forward(module, lambda x, *args, **given: with_side_path(own(x, *args, **given), x, low), undo)
+    forward: Callable[..., Tensor] = module.forward
+    replace_forward(module, lambda x, *args, **kwargs: with_side_path(forward(x, *args, **kwargs), x, low), undo)
     stacked = lm.in_force.side_paths.setdefault(path, [])
     stacked.append(low)
     undo.callback(stacked.pop)
@@ -354,12 +357,14 @@ def with_side_path(output: Tensor, x: Tensor, low: LowRank) -> Tensor:
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
-    """Have `module` computed by `forward`, inside its hooks, until `undo` is."""
-    before = vars(module).get("forward")  # there when something else has replaced it already
+    """Have `module` computed by `forward`, inside its hooks, until `undo` is closed."""
+    before = vars(module).get("forward")  # set when something else has replaced it already
     module.forward = forward
     undo.callback(delattr, module, "forward") if before is None else undo.callback(setattr, module, "forward", before)
 
 
-def as_info(found: Record | None) -> Mapping[str, Any]:
+def as_info(effect: Record | None) -> Mapping[str, Any]:
     """A record as diagnostics of a run."""
-    return {} if found is None else {"weight_changes": {"form": found.form, "surviving_share": found.surviving_share}}
+    if effect is None:
+        return {}
+    return {"weight_changes": {"form": effect.form, "surviving_share": effect.surviving_share}}
