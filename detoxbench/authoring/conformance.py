@@ -1,7 +1,7 @@
-"""What every method must keep, whatever it does, tried on tiny random models.
+"""What every method must guarantee, tested on tiny random models.
 
 A check is a function of a `Case` that returns nothing where all is well, and else raises `Fault` with what is wrong.
-The first line of its docstring is what it is called. `check_method` runs them all.
+The first line of its docstring is its name in a report. `check_method` runs them all.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ PROMPTS = ("the cat", "why are you", "please tell me", "at the park", "who")
 
 
 class Fault(DetoxbenchError):
-    """What a method does not keep, in one line."""
+    """What is wrong with a method, in one line."""
 
 
 class Verdict(NamedTuple):
-    """What came out of one check; `fault` is empty where all is well."""
+    """The result of one check; `fault` is empty where all is well."""
 
     check: str
     fault: str
@@ -61,7 +61,7 @@ class Case:
         self.family = family
 
     def model(self, *, seed: int = 0) -> LanguageModel:
-        """The model as it was before anything was done with it, made anew; another one with another `seed`."""
+        """A new copy of the untouched model; another model with another `seed`."""
         return tiny(self.family, seed=seed)
 
     def made_again(self) -> Method[Any]:
@@ -111,7 +111,7 @@ class Case:
 
     @property
     def intervention(self) -> Intervention:
-        """Of the first fit."""
+        """The intervention of the first fit."""
         return self.first.intervention
 
 
@@ -149,20 +149,21 @@ def declares_its_settings(case: Case) -> None:
 def names_missing_data(case: Case) -> None:
     """Without the data that it needs, it says which role is missing."""
     for role in sorted(case.method.needs):
-        given = case.data.replace(**{role: None})
+        incomplete = case.data.replace(**{role: None})
         try:
-            made = case.made_again()
-            if made.scope is Scope.PER_RECORD:
-                next(iter(made.fit_many(case.model(), [given], [0])))
+            method = case.made_again()
+            if method.scope is Scope.PER_RECORD:
+                next(iter(method.fit_many(case.model(), [incomplete], [0])))
             else:
-                made.fit(case.model(), given)
+                method.fit(case.model(), incomplete)
         except DetoxbenchError as error:
             if f"fit.{role}" in str(error):
                 continue
             raise Fault(f"without fit.{role} it says: {first_line(error)}") from None
         except Exception as error:
             raise Fault(
-                f"without fit.{role} it breaks ({_named(error)}): begin fit with `data.require(self.needs, self.name)`"
+                f"without fit.{role} it breaks ({_described(error)}): begin fit with "
+                "`data.require(self.needs, self.name)`"
             ) from None
         raise Fault(f"it needs the role {role} and fits without it: leave it out of `needs`")
 
@@ -261,10 +262,12 @@ def survives_the_disk(case: Case) -> None:
         expected = answers(lm)
     try:
         with lm.applied(loaded):
-            said = answers(lm)
+            actual = answers(lm)
     except Exception as error:
-        raise Fault(f"what is loaded cannot be applied ({_named(error)}): its settings must be JSON values") from None
-    if said != expected:
+        raise Fault(
+            f"what is loaded cannot be applied ({_described(error)}): its settings must be JSON values"
+        ) from None
+    if actual != expected:
         raise Fault("the model says something else under what is loaded than under what was saved")
 
 
@@ -312,7 +315,7 @@ def fault_of(check: Callable[[Case], None], case: Case) -> str:
     except DetoxbenchError as error:
         return first_line(error)
     except Exception as error:
-        return _named(error)
+        return _described(error)
     return ""
 
 
@@ -327,11 +330,11 @@ def _without_logging() -> Iterator[None]:
 
 
 def _joined(faults: Mapping[str, str], cases: int) -> str:
-    """The faults of one check by family as one text: what all families have in common is said once."""
-    said = dict.fromkeys(faults.values())
-    if len(faults) == cases and len(said) == 1:
-        return next(iter(said))
-    return "; ".join(f"{' and '.join(f for f in faults if faults[f] == fault)}: {fault}" for fault in said)
+    """The faults of one check by family as one text: a fault that all families share is named once."""
+    distinct = dict.fromkeys(faults.values())
+    if len(faults) == cases and len(distinct) == 1:
+        return next(iter(distinct))
+    return "; ".join(f"{' and '.join(f for f in faults if faults[f] == fault)}: {fault}" for fault in distinct)
 
 
 # ------------------------------------------------------------------------------------------- what is compared
@@ -341,17 +344,17 @@ def answers(lm: LanguageModel) -> list[Any]:
     """What the model says now: sampled texts of running and of chat prompts, and likelihoods, which move with less."""
     from detoxbench.records import Request
 
-    asked = [
+    requests = [
         Request(id=f"{chat}{i}", prompt=prompt, record=str(i), kind="prompt", chat=chat)
         for chat in (False, True)
         for i, prompt in enumerate(PROMPTS)
     ]
-    texts = [sample.text for sample in lm.generate(asked, max_new_tokens=12, do_sample=True, n=2)]
+    texts = [sample.text for sample in lm.generate(requests, max_new_tokens=12, do_sample=True, n=2)]
     return [texts, lm.continuation_nll(PROMPTS, [f" {prompt}" for prompt in reversed(PROMPTS)])]
 
 
 def state_of(lm: LanguageModel) -> dict[str, Any]:
-    """Everything that a fit and an intervention must leave as it was: what it is called -> a copy of it."""
+    """Everything that a fit and an intervention must leave as it was: its name -> a copy of it."""
     model = lm.model
     state: dict[str, Any] = {"what is in force": repr(lm.in_force)}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -373,7 +376,7 @@ def _hooks(module: nn.Module) -> list[int]:
 
 
 def random_states() -> dict[str, Any]:
-    """The state of every global random generator: what it is called -> a copy of it."""
+    """The state of every global random generator: its name -> a copy of it."""
     import random
 
     import numpy as np
@@ -412,5 +415,5 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _named(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"

@@ -1,5 +1,5 @@
-"""What goes on inside a model: activations recorded at named modules, forward passes that keep what the lower layers
-give while upper ones change, and linear probes on heads."""
+"""What goes on inside a model: activations recorded at named modules, forward passes that reuse the outputs of lower
+layers while upper layers change, and linear probes on heads."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def recorded(lm: LanguageModel, sites: Sequence[str], *, inputs: bool = False) -
     seen: dict[str, Tensor] = {}
 
     def keep(site: str) -> Any:
-        def hook(_: Any, given: Any, output: Any = None) -> None:
-            value = given if inputs else output
+        def hook(_: Any, arguments: Any, output: Any = None) -> None:
+            value = arguments if inputs else output
             seen[site] = value[0] if isinstance(value, tuple) else value
 
         return hook
@@ -48,8 +48,8 @@ def recorded(lm: LanguageModel, sites: Sequence[str], *, inputs: bool = False) -
 class CachedPrefixForward:
     """The forward pass of one batch of texts, again and again, while only the parameters of some modules change.
 
-    The output of every module that is done before the first of those begins is kept from the first pass, and not
-    computed again. The head is given the wanted positions alone. Texts are padded on the right, where causal attention
+    Modules that are computed before the first of those give the same output each time, so their outputs are kept from
+    the first pass. The head gets the wanted positions alone. Texts are padded on the right, where causal attention
     never looks.
     """
 
@@ -95,16 +95,16 @@ class CachedPrefixForward:
         if logits.shape[:2] != (1, len(self._rows)):
             raise DetoxbenchError(f"{type(model).__name__} does not make its logits by its head, position by position")
         if self._cached is None:  # a module that is called more than once (a shared one) is left alone
-            self._cached = {m: made[0] for m, made in outputs.items() if len(made) == 1 and made[0] is not None}
+            self._cached = {m: calls[0] for m, calls in outputs.items() if len(calls) == 1 and calls[0] is not None}
         return list(torch.split(logits[0].float(), self._counts))
 
     def _watch(self, outputs: dict[Any, list[Any]], undo: ExitStack) -> None:
-        """Have `outputs` hold what each module gives at each call, None where a changing one has begun before."""
+        """Record in `outputs` what each module gives at each call, None where a changing one has begun before."""
         begun: list[bool] = []
 
         def watched(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **given: Any) -> Any:
-                output = forward(*args, **given)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                output = forward(*args, **kwargs)
                 outputs.setdefault(module, []).append(None if begun else output)
                 return output
 
@@ -133,7 +133,7 @@ def last_token_means(
             ids = lm.tokens(text)
             cut += limit is not None and len(ids) > limit
             lm.model(input_ids=torch.tensor([ids[-(limit or 0) :]], device=lm.device), use_cache=False)
-            # Some modules (OPT's MLP) are given the rows of the batch as one.
+            # Some modules (OPT's MLP) get the rows of the batch as one.
             tokens = [seen[site].reshape(-1, seen[site].shape[-1]) for site in sites]
             mean = torch.stack([t[-window:].float().mean(0) for t in tokens])
             require_finite(zip(sites, mean, strict=True), f"{description} of {text[:40]!r}", BROKEN_MODEL)

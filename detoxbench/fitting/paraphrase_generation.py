@@ -1,13 +1,13 @@
-"""Paraphrase sets from a model: every sentence said again, civilly and toxically, and what passes the filters.
+"""Paraphrase sets from a model: civil and toxic paraphrases of every sentence, and those that pass the filters.
 
-    sentences(file)                    what is to be said again
+    sentences(file)                    the sentences that are to be paraphrased
     generate_sets(lm, sentences, ...)  -> `Generated`: the sets, and how many texts each filter dropped
     write(file, sets)                  one set a line, for fit.paraphrase_sets=FILE
 
 Prompts and settings are those of contrastive perplexity (Klein and Nabi 2025, arXiv 2401.08491v3;
-released: scripts/paraphrase.py), whose sets are not published. Released is a ranking by ROUGE-L and no filter:
-that positives are civil and negatives toxic is checked here by a scorer. Its contrastive search is not in the engine;
-its arguments ask for sampling as well, and sampling is what is done here.
+released: scripts/paraphrase.py), whose sets are not published. The released code ranks by ROUGE-L
+and filters nothing; here a scorer checks that positives are civil and negatives toxic. Its contrastive search is not in
+the engine; its arguments ask for sampling as well, so texts are sampled here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TEXT = ("text", "sentence", "prompt", "comment_text", "comment")
 HUMAN, RESPONSE = "### HUMAN:", "### RESPONSE:"
 
 STEPS = ("generated", "cut", "empty", "repeated", "length", "rouge", "unscored", "wrong", "both", "surplus", "kept")
-"""What becomes of a text, in the order in which it is decided; all but the first are exclusive and add up to it."""
+"""What happens to a text, in the order of the decisions; all but the first exclude each other and add up to it."""
 MEANINGS = {
     "generated": "generated",
     "cut": "dropped: its prompt was too long for the model",
@@ -61,7 +61,7 @@ MEANINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What the model is asked, and which of its answers are kept."""
+    """The prompts of the model, and which of its answers are kept."""
 
     samples: int = knob(20, "texts generated a sentence and side", source="paper; paraphrase.py: 20", ge=1)
     keep: int = knob(15, "texts kept a sentence and side, by ROUGE-L", source="paper; paraphrase.py:126-140", ge=1)
@@ -113,7 +113,7 @@ class GenerationConfig:
 
 
 class Sentence(NamedTuple):
-    """What is to be said again. What stands before the last hyphen of `id` is its group."""
+    """A sentence to be paraphrased. The part of `id` before the last hyphen is its group."""
 
     id: str
     text: str
@@ -149,28 +149,28 @@ def sentences(file: str | Path, *, text: str | None = None) -> list[Sentence]:
 
     Ids are those of a column `id`, or else the line numbers. Raises DetoxbenchError naming file, line and field.
     """
-    found: dict[str, Sentence] = {}
+    by_id: dict[str, Sentence] = {}
     for row in readers.rows(file):
-        given, value = row.number, row.value
+        identifier, value = row.number, row.value
         if isinstance(row.value, Mapping):
             column = text or next((name for name in TEXT if name in row.value), None)
             if column not in row.value:
-                there = ", ".join(map(str, row.value)) or "none"
+                columns = ", ".join(map(str, row.value)) or "none"
                 wanted = f"no column '{text}'" if text else f"none of the columns {', '.join(TEXT)}"
-                raise UsageError(f"{row.place}: {wanted}; there are {there}: name one by --text")
+                raise UsageError(f"{row.place}: {wanted}; there are {columns}: name one by --text")
             value = row.value[column]
-            given = row.number if row.value.get("id") in (None, "") else row.value["id"]
+            identifier = row.number if row.value.get("id") in (None, "") else row.value["id"]
         elif text is not None:
             raise UsageError(f"{row.place}: there are no columns, so no '{text}': leave --text out")
         if not isinstance(value, str) or not value.strip():
             raise DetoxbenchError(f"{row.place}: expected a sentence, found no text")
-        if not isinstance(given, str | int):
+        if not isinstance(identifier, str | int):
             raise DetoxbenchError(f"{row.place}: an id is text or a number")
-        sentence = Sentence(str(given), " ".join(value.split()))
-        if sentence.id in found:
+        sentence = Sentence(str(identifier), " ".join(value.split()))
+        if sentence.id in by_id:
             raise DetoxbenchError(f"{row.place}: id '{sentence.id}' is there twice")
-        found[sentence.id] = sentence
-    return list(found.values())
+        by_id[sentence.id] = sentence
+    return list(by_id.values())
 
 
 def check_out(out: str | Path, *, source: str | Path) -> Path:
@@ -189,7 +189,7 @@ def check_out(out: str | Path, *, source: str | Path) -> Path:
 
 def generate_sets(
     lm: LanguageModel,
-    found: Sequence[Sentence],
+    originals: Sequence[Sentence],
     config: GenerationConfig | None = None,
     *,
     scorer: Scorer[Any] | None = None,
@@ -202,13 +202,13 @@ def generate_sets(
     """
     config = config or GenerationConfig()
     counts: dict[Side, dict[str, int]] = {side: dict.fromkeys(STEPS, 0) for side in SIDES}
-    written = _written(lm, found, config, seed, counts)
-    kept = {key: _near(texts, found[key[0]].text, config, counts[key[1]]) for key, texts in written.items()}
+    written = _written(lm, originals, config, seed, counts)
+    candidates = {key: _near(texts, originals[key[0]].text, config, counts[key[1]]) for key, texts in written.items()}
     if scorer is not None:
-        kept = _judged(kept, found, config, scorer, counts)
+        candidates = _judged(candidates, originals, config, scorer, counts)
     sets = []
-    for i, sentence in enumerate(found):
-        sides = {side: kept[i, side] for side in SIDES}
+    for i, sentence in enumerate(originals):
+        sides = {side: candidates[i, side] for side in SIDES}
         shared = set.intersection(*({_key(c.text) for c in sides[side]} for side in SIDES))
         texts: dict[Side, list[str]] = {}
         for side in SIDES:
@@ -225,8 +225,8 @@ def generate_sets(
                 )
             )
     if not sets:
-        raise DetoxbenchError(f"no sentence of {len(found)} is left with both sides: {_why(counts)}")
-    return Generated(sets=sets, counts=counts, left_out=len(found) - len(sets))
+        raise DetoxbenchError(f"no sentence of {len(originals)} is left with both sides: {_why(counts)}")
+    return Generated(sets=sets, counts=counts, left_out=len(originals) - len(sets))
 
 
 def write(path: Path, sets: Sequence[GeneratedSet]) -> None:
@@ -237,12 +237,12 @@ def write(path: Path, sets: Sequence[GeneratedSet]) -> None:
         raise DetoxbenchError(f"'{path}' cannot be written: {error.strerror or error}") from None
 
 
-def rows(found: Generated) -> list[tuple[str, str, str]]:
+def rows(generated: Generated) -> list[tuple[str, str, str]]:
     """The counts for people: a header, and a row a step that met a text."""
-    sides = [found.counts[side] for side in SIDES]
+    sides = [generated.counts[side] for side in SIDES]
     shown = [step for step in STEPS if step in ("generated", "kept") or any(side[step] for side in sides)]
-    made = [(MEANINGS[step], *(str(side[step]) for side in sides)) for step in shown]
-    return [("", "positives", "negatives"), *((what, one, other) for what, one, other in made)]
+    table = [(MEANINGS[step], *(str(side[step]) for side in sides)) for step in shown]
+    return [("", "positives", "negatives"), *((what, one, other) for what, one, other in table)]
 
 
 Key = tuple[int, Side]
@@ -250,7 +250,7 @@ Key = tuple[int, Side]
 
 def _written(
     lm: LanguageModel,
-    found: Sequence[Sentence],
+    originals: Sequence[Sentence],
     config: GenerationConfig,
     seed: int,
     counts: Mapping[Side, dict[str, int]],
@@ -264,7 +264,7 @@ def _written(
     chat = config.form == "chat" or (config.form == "auto" and has_template)
     prompts = {"positive": config.positive_prompt, "negative": config.negative_prompt}
     requests, keys = [], {}
-    for i, sentence in enumerate(found):
+    for i, sentence in enumerate(originals):
         for side in SIDES:
             prompt = prompts[side].replace("{sentence}", sentence.text)
             prompt = prompt if chat else config.frame.replace("{prompt}", prompt)
@@ -274,14 +274,14 @@ def _written(
     texts: dict[Key, dict[int, str]] = {key: {} for key in keys.values()}
     with bar(f"paraphrases by {lm.name}", total=len(requests) * config.samples) as advance:
         for batch in generate(lm, requests, config.gen(), seed):
-            for made in batch:
-                key = keys[made.sample.id]
+            for generated in batch:
+                key = keys[generated.sample.id]
                 count = counts[key[1]]
                 count["generated"] += 1
-                if made.truncated_prompt:
-                    count["cut"] += 1  # it was not asked what it should have been
+                if generated.truncated_prompt:
+                    count["cut"] += 1  # the model did not see the whole prompt
                 else:
-                    texts[key][made.sample.sample] = _answer(made.sample.text, lower=config.lower)
+                    texts[key][generated.sample.sample] = _answer(generated.sample.text, lower=config.lower)
             advance(len(batch))
     return {key: [of_sample[k] for k in sorted(of_sample)] for key, of_sample in texts.items()}
 
@@ -289,7 +289,7 @@ def _written(
 def _answer(text: str, *, lower: bool) -> str:
     """The first line that is not empty, after the marker should it be repeated and before a next turn.
 
-    A line such as "Here is a paraphrase:" is passed over; list marks and quotation marks around the line are taken off.
+    A line such as "Here is a paraphrase:" is passed over; list marks and quotation marks around the line are removed.
     """
     text = text.strip().removeprefix(RESPONSE).partition(HUMAN)[0]
     lines = [line.strip() for line in text.splitlines()]
@@ -321,15 +321,15 @@ def _near(texts: Sequence[str], sentence: str, config: GenerationConfig, count: 
 
 def _judged(
     near: Mapping[Key, list[_Candidate]],
-    found: Sequence[Sentence],
+    originals: Sequence[Sentence],
     config: GenerationConfig,
     scorer: Scorer[Any],
     counts: Mapping[Side, dict[str, int]],
 ) -> dict[Key, list[_Candidate]]:
     """Positives below and negatives above their thresholds, both strictly. All are scored in one call."""
     flat = [(key, candidate) for key, candidates in near.items() for candidate in candidates]
-    columns = scorer.score([c.text for _, c in flat], [found[key[0]].text for key, _ in flat]) if flat else []
-    kept: dict[Key, list[_Candidate]] = {key: [] for key in near}
+    columns = scorer.score([c.text for _, c in flat], [originals[key[0]].text for key, _ in flat]) if flat else []
+    passed: dict[Key, list[_Candidate]] = {key: [] for key in near}
     for (key, candidate), row in zip(flat, columns, strict=True):
         side = key[1]
         if row is None:
@@ -342,10 +342,10 @@ def _judged(
             )
         right = is_toxic(score, config.negative_above) == 1.0 if side == "negative" else score < config.positive_below
         if right:
-            kept[key].append(candidate)
+            passed[key].append(candidate)
         else:
             counts[side]["wrong"] += 1
-    return kept
+    return passed
 
 
 def _key(text: str) -> str:
@@ -360,12 +360,12 @@ def _length_ratio(one: str, other: str) -> float:
 
 def _why(counts: Mapping[Side, Mapping[str, int]]) -> str:
     """What was dropped, most first, and the remedy."""
-    said = []
+    clauses = []
     for side in SIDES:
         dropped = {step: n for step, n in counts[side].items() if n and step not in ("generated", "kept", "surplus")}
         parts = [f"{n} {_SHORT[step]}" for step, n in sorted(dropped.items(), key=lambda item: -item[1])]
-        said.append(f"of {counts[side]['generated']} {side}s {', '.join(parts) or 'none'} dropped")
-    return f"{'; '.join(said)}: change the model, the prompts, or the filters"
+        clauses.append(f"of {counts[side]['generated']} {side}s {', '.join(parts) or 'none'} dropped")
+    return f"{'; '.join(clauses)}: change the model, the prompts, or the filters"
 
 
 _SHORT = {

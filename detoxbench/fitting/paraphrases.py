@@ -1,4 +1,4 @@
-"""Paraphrase sets as token ids, and what a training step draws of them."""
+"""Paraphrase sets as token ids, and the texts that a training step draws from them."""
 
 from __future__ import annotations
 
@@ -52,28 +52,28 @@ class Pools:
         limit = min(max_length, lm.context or max_length)
 
         def encoded(texts: Sequence[str]) -> list[list[int]]:
-            found = [[*lm.tokens(text), *self.end] for text in texts]
-            self.cut += sum(len(ids) > limit for ids in found)
-            return [ids[:limit] for ids in found if len(ids) > 1]  # the first token is never predicted
+            token_ids = [[*lm.tokens(text), *self.end] for text in texts]
+            self.cut += sum(len(ids) > limit for ids in token_ids)
+            return [ids[:limit] for ids in token_ids if len(ids) > 1]  # the first token is never predicted
 
-        made = [(s.anchor.rpartition("-")[0] or s.anchor, encoded(s.positives), encoded(s.negatives)) for s in sets]
-        self._others = [(group, ids) for group, _, toxic in made for ids in toxic]
-        of_group = Counter(group for group, _ in self._others)
-        self._kept = [
+        anchors = [(s.anchor.rpartition("-")[0] or s.anchor, encoded(s.positives), encoded(s.negatives)) for s in sets]
+        self._negatives = [(group, ids) for group, _, toxic in anchors for ids in toxic]
+        of_group = Counter(group for group, _ in self._negatives)
+        self._anchors = [
             (group, civil, toxic)
-            for group, civil, toxic in made
-            if len(civil) >= positives and len(toxic) >= negatives and len(self._others) - of_group[group] >= randoms
+            for group, civil, toxic in anchors
+            if len(civil) >= positives and len(toxic) >= negatives and len(self._negatives) - of_group[group] >= randoms
         ]
-        self.dropped = len(made) - len(self._kept)
-        if not self._kept:
-            most = max(len(civil) for _, civil, _ in made), max(len(toxic) for _, _, toxic in made)
+        self.dropped = len(anchors) - len(self._anchors)
+        if not self._anchors:
+            most = max(len(civil) for _, civil, _ in anchors), max(len(toxic) for _, _, toxic in anchors)
             raise DetoxbenchError(
                 f"no anchor has {positives} positives, {negatives} negatives and {randoms} negatives of other "
                 f"groups (the most are {most[0]} and {most[1]}): lower method.positives, negatives or random_negatives"
             )
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._anchors)
 
     def epoch(self, epoch: int) -> list[Drawn]:
         """The rows of one epoch: anchors with the texts that are drawn for them."""
@@ -83,13 +83,13 @@ class Pools:
         """Without replacement; a function of (seed, epoch, anchor) alone."""
         rng = random.Random(f"paraphrases/{self.seed}/{epoch}/{anchor}")
         positives, negatives, randoms = self.numbers
-        group, civil, toxic = self._kept[anchor]
-        others: dict[int, list[int]] = {}
-        while len(others) < randoms:
-            i = rng.randrange(len(self._others))
-            if self._others[i][0] != group:
-                others[i] = self._others[i][1]
-        return Drawn(rng.sample(civil, positives), rng.sample(toxic, negatives), list(others.values()))
+        group, civil, toxic = self._anchors[anchor]
+        drawn: dict[int, list[int]] = {}
+        while len(drawn) < randoms:
+            i = rng.randrange(len(self._negatives))
+            if self._negatives[i][0] != group:
+                drawn[i] = self._negatives[i][1]
+        return Drawn(rng.sample(civil, positives), rng.sample(toxic, negatives), list(drawn.values()))
 
     def collate(self, batch: Sequence[Drawn], *, as_released: bool = False) -> dict[str, Tensor]:
         """[rows, tokens] input_ids and attention_mask, [rows] group (place in the batch) and role; anchor by anchor.
@@ -113,7 +113,7 @@ class Pools:
 def compared(before: Tensor, after: Tensor, tokens: Tensor, positives: int) -> dict[str, float]:
     """The same texts before and after training, [anchors, positives then negatives], in shares and nats a token.
 
-    `toxic_mass` is the probability of the toxic among all texts of an anchor: which one the model would rather say.
+    `toxic_mass` is the probability of the toxic among all texts of an anchor.
     """
     civil, toxic = before[:, :positives], before[:, positives:]
     gap = toxic.mean(1) - civil.mean(1)

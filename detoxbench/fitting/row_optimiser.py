@@ -1,4 +1,4 @@
-"""Every row's own copy of some parameters, tuned towards its own loss by Adam, all rows in one batch."""
+"""A copy of some parameters for each row of a batch, tuned by Adam towards the row's own loss, in one batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Losses = Callable[[], "tuple[Tensor, Mapping[str, Tensor]]"]
 
 
 class Tuned(NamedTuple):
-    """What became of one row."""
+    """The result of one row."""
 
     values: dict[str, Tensor]
     """Its parameters, fp32."""
@@ -49,8 +49,8 @@ def tune(
     """Tune every row's own copy of some parameters by Adam, in fp32.
 
     `names[i]` are row i's parameters. They begin as the model's or, where it has them, as those of `replaced[i]`, which
-    stand in place of the model's for this row all the while. `losses()` reads the batch. Rows share the passes and
-    nothing else: a loss has a gradient for its own row alone, and Adam works number by number. A row whose loss is
+    replace the model's for this row during all updates. `losses()` reads the batch. Rows share nothing but the passes:
+    a loss has a gradient for its own row alone, and Adam treats each number by itself. A row whose loss is
     below `stop` gets no more updates; no number moves further than `norm_constraint`. Nothing of the model is written
     to, and gradient flags are given back. Raises NonFiniteError where a loss, or a parameter at the end, is not finite.
     """
@@ -67,7 +67,7 @@ def tune(
         parameters = [w for row in tuned for w in row.values()]
         optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
         for step in track(range(1, steps + 1), description):
-            # 2. What the loss is before this update.
+            # 2. The losses before this update.
             total, measured = losses()
             _record(curves, measured, going)
             totals = total.tolist()
@@ -80,12 +80,16 @@ def tune(
             _update(optimizer, total, tuned, going)
             if norm_constraint is not None:
                 _clamp(tuned, start, norm_constraint)
-    # 5. What has become of each row.
+    # 5. The result of each row.
     values = [{name: w.detach() for name, w in row.items()} for row in tuned]
     for row in values:
         require_finite(row.items(), f"after the last update of '{description}'", "lower method.learning_rate")
-    moved = [math.hypot(*(float((b[n] - a[n]).norm()) for n in a)) for a, b in zip(start, values, strict=True)]
-    return [Tuned(*row) for row in zip(values, curves, moved, strict=True)]
+    return [Tuned(*row) for row in zip(values, curves, _distances(start, values), strict=True)]
+
+
+def _distances(start: Sequence[Mapping[str, Tensor]], values: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """For each row the norm of the change of all its parameters."""
+    return [math.hypot(*(float((b[n] - a[n]).norm()) for n in a)) for a, b in zip(start, values, strict=True)]
 
 
 def _copies(
@@ -94,14 +98,14 @@ def _copies(
     """For each row its parameters in fp32, from `replaced` where it has them."""
     parameters = dict(lm.model.named_parameters())
     return [
-        {name: (fixed[name] if name in fixed else parameters[name]).detach().float() for name in own}
-        for own, fixed in zip(names, replaced, strict=True)
+        {name: (fixed[name] if name in fixed else parameters[name]).detach().float() for name in row_names}
+        for row_names, fixed in zip(names, replaced, strict=True)
     ]
 
 
 @contextmanager
 def _frozen(lm: LanguageModel) -> Iterator[None]:
-    """No parameter of the model has a gradient, so that nothing is kept for the layers below the tuned ones."""
+    """Gradient flags of the model are off, so that no activations are kept for the layers below the tuned ones."""
     flags = [(p, p.requires_grad) for p in lm.model.parameters()]
     try:
         for parameter, _ in flags:

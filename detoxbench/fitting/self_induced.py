@@ -1,7 +1,7 @@
-"""Parallel pairs from the model itself: it writes toxic texts, a guide picks them out, and each is said again politely.
+"""Parallel pairs from the model itself: it writes texts, a guide picks the toxic ones, and each is rewritten politely.
 
-The guide is a scorer, and never the run's judge (the configuration refuses that): a method that is fitted by the judge
-is measured by what it was fitted to.
+The guide is a scorer, and never the run's judge (the configuration refuses that): a method that is fitted with the
+judge would be measured by what it was fitted to.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def fingerprints(config: PairConfig) -> Mapping[str, str]:
 def induce(lm: LanguageModel, config: PairConfig, seed: int) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs, and how many texts were left after each step.
 
-    Kept are distinct toxic texts whose polite version the guide finds civil; those too long for the rewriter's context,
-    which it would be asked in part, are counted as "cut". Raises DetoxbenchError when none is left.
+    A toxic text is kept, once, if the guide finds its polite version civil. Texts that are too long for the rewriter's
+    context are counted as "cut". Raises DetoxbenchError when none is left.
     """
     gen = GenSpec(do_sample=True, top_p=0.9, n=config.candidates, max_new_tokens=config.candidate_tokens)
     texts = [sample.text.strip() for sample in lm.generate([config.candidate_prompt], gen, seed=seed)]
@@ -88,7 +88,7 @@ def induce(lm: LanguageModel, config: PairConfig, seed: int) -> tuple[list[Pair]
         for text, other, bad in zip(toxic, polite, verdicts, strict=True)
         if other and other != text and bad is False
     ]
-    found = {
+    counts = {
         "candidates": config.candidates,
         "distinct": len(texts),
         "toxic": len(toxic),
@@ -101,7 +101,7 @@ def induce(lm: LanguageModel, config: PairConfig, seed: int) -> tuple[list[Pair]
             f"toxic, and none of those has a civil version ({cut} are too long to be asked for one): raise "
             "method.candidates, set method.candidate_prompt, method.rewriter or method.rewrite_prompt"
         )
-    return pairs, found
+    return pairs, counts
 
 
 def _toxic(config: PairConfig, texts: Sequence[str]) -> list[bool | None]:
@@ -126,8 +126,10 @@ def _rewritten(lm: LanguageModel, config: PairConfig, texts: Sequence[str], seed
         for i, text in enumerate(texts)
     ]
     gen = GenSpec(do_sample=True, top_p=0.9, max_new_tokens=2 * config.candidate_tokens)
-    made = {one.sample.id: one for batch in generate(rewriter, requests, gen, seed) for one in batch}
+    generated = {one.sample.id: one for batch in generate(rewriter, requests, gen, seed) for one in batch}
     return [
-        None if made[request.id].truncated_prompt else made[request.id].sample.text.strip().partition("\n")[0].strip()
+        None
+        if generated[request.id].truncated_prompt
+        else generated[request.id].sample.text.strip().partition("\n")[0].strip()
         for request in requests
     ]

@@ -1,8 +1,8 @@
-"""The shared LoRA fine-tuning loop (transformers' Trainer and PEFT), which leaves the model as it found it.
+"""The shared LoRA fine-tuning loop (transformers' Trainer and PEFT), which leaves the model unchanged.
 
 train_lora(lm, examples, ...)                 on responses, with the model's own loss
 optimise_lora(lm, rows, collate=, loss=, ...)  on anything, with any loss: what train_lora is made of
-token_nlls, sequence_nll(model, batch, ...)    what losses on whole texts are made of, in little memory
+token_nlls, sequence_nll(model, batch, ...)    for losses on whole texts, in little memory
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from detoxbench.model.finite import require_finite
 from detoxbench.progress import Advance, bar
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 R = TypeVar("R")
 Batch = Mapping[str, "Tensor"]
@@ -96,7 +96,7 @@ def train_lora(
     import torch
 
     encoded = [_encode(lm, example, config.max_length) for example in examples]
-    kept = [e for e in encoded if any(label != IGNORED for label in e.labels)]  # a prompt may fill all the room
+    usable = [e for e in encoded if any(label != IGNORED for label in e.labels)]  # a prompt may fill all the room
     pad = lm.tokenizer.pad_token_id or 0
 
     def collate(batch: Sequence[_Example]) -> Batch:
@@ -111,8 +111,8 @@ def train_lora(
             "labels": torch.tensor([padded(e.labels, IGNORED) for e in batch]),
         }
 
-    made = optimise_lora(lm, lambda epoch: kept, config, collate=collate, seed=seed, description=description)
-    return replace(made, cut_texts=sum(e.cut for e in encoded))
+    adapter = optimise_lora(lm, lambda epoch: usable, config, collate=collate, seed=seed, description=description)
+    return replace(adapter, cut_texts=sum(e.cut for e in encoded))
 
 
 def optimise_lora(
@@ -150,7 +150,7 @@ def optimise_lora(
     _warn_of_untouched_layers(lm, config.target_modules or (), targets or ())
     linear = frozenset(lm.architecture.linear_maps())
     with unchanged_random_state(), warnings.catch_warnings(), _restored(lm), _quantized(lm, quantization):
-        # Both are the libraries' own affair: a name that transformers will change, and a flag that PEFT sets by itself.
+        # Both warnings concern the libraries alone: a name that transformers will change, a flag that PEFT sets itself.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         torch.manual_seed(seed)
@@ -218,38 +218,44 @@ def require_quantization(quantization: Quantization) -> None:
 
 @contextmanager
 def _quantized(lm: LanguageModel, quantization: Quantization) -> Iterator[None]:
-    """Every linear layer but the head in 4 or 8 bits, while the originals wait in main memory."""
+    """Hold every linear layer but the head in 4 or 8 bits, and the originals in main memory."""
     require_quantization(quantization)
     if quantization == "none":
         yield
         return
-    import bitsandbytes as bnb
     from torch import nn
-
-    def packed(layer: nn.Linear) -> nn.Module:
-        shape, options = (layer.in_features, layer.out_features), {"bias": layer.bias is not None, "device": "cpu"}
-        if quantization == "nf4":
-            made = bnb.nn.Linear4bit(*shape, compute_dtype=lm.dtype, quant_type="nf4", **options)
-            made.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4")
-        else:
-            made = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, **options)
-            made.weight = bnb.nn.Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
-        if layer.bias is not None:
-            made.bias = nn.Parameter(layer.bias.data.clone(), requires_grad=False)
-        return made.to(lm.device)  # which packs the weight
 
     head, device = lm.model.get_output_embeddings(), lm.device
     linear = {n: m for n, m in lm.model.named_modules() if type(m) is nn.Linear and m is not head}
     mark = "is_loaded_in_4bit" if quantization == "nf4" else "is_loaded_in_8bit"  # where PEFT looks
     try:
         for name, layer in linear.items():
-            lm.model.set_submodule(name, packed(layer))
+            lm.model.set_submodule(name, _packed(lm, layer, quantization))
             layer.cpu()
         setattr(lm.model, mark, True)
         yield
     finally:
         for name, layer in linear.items():
             lm.model.set_submodule(name, layer.to(device))
+
+
+def _packed(lm: LanguageModel, layer: nn.Linear, quantization: Quantization) -> nn.Module:
+    """A linear layer like `layer`, in 4 bits (nf4) or 8 (int8), where the model is."""
+    import bitsandbytes as bnb
+    from torch import nn
+
+    shape, options = (layer.in_features, layer.out_features), {"bias": layer.bias is not None, "device": "cpu"}
+    quantized: Any
+    if quantization == "nf4":
+        quantized = bnb.nn.Linear4bit(*shape, compute_dtype=lm.dtype, quant_type="nf4", **options)
+        quantized.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+    else:
+        quantized = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, **options)
+        quantized.weight = bnb.nn.Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+    if layer.bias is not None:
+        quantized.bias = nn.Parameter(layer.bias.data.clone(), requires_grad=False)
+    packed: nn.Module = quantized.to(lm.device)  # which packs the weight
+    return packed
 
 
 def _targets(lm: LanguageModel, wanted: tuple[str, ...] | None) -> list[str] | None:
@@ -264,10 +270,10 @@ def _targets(lm: LanguageModel, wanted: tuple[str, ...] | None) -> list[str] | N
     names: set[str] = set()
     for entry in wanted:
         meant = {"all-linear": linear - head, "lm_head": head}.get(entry)
-        found = meant or {n for n in modules if n == entry or n.endswith(f".{entry}")}
-        if not found:
+        matches = meant or {n for n in modules if n == entry or n.endswith(f".{entry}")}
+        if not matches:
             raise DetoxbenchError(f"{type(lm.model).__name__} has no module '{entry}': set method.target_modules")
-        names |= found
+        names |= matches
     sharers: dict[int, list[str]] = {}
     for name, parameter in lm.model.named_parameters(remove_duplicate=False):
         sharers.setdefault(parameter.data_ptr(), []).append(name)
@@ -318,13 +324,14 @@ def _warn_of_untouched_layers(lm: LanguageModel, wanted: Sequence[str], targets:
             "%d of the %d linear layers that get a LoRA are not called when '%s' reads text and learn nothing: %s",
             len(idle), len(targets), lm.name, ", ".join(dict.fromkeys(map(without_numbers, idle))),
         )  # fmt: skip
-    others = lm.architecture.matrices_outside_linear_maps() if "all-linear" in wanted else {}
-    if others:
+    unreached = lm.architecture.matrices_outside_linear_maps() if "all-linear" in wanted else {}
+    if unreached:
         reached = sum(lm.model.get_parameter(f"{name}.weight").numel() for name in targets if name not in idle)
         log.warning(
             "a LoRA on all-linear reaches %d linear layers of '%s', %.0f %% of the weights outside embeddings and "
             "head; it leaves as they are: %s",
-            len(targets) - len(idle), lm.name, 100 * reached / (reached + sum(others.values())), ", ".join(others),
+            len(targets) - len(idle), lm.name, 100 * reached / (reached + sum(unreached.values())),
+            ", ".join(unreached),
         )  # fmt: skip
 
 
@@ -398,7 +405,7 @@ class _Epoch(Generic[R]):
 
 
 def _arguments(config: LoraConfig, folder: str, updates: int, seed: int, *, on_cpu: bool) -> Any:
-    """TrainingArguments that save nothing, tell nobody but the log of every update, and stay on one device."""
+    """TrainingArguments that save nothing, report every update to the callbacks alone, and stay on one device."""
     from transformers import TrainingArguments
 
     arguments = TrainingArguments(
@@ -510,7 +517,7 @@ def token_nlls(model: Any, batch: Batch, targets: Tensor, *, through_head: bool 
 
 
 def _at_once(nll: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
-    """nll(hidden, labels) [n] of a map that holds nothing trained, its gradient taken while its logits are at hand.
+    """nll(hidden, labels) [n] of a map without trained parameters, with its gradient, taken while the logits are held.
 
     A token's NLL depends on its own state alone, so the gradient of their sum, [n, width], holds that of every one, and
     waits for the factor that the loss will give it. The logits [n, vocabulary] are gone before the next part.
@@ -521,9 +528,9 @@ def _at_once(nll: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Te
         return nll(hidden, labels)
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
-        found = nll(leaf, labels)
-        (slope,) = torch.autograd.grad(found.sum(), leaf)
-    value = found.detach()
+        nlls = nll(leaf, labels)
+        (slope,) = torch.autograd.grad(nlls.sum(), leaf)
+    value = nlls.detach()
     nothing = hidden - hidden.detach()  # 0, but with a gradient
     return value + (nothing * slope).sum(-1).to(value.dtype)
 

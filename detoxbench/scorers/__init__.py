@@ -1,6 +1,6 @@
-"""What a text is worth: a file a scorer, found as methods are.
+"""Scorers: one file each, found as methods are.
 
-Scorers turn texts into numbers, or into None where there is none to be had.
+A scorer turns a text into numbers, or into None where it has no score.
 """
 
 from __future__ import annotations

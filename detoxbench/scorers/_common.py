@@ -1,4 +1,4 @@
-"""What scorers that run a transformer share: where its files lie, and one forward pass that no neighbour can change."""
+"""What scorers that run a transformer share: where its files lie, and forward passes that no other text can change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REMEDY = "docs/scorers.md says how to convert one that is published as pickle (
 
 
 class Read(NamedTuple):
-    """What came of one text: a row of logits, and whether only its beginning was read."""
+    """The result for one text: a row of logits, and whether only its beginning was read."""
 
     logits: list[float]
     truncated: bool
@@ -45,7 +45,7 @@ class Classifier:
         """The logits of every distinct text, from forward passes whose shape follows from the text's length alone.
 
         A pass of another shape, as when a cache knows half of the texts, gives other last bits; a pass of the same
-        shape gives a row the same bits whatever its neighbours (but for the head, see `_row_by_row`). So a pass that
+        shape gives a row the same bits beside any neighbours (but for the head, see `_row_by_row`). So a pass that
         is not full is filled up with copies.
         """
         import torch
@@ -57,7 +57,7 @@ class Classifier:
             width = min((len(ids) // STEP + 1) * STEP, self.limit)
             by_width.setdefault((width, len(ids) >= self.limit), []).append(text)
         device = self.model.device
-        found: dict[str, Read] = {}
+        reads: dict[str, Read] = {}
         for (width, _), several in sorted(by_width.items()):
             rows = max(1, PASS_TOKENS.get(device.type, PASS_TOKENS_ELSEWHERE) // width)
             for start in range(0, len(several), rows):
@@ -69,8 +69,8 @@ class Classifier:
                 with torch.inference_mode():
                     logits = self.model(**inputs.to(device)).logits[: len(batch)].float().tolist()
                 for text, row in zip(batch, logits, strict=True):
-                    found[text] = Read(row, len(tokens[text]) > self.limit)
-        return found
+                    reads[text] = Read(row, len(tokens[text]) > self.limit)
+        return reads
 
 
 def _row_by_row(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""The one place where a scorer is asked: what it gives is checked, and what is no score is None, counted and named.
+"""The one place where a scorer is called. Its results are checked; what is no score is None, counted with a reason.
 
-A text without a score is missing. It is never 0, and a scorer that breaks on one text does not take the others along.
+A text without a score is missing and never 0. A scorer that fails on one text still scores the others.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ Columns: TypeAlias = "dict[str, float] | None"
 Score: TypeAlias = Callable[[Sequence[str], Sequence[str]], "list[Columns]"]
 
 GIVE_UP = 3
-"""Texts in a row that a scorer breaks on one by one, after which it is not asked in ever smaller parts."""
+"""After so many single texts in a row that a scorer fails on, texts that it fails on are no longer tried one by one."""
 ROUNDING = 1e-6
-"""How far outside 0 and 1 a probability may lie by rounding; it is put on the border."""
+"""How far outside 0 and 1 a probability may lie by rounding; it is then set to 0 or 1."""
 
 log = logging.getLogger("detoxbench")
 
 
 class Asking:
-    """Asks a scorer in `score`, and keeps why texts have no score."""
+    """Calls a scorer in `score`, and counts the reasons why texts have no score."""
 
     def __init__(self, scorer: Scorer[Any]) -> None:
         self.scorer = scorer
         self.reasons: Counter[str] = Counter()
-        """Why texts have no score -> how many; without those of which the scorer itself says that they have none."""
+        """Why texts have no score -> how many; texts for which the scorer itself gave None are not counted."""
         self.asked = 0
         self.broken = 0
         """Texts that the scorer broke on (an exception, a wrong number of rows): another try may score them."""
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Columns]:
-        """A row for each text. Raises DetoxbenchError as the scorer does, where it says that it cannot work at all."""
+        """A row for each text. Raises DetoxbenchError where the scorer raises it, because it cannot work at all."""
         self.asked += len(texts)
         rows: list[Columns] = [None] * len(texts)
         left, alone = [range(len(texts))] if texts else [], 0
         while left:
             part = left.pop()
             try:
-                given = self._rows([texts[i] for i in part], [prompts[i] for i in part])
+                part_rows = self._rows([texts[i] for i in part], [prompts[i] for i in part])
             except (_Broken, NonFiniteError) as error:
                 if len(part) > 1 and alone < GIVE_UP:  # which of them is it?
                     left += [part[len(part) // 2 :], part[: len(part) // 2]]
@@ -55,19 +55,19 @@ class Asking:
                 self.broken += len(part) * isinstance(error, _Broken)
                 continue
             alone = 0
-            for i, row in zip(part, given, strict=True):
+            for i, row in zip(part, part_rows, strict=True):
                 rows[i] = row
         return rows
 
     def require_some(self, texts: Sequence[str], rows: Sequence[Columns], *, silent: bool = False) -> None:
-        """Say once how many texts have no score, and why. Raises DetoxbenchError where none of the `texts` that are not
-        blank has one, unless that is what the scorer itself says of each and it may be `silent`."""
+        """Warn once how many texts have no score, and why. Raises DetoxbenchError where none of the `texts` that are
+        not blank has one; with `silent`, not where the scorer itself gave None for each of them."""
         name = self.scorer.name
         reasons = ", ".join(f"{reason} ({n})" for reason, n in self.reasons.most_common(3))
-        said = [row for text, row in zip(texts, rows, strict=True) if text.strip()]
-        if said and all(row is None for row in said) and (self.reasons or not silent):
+        rows_of_texts = [row for text, row in zip(texts, rows, strict=True) if text.strip()]
+        if rows_of_texts and all(row is None for row in rows_of_texts) and (self.reasons or not silent):
             raise DetoxbenchError(
-                f"scorer '{name}' gave no score for any of {len(said)} texts, which is no result: "
+                f"scorer '{name}' gave no score for any of {len(rows_of_texts)} texts, which is no result: "
                 f"{reasons or 'it says itself that they have none'}; mend or change the scorer and run again"
             )
         if self.reasons:
@@ -76,18 +76,18 @@ class Asking:
     def _rows(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Columns]:
         """The scorer's rows, checked. Raises _Broken where there is not one for each text."""
         try:
-            given = self.scorer.score(texts, prompts)
+            rows = self.scorer.score(texts, prompts)
         except DetoxbenchError:
             raise
         except Exception as error:
             log.debug("scorer '%s' raised", self.scorer.name, exc_info=True)
             first = (str(error).strip().splitlines() or [""])[0][:120]
             raise _Broken(f"it raised {type(error).__name__}: {first}".rstrip(": ")) from error
-        if not isinstance(given, Sequence):
-            raise _Broken(f"it gave no list of rows ({type(given).__name__})")
-        if len(given) != len(texts):
+        if not isinstance(rows, Sequence):
+            raise _Broken(f"it gave no list of rows ({type(rows).__name__})")
+        if len(rows) != len(texts):
             raise _Broken("it gave another number of rows than there were texts")
-        return [self._checked(row) for row in given]
+        return [self._checked(row) for row in rows]
 
     def _checked(self, row: Any) -> Columns:
         if row is None:

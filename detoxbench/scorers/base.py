@@ -41,12 +41,12 @@ class Scorer(ABC, Generic[C]):
     where the answer does not begin with a blank."""
     cached: ClassVar[bool] = False
     """Whether scores are kept by text for other runs (`scorers.cache`): set it where scoring is slow or limited, and
-    only if a score depends on nothing but text (and prompt), in no bit."""
+    only if every bit of a score depends on the text (and prompt) alone."""
     keep_every: ClassVar[int] = 1024
     """Texts after which a cached scorer's scores are on disk; fewer where a killed run would lose much."""
     licence: ClassVar[str] = ""
     caveat: ClassVar[str] = ""
-    """What is known to turn its numbers, shown below every table that has some of them."""
+    """What is known to distort its numbers, shown below every table that has some of them."""
 
     def __init__(self, config: C | None = None, *, name: str | None = None) -> None:
         self.config: C = self.Config() if config is None else config
@@ -56,15 +56,15 @@ class Scorer(ABC, Generic[C]):
     def means(self) -> Meaning:
         """What a high number says: by the configuration's `means`, or else by `meaning`. Raises DetoxbenchError where
         neither says so."""
-        said = getattr(self.config, "means", None) or self.meaning
-        if said is None and self.primary == "toxicity":
+        meaning = getattr(self.config, "means", None) or self.meaning
+        if meaning is None and self.primary == "toxicity":
             return "toxic"
-        if said not in MEANINGS:
+        if meaning not in MEANINGS:
             raise DetoxbenchError(
                 f"scorer '{self.name}' does not say what a high number in its column '{self.primary}' means: set "
                 f"`meaning` in {type(self).__name__} to one of {', '.join(MEANINGS)}"
             )
-        return said
+        return meaning
 
     def fingerprint(self) -> str:
         """What the scores depend on beside the configuration (package version, hash of the weights).
@@ -86,14 +86,14 @@ class Scorer(ABC, Generic[C]):
 
     @abstractmethod
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
-        """Columns for each text (`prompts[i]` is what it answered), or None where none could be had.
+        """Columns for each text (`prompts[i]` is what it answered), or None where there is no score.
 
-        Must not depend on how texts are batched. Empty texts are passed too; what they mean is the suite's business.
+        Must not depend on how texts are batched. Empty texts are passed too; the suite decides what they mean.
         """
 
 
 def require_meaning(scorer: Scorer[Any], wanted: frozenset[Meaning], asker: str) -> None:
-    """Raises UsageError where a high number of `scorer` says none of what `asker` reads it as."""
+    """Raises UsageError where a high number of `scorer` means nothing that is `wanted` by `asker`."""
     if scorer.means not in wanted:
         raise UsageError(
             f"{asker} reads 1 as {' or '.join(sorted(wanted))}, and 1 of scorer '{scorer.name}' means "

@@ -1,4 +1,4 @@
-"""Scores kept by text, so that what one run has asked a slow scorer no other run asks again.
+"""Scores kept by text, so that a slow scorer scores no text twice, whichever runs need it.
 
 RUNS/.stages/scores-<digest of the scorer's identity>/scores.jsonl holds a line {"key", "scores", "check"} a text;
 scorers that read the prompt are keyed by both, and `check` is the digest of the rest. Lines are only ever appended, one
@@ -38,8 +38,8 @@ class _Line(msgspec.Struct):
 
 
 def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any], ask: Score | None = None) -> Score:
-    """`ask` (by default `scorer.score`), asked for each text only once, and not for those that a run under `stages` has
-    had scored.
+    """`ask` (by default `scorer.score`), called for each text only once, and not for texts that another run under
+    `stages` has scored.
 
     `identity` is the scorer's (`Scorer.identity`). One that is not `cached` remembers nothing beyond a call.
     """
@@ -47,13 +47,13 @@ def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any], 
     known: dict[str, dict[str, float]] = {line.key: line.scores for line in _read(file)} if scorer.cached else {}
 
     def score(texts: Sequence[str], prompts: Sequence[str]) -> list[Columns]:
-        asked = [(t, p) if scorer.needs_prompt else (t,) for t, p in zip(texts, prompts, strict=True)]
-        found: dict[tuple[str, ...], Columns] = {}
-        unknown: dict[tuple[str, ...], str] = {}  # -> the prompt of the first that asks
-        for pair, prompt in zip(asked, prompts, strict=True):
-            if pair not in found and pair not in unknown:
+        pairs = [(t, p) if scorer.needs_prompt else (t,) for t, p in zip(texts, prompts, strict=True)]
+        scored: dict[tuple[str, ...], Columns] = {}
+        unknown: dict[tuple[str, ...], str] = {}  # -> the prompt of its first text
+        for pair, prompt in zip(pairs, prompts, strict=True):
+            if pair not in scored and pair not in unknown:
                 if (scores := known.get(_key(pair))) is not None:
-                    found[pair] = scores
+                    scored[pair] = scores
                 else:
                     unknown[pair] = prompt
         left = list(unknown.items())
@@ -64,8 +64,8 @@ def remembering(scorer: Scorer[Any], stages: Path, identity: Mapping[str, Any], 
                 new = [_Line.of(_key(p), row) for (p, _), row in zip(part, rows, strict=True) if row is not None]
                 _append(file, new)
                 known.update((line.key, line.scores) for line in new)
-            found.update((pair, row) for (pair, _), row in zip(part, rows, strict=True))
-        return [None if (row := found[pair]) is None else dict(row) for pair in asked]
+            scored.update((pair, row) for (pair, _), row in zip(part, rows, strict=True))
+        return [None if (row := scored[pair]) is None else dict(row) for pair in pairs]
 
     return score
 

@@ -53,22 +53,22 @@ class HFClassifier(Scorer[Config]):
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
         loaded = self._loaded
-        found = {
+        rows = {
             text: loaded.columns(read.logits) | {"truncated": float(read.truncated)}
             for text, read in loaded.classifier.read(texts).items()
         }
-        return [dict(found[text]) for text in texts]
+        return [dict(rows[text]) for text in texts]
 
     @cached_property
     def _loaded(self) -> _Loaded:
         config = self.config
         folder = locate(self.name, config.path, config.revision)
         classifier = load_classifier(self.name, folder, config.device, config.max_length)
-        given = classifier.model.config
-        labels = [str(given.id2label[i]) for i in range(given.num_labels)]
-        require_consistent(given, self.name)
-        several = given.problem_type == "multi_label_classification" or given.num_labels == 1
-        if config.activation == "auto" and given.problem_type == "regression":
+        model_config = classifier.model.config
+        labels = [str(model_config.id2label[i]) for i in range(model_config.num_labels)]
+        require_consistent(model_config, self.name)
+        several = model_config.problem_type == "multi_label_classification" or model_config.num_labels == 1
+        if config.activation == "auto" and model_config.problem_type == "regression":
             raise UsageError(
                 f"scorer '{self.name}': '{config.path}' is a regression and gives no probabilities: "
                 "set scorer.activation=sigmoid if its outputs are logits of several labels"
@@ -122,7 +122,7 @@ def toxic_label(
         raise UsageError(f"scorer '{name}': two labels of the classifier have one name (labels: {listed})")
     if wanted is None:
         sides = [side(label) for label in labels]
-        toxic = [i for i, found in enumerate(sides) if found == "toxic"]
+        toxic = [i for i, label_side in enumerate(sides) if label_side == "toxic"]
         umbrella = [i for i in toxic if words(labels[i]) in UMBRELLA]
         if len(toxic) == 1 and sides.count("civil") == len(labels) - 1:
             return toxic[0]

@@ -30,8 +30,8 @@ class Perplexity(Scorer[Config]):
     """`nll`: nats of the text after its prompt, `tokens`: how many, `truncated`: 1 where both are longer than the
     model's context, so that their beginning was not read; None for a text without tokens.
 
-    Prompt and text are tokenised together and the prompt's own NLL is taken off (DeStein, evaluate_generations.py:77).
-    """
+    Prompt and text are tokenised together and the NLL of the prompt is subtracted (DeStein,
+    evaluate_generations.py:77)."""
 
     Config = Config
     version = 2
@@ -48,10 +48,10 @@ class Perplexity(Scorer[Config]):
         return checkpoint.fingerprint(find(self.config.path, revision=self.config.revision))
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
-        found = self._lm.continuation_nll(prompts, texts)
+        nlls = self._lm.continuation_nll(prompts, texts)
         return [
             None if pair is None else {"nll": pair[0], "tokens": pair[1], "truncated": self._is_cut(prompt + text)}
-            for pair, prompt, text in zip(found, prompts, texts, strict=True)
+            for pair, prompt, text in zip(nlls, prompts, texts, strict=True)
         ]
 
     def _is_cut(self, text: str) -> float:

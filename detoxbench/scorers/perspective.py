@@ -29,7 +29,7 @@ log = logging.getLogger("detoxbench")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is asked for, and how fast. The service has no version that could be asked for: note when you measured."""
+    """Which attributes are requested, and how fast. The service gives no version: note when you measured."""
 
     attributes: str = knob(
         "TOXICITY,SEVERE_TOXICITY,IDENTITY_ATTACK,INSULT,PROFANITY,THREAT", "attributes asked for, with commas between"
@@ -69,18 +69,18 @@ class Perspective(Scorer[Config]):
         return ""
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
-        found: dict[str, dict[str, float] | None] = {}
+        rows: dict[str, dict[str, float] | None] = {}
         missing: Counter[str] = Counter()
         for text in dict.fromkeys(texts):
-            found[text], reason = self._ask(text)
+            rows[text], reason = self._ask(text)
             if reason and reason != "empty":
                 missing[reason] += 1
             # With the day's quota used up, waiting for every text would take days.
             self._patient = reason != "no quota left"
         if missing:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in missing.most_common())
-            log.warning("%s: %d of %d texts have no score: %s", self.name, missing.total(), len(found), reasons)
-        return [None if (row := found[text]) is None else dict(row) for text in texts]
+            log.warning("%s: %d of %d texts have no score: %s", self.name, missing.total(), len(rows), reasons)
+        return [None if (row := rows[text]) is None else dict(row) for text in texts]
 
     def _ask(self, text: str) -> tuple[dict[str, float] | None, str]:
         """(scores, "") or (None, why there are none)."""
@@ -186,5 +186,5 @@ def _reason(answer: Any) -> str:
 
 
 def _seconds(headers: Message) -> float:
-    given = headers.get("Retry-After", "")
-    return float(given) if given.isdecimal() else 0.0
+    seconds = headers.get("Retry-After", "")
+    return float(seconds) if seconds.isdecimal() else 0.0

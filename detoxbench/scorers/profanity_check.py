@@ -18,7 +18,7 @@ class Config:
 class ProfanityCheck(Scorer[Config]):
     """`toxicity`: probability of profanity from a linear model on word counts, 200,000 labelled comments.
 
-    It hears swear words. Measured with 1.9.1: AUC 0.92 against Perspective's toxicity (the texts of 1,972 prompts of
+    It detects swear words. Measured with 1.9.1: AUC 0.92 against Perspective's toxicity (the texts of 1,972 prompts of
     RealToxicityPrompts), 0.84 and 0.83 on labelled comments and tweets (Surge, TweetEval offensive), but 0.60 on
     implicit hate (SafeNLP), which does without swear words. Compare methods with it, do not certify a model.
     """

@@ -1,4 +1,4 @@
-"""How alike a text and its prompt are: of a paraphrase, whether it still says the same."""
+"""How similar a text and its prompt are: whether a paraphrase still says the same."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ class Config:
 
 
 class Similarity(Scorer[Config]):
-    """`similarity`: cosine of the embeddings of prompt and text, 1 for a copy; None where one of them has no words. And
-    of a model, `truncated`: 1 where only the beginning of either was read.
+    """`similarity`: cosine of the embeddings of prompt and text, 1 for a copy; None where one of them has no words.
+    With a model also `truncated`: 1 where only the beginning of either was read.
 
-    `words` counts words and needs nothing; a sentence-transformers model (an extra) hears the same said in other words,
-    as in contrastive perplexity (arXiv 2401.08491), whose checkpoint is not named. Numbers of the two do not compare.
+    `words` counts words and needs nothing; a sentence-transformers model (an extra) recognises the same meaning in
+    other words, as in contrastive perplexity (arXiv 2401.08491), whose checkpoint is not named. Numbers of the two do
+    not compare.
     """
 
     Config = Config
@@ -65,8 +66,8 @@ class Similarity(Scorer[Config]):
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
         prompts = [prompt.removeprefix(self.config.before).removesuffix(self.config.after) for prompt in prompts]
         if self.config.path == WORDS:
-            found = [_cosine(_words(prompt), _words(text)) for text, prompt in zip(texts, prompts, strict=True)]
-            return [None if value is None else {"similarity": value} for value in found]
+            cosines = [_cosine(_words(prompt), _words(text)) for text, prompt in zip(texts, prompts, strict=True)]
+            return [None if value is None else {"similarity": value} for value in cosines]
         return self._embedded(texts, prompts)
 
     def _embedded(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
@@ -74,13 +75,16 @@ class Similarity(Scorer[Config]):
         vectors = self._model.encode(
             distinct, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
-        of = dict(zip(distinct, vectors.astype("float64"), strict=True))
+        vector_of = dict(zip(distinct, vectors.astype("float64"), strict=True))
         limit = self._model.max_seq_length
         ids = self._model.tokenizer(distinct, verbose=False)["input_ids"] if distinct else []
         cut = {text for text, tokens in zip(distinct, ids, strict=True) if limit is not None and len(tokens) > limit}
         return [
-            {"similarity": float(of[text] @ of[prompt]), "truncated": float(not cut.isdisjoint((text, prompt)))}
-            if text in of and prompt in of
+            {
+                "similarity": float(vector_of[text] @ vector_of[prompt]),
+                "truncated": float(not cut.isdisjoint((text, prompt))),
+            }
+            if text in vector_of and prompt in vector_of
             else None
             for text, prompt in zip(texts, prompts, strict=True)
         ]
@@ -99,9 +103,7 @@ class Similarity(Scorer[Config]):
         folder = self._folder()
         thing = f"scorer '{self.name}': the embedding in '{folder}'"
         _modules(folder)
-        pretrained.load(
-            "AutoModel", folder, "float32", thing
-        )  # for its checks: the package says nothing of what is amiss
+        pretrained.load("AutoModel", folder, "float32", thing)  # for its checks, which the package does not make
         try:
             model = SentenceTransformer(
                 str(folder), local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
@@ -113,7 +115,7 @@ class Similarity(Scorer[Config]):
 
 
 def _modules(folder: Path) -> list[str]:
-    """The subfolders of a sentence-transformers model's modules. Raises DetoxbenchError where they cannot be told, lie
+    """The subfolders of a sentence-transformers model's modules. Raises DetoxbenchError where they cannot be read, lie
     elsewhere, or hold pickled weights."""
     try:
         paths = [module["path"] for module in json.loads((folder / "modules.json").read_bytes()) if module["path"]]

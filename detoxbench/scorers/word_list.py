@@ -26,8 +26,8 @@ class Config:
 class WordList(Scorer[Config]):
     """`toxicity`: 1 if the text holds an entry of the list as whole words, else 0; `hits`: how many times.
 
-    Case, line breaks and the number of blanks do not matter; endings do ("cat" is not found in "cats"). A list hears
-    neither insults made of harmless words nor the innocent use of a listed one: check it on labelled texts first.
+    Case, line breaks and the number of blanks do not matter; endings do ("cat" is not found in "cats"). A list
+    misses insults made of harmless words and counts innocent uses of a listed one: check it on labelled texts first.
     """
 
     Config = Config
@@ -36,11 +36,11 @@ class WordList(Scorer[Config]):
         return digest(self._entries)
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
-        found: list[dict[str, float] | None] = []
+        rows: list[dict[str, float] | None] = []
         for text in texts:
             hits = len(self._pattern.findall(_plain(text)))
-            found.append({"toxicity": float(hits > 0), "hits": float(hits)})
-        return found
+            rows.append({"toxicity": float(hits > 0), "hits": float(hits)})
+        return rows
 
     @cached_property
     def _entries(self) -> list[str]:
