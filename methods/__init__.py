@@ -1,4 +1,4 @@
-"""The methods, a file each, found by name through their entry points; third parties' methods are found alike.
+"""The methods, a file each, found by name through their entry points, as methods of third parties are.
 
 names()                        registered names, sorted
 get("destein")                 the class

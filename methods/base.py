@@ -57,15 +57,16 @@ class Method(ABC, Generic[C]):
         return frozenset()
 
     def fingerprints(self) -> Mapping[str, str]:
-        """What its numbers depend on beside configuration, seed and fit data, such as files that the configuration
-        names: name -> digest. Part of the identity; asked before anything is loaded.
+        """What its numbers depend on in addition to configuration, seed and fit data, such as files that the
+        configuration names: name -> digest. Part of the identity; asked before anything is loaded.
 
         Raises DetoxbenchError where something is missing or cannot work, naming the remedy.
         """
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """What its numbers depend on beside seed and fit data, as it stands in run.json. Raises as `fingerprints`."""
+        """What its numbers depend on in addition to seed and fit data, as it stands in run.json. Raises as
+        `fingerprints`."""
         config: Any = self.config
         return {"name": self.name, "version": self.version, "config": identity(config), **self.fingerprints()}
 
@@ -76,14 +77,14 @@ class Method(ABC, Generic[C]):
     def fit_many(self, lm: LanguageModel, records: Sequence[FitData], wanted: Sequence[int]) -> Iterator[Intervention]:
         """PER_RECORD: one intervention for each of the `wanted` among all `records`, in that order.
 
-        Each is fitted when it is asked for, and the model is as found whenever one is handed out. What is yielded for a
-        record must not depend on which others are wanted: a run that goes on wants only what is left.
+        Each is fitted when the iterator reaches it, and the model is as found whenever one is yielded. The result for a
+        record must not depend on which other records are wanted: a resumed run wants only the remaining ones.
         """
         for i in wanted:
             yield self.fit(lm, records[i])
 
     def controls(self) -> Sequence[C]:
-        """Configurations of this method without which its row misleads; like the base model, they are run beside it."""
+        """Configurations without which this method's row misleads; like the base model, they are run beside it."""
         return ()
 
     def examples(self, data: FitData) -> int:

@@ -160,15 +160,7 @@ class ContrastivePerplexity(Method[Config]):
             after = self._scores(lm, score, compare)
         texts = before.shape[1]
         tokens = torch.stack([batch["attention_mask"].sum(1)[:texts] - 1 for batch in compare])  # [anchors, texts]
-        info = {
-            "anchors": len(pools),
-            "anchors_dropped": pools.dropped,
-            "cut_texts": pools.cut,
-            **compared(before, after, tokens, config.positives),
-            "losses": list(trained.losses),
-            "gradient_norms": list(trained.gradient_norms),
-            **{measure: list(values) for measure, values in trained.measures.items()},
-        }
+        info = _diagnostics(pools, trained, compared(before, after, tokens, config.positives))
         _warn(info, config)
         return dataclasses.replace(intervention, info=info)
 
@@ -181,12 +173,12 @@ class ContrastivePerplexity(Method[Config]):
         import torch
 
         texts = self.config.positives + self.config.negatives
-        found = []
+        scores = []
         with torch.inference_mode():
             for batch in track(batches, f"{self.name}: measuring"):
                 s = score(lm.model, {k: v.to(lm.device) for k, v in batch.items()})
-                found.append(s[:texts].double().cpu())
-        return torch.stack(found)
+                scores.append(s[:texts].double().cpu())
+        return torch.stack(scores)
 
     def _trained(self, lm: LanguageModel, score: Score, pools: Pools) -> Adapter:
         """A LoRA that lowers `cp_loss` of the anchors of `pools`."""
@@ -202,27 +194,40 @@ class ContrastivePerplexity(Method[Config]):
         )  # fmt: skip
 
 
+def _diagnostics(pools: Pools, trained: Adapter, comparison: Mapping[str, float]) -> dict[str, Any]:
+    """What is recorded of a fit; `comparison` is of the same texts before and after training."""
+    return {
+        "anchors": len(pools),
+        "anchors_dropped": pools.dropped,
+        "cut_texts": pools.cut,
+        **comparison,
+        "losses": list(trained.losses),
+        "gradient_norms": list(trained.gradient_norms),
+        **{measure: list(values) for measure, values in trained.measures.items()},
+    }
+
+
 def _warn(info: Mapping[str, Any], config: Config) -> None:
     share, gap = info["anchors_with_likelier_negatives"], info["nll_gap_before"]
     mass = info["toxic_mass_before"], info["toxic_mass_after"]
     rise = info["nll_positives_after"] - info["nll_positives_before"]
-    found = []
+    messages = []
     if mass[1] > mass[0]:
-        found.append(
+        messages.append(
             f"training has made the toxic texts likelier against the civil ones ({mass[0]:.1%} to {mass[1]:.1%} of "
             "their probability): set method.distance=hinge or lower method.learning_rate"
         )
     elif config.distance == "abs" and (share >= 0.5 or gap < 0):
-        found.append(
+        messages.append(
             f"before training, the toxic texts of {share:.0%} of the anchors are likelier than the civil ones (mean "
             f"gap {gap:+.2f} nats a token), and this loss makes such texts likelier still: set method.distance=hinge"
         )
     if rise > COLLAPSE:
-        found.append(
+        messages.append(
             f"training has raised the NLL of the civil texts by {rise:.2f} nats a token, a sign of collapse: lower "
             "method.learning_rate"
         )
-    for message in found:
+    for message in messages:
         warnings.warn(message, stacklevel=3)
 
 
@@ -235,10 +240,10 @@ def cp_loss(seq_nll: Tensor, group: Tensor, role: Tensor, config: Config) -> Ten
         paper    -beta log( sum_P e^-d / (sum_P e^-d + alpha sum_N e^-d + sum_R e^-d) )
     """
     d, member = _distances(seq_nll, group, role, config), _members(group)
-    if config.terms != "both":  # whatever the objective: log softmax has no halves
+    if config.terms != "both":  # under either objective: log softmax cannot be split into the two
         side, sign = (POSITIVE, -1) if config.terms == "positives" else (NEGATIVE, 1)
-        kept = (-d).expand(len(member), -1).masked_fill(~(member & (role == side)), -math.inf)
-        return config.beta * sign * kept.logsumexp(1).mean()
+        on_side = (-d).expand(len(member), -1).masked_fill(~(member & (role == side)), -math.inf)
+        return config.beta * sign * on_side.logsumexp(1).mean()
     if config.objective == "paper":
         nearness = (-d).where(role != NEGATIVE, -d + (math.log(config.alpha) if config.alpha else -math.inf))
         every = nearness.expand(len(member), -1).masked_fill(~member, -math.inf)
@@ -265,8 +270,8 @@ def _centroids(score: Tensor, group: Tensor, role: Tensor, config: Config) -> Te
     positive = role == POSITIVE
     if config.centroid == "batch":
         return score[positive].mean().expand(len(score))
-    of = _members(group) & positive
-    return ((score * of).sum(1) / of.sum(1))[group]
+    members = _members(group) & positive  # [anchors, rows]
+    return ((score * members).sum(1) / members.sum(1))[group]
 
 
 def _distances(seq_nll: Tensor, group: Tensor, role: Tensor, config: Config) -> Tensor:

@@ -135,8 +135,8 @@ class DeStein(Method[Config]):
         toxic, civil, cut_texts = self._activations(lm, sites, self._draw(pairs))
         info |= {"pairs": toxic.shape[1], "cut_texts": cut_texts}
         # 3. The direction of each site, [sites, width], that the shift runs against.
-        directions, told = self._directions(lm, toxic, civil)
-        info |= told
+        directions, diagnostics = self._directions(lm, toxic, civil)
+        info |= diagnostics
         steered = list(zip(sites, directions, strict=True))
         return Intervention(
             method=self.name,
@@ -163,16 +163,16 @@ class DeStein(Method[Config]):
 
     def _directions(self, lm: LanguageModel, toxic: Tensor, civil: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """z [sites, width] = mean over pairs of toxic - civil, times the weights of the heads, of length 1 where it is
-        subtracted on a sphere; and what is worth recording. `toxic` and `civil` are [sites, pairs, width]."""
+        subtracted on a sphere; and diagnostics. `toxic` and `civil` are [sites, pairs, width]."""
         z = (toxic - civil).mean(1)  # released: the sum, which is one after normalising
-        told: dict[str, Any] = {"direction_norm": z.norm(dim=-1).tolist()}
+        diagnostics: dict[str, Any] = {"direction_norm": z.norm(dim=-1).tolist()}
         if self.config.head_weight != "none":
             weight, probed = self._head_weights(lm, toxic, civil)  # [sites, heads]
-            told |= probed
+            diagnostics |= probed
             z = z.double() * weight.repeat_interleave(z.shape[1] // weight.shape[1], dim=1)
         if self.config.fusion != "additive":
             z = z / z.norm(dim=-1, keepdim=True).clamp(min=_EPS)
-        return z.float(), told
+        return z.float(), diagnostics
 
     def _biases(self, lm: LanguageModel, steered: Sequence[tuple[str, Tensor]]) -> list[Weight]:
         """The constant shift of each site as a bias of its linear map."""
@@ -208,7 +208,7 @@ class DeStein(Method[Config]):
         return [Pair(clean(self.config.toxic_prefix + t), clean(self.config.civil_prefix + c)) for t, c in drawn]
 
     def _head_weights(self, lm: LanguageModel, toxic: Tensor, civil: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Weights [sites, heads] by the heads' probes, and what is worth recording of them.
+        """Weights [sites, heads] by the heads' probes, and diagnostics of the probes.
 
         At post_proj, as in the released code, a head's slice is of the projected vector and not the head itself.
         """
@@ -226,12 +226,12 @@ class DeStein(Method[Config]):
             log.warning("probe accuracies are coarse: %d validation rows, steps of %.3g", rows, 1 / rows)
         heads = lm.architecture.heads
         accuracy = head_probes(toxic, civil, heads, train=train, seed=self.seed, description="DeStein: probes")
-        found = {"probe_accuracy_mean": accuracy.mean(1).tolist(), "probe_validation_rows": rows}
+        diagnostics = {"probe_accuracy_mean": accuracy.mean(1).tolist(), "probe_validation_rows": rows}
         if self.config.head_weight == "topk":
             # Of equal heads the first ones; the released order (probs.py:82-84) is that of an unstable sort.
             best = accuracy.flatten().argsort(descending=True, stable=True)[: self.config.top_heads]
-            return torch.zeros(accuracy.numel()).double().index_fill(0, best, 1).reshape(accuracy.shape), found
-        return accuracy + (self.config.head_weight == "one_plus_acc"), found
+            return torch.zeros(accuracy.numel()).double().index_fill(0, best, 1).reshape(accuracy.shape), diagnostics
+        return accuracy + (self.config.head_weight == "one_plus_acc"), diagnostics
 
     def _through(self, lm: LanguageModel, site: str, z: Tensor) -> Tensor:
         """What a shift z of the site becomes behind its linear map, [out]."""
@@ -252,7 +252,7 @@ def sphere(x: Tensor, tensors: Mapping[str, Tensor], params: Mapping[str, Any]) 
     norms = full.norm(dim=-1, keepdim=True)
     unit = full / norms.clamp(min=_EPS)
     u = unit - params["alpha"] * _gate(unit, away, params) * away
-    # Each slice that is left becomes a unit vector, so that their number tells how long all are together.
+    # Each remaining slice becomes a unit vector, so their number gives the length of all together.
     lengths = u.norm(dim=-1, keepdim=True)
     turned = lengths > params.get("eps", _EPS)
     whole = norms.norm(dim=-2, keepdim=True) / turned.sum(-2, keepdim=True).clamp(min=1).sqrt()

@@ -161,19 +161,19 @@ class DINM(Method[Config]):
         if self.config.relocate == "first_record" and self.config.num_steps and not layers:
             (distances,) = self.distances(lm, (records[0].edit_records or ())[:1], [{}])
             layers = (distances.index(max(distances)),)
-        made: dict[int, list[Intervention]] = {}
+        fitted: dict[int, list[Intervention]] = {}
         for i in wanted:  # batches are cut from all records, so that the batch of one does not depend on `wanted`
-            if i // size not in made:
-                made = {i // size: self._fitted(lm, records[i // size * size :][:size], layers)}
-            yield made[i // size][i % size]
+            if i // size not in fitted:
+                fitted = {i // size: self._fitted(lm, records[i // size * size :][:size], layers)}
+            yield fitted[i // size][i % size]
 
     def _fitted(self, lm: LanguageModel, data: Sequence[FitData], layers: tuple[int, ...]) -> list[Intervention]:
         """An intervention for each of `data`, all edited in one batch, at the same or each at its located layer."""
         config = self.config
         for each in data:
             each.require(self.needs, self.name)
-            if config.num_steps and config.instance + config.edits > (given := len(each.edit_records or ())):
-                raise DetoxbenchError(f"method.instance and .edits exceed the {given} records of fit.edit_records")
+            if config.num_steps and config.instance + config.edits > (available := len(each.edit_records or ())):
+                raise DetoxbenchError(f"method.instance and .edits exceed the {available} records of fit.edit_records")
         edited: list[_Parameters] = [{} for _ in data]
         logs: list[list[dict[str, Any]]] = [[] for _ in data]
         for k in range(config.edits if config.num_steps else 0):
@@ -272,7 +272,7 @@ class DINM(Method[Config]):
         space = "  " if self.config.double_space else " "
         texts = [self._tokens(lm, record.prompt, space, record.safe, " ") for record in records]
         labels = [[IGNORED if token == _end(lm) else token for token in text.answer] for text in texts]
-        # The logits of a position tell the next token, so a response's begin one position before it.
+        # The logits of a position predict the next token, so a response's begin one position before it.
         wanted = [range(len(t.ids) - 1 - len(t.answer), len(t.ids) - 1) for t in texts]
         forward = CachedPrefixForward(lm, [(t.ids, w) for t, w in zip(texts, wanted, strict=True)], modules)
         return _EditBatch(forward, [torch.tensor(y, device=lm.device) for y in labels], [t.cut for t in texts])
@@ -364,7 +364,9 @@ def _edit_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
     import torch
     from torch.nn.functional import cross_entropy
 
-    return torch.stack([cross_entropy(given, y, ignore_index=IGNORED) for given, y in zip(logits, labels, strict=True)])
+    return torch.stack(
+        [cross_entropy(row_logits, y, ignore_index=IGNORED) for row_logits, y in zip(logits, labels, strict=True)]
+    )
 
 
 def _constraint_loss(log_p: Sequence[Tensor], log_q: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ext-Sub (Hu et al., 2023): subtract from an expert LoRA what makes an anti-expert deficient, and only that.
+"""Ext-Sub (Hu et al., 2023): subtract from an expert LoRA only the part that makes an anti-expert deficient.
 
 The released operation (HITsz-TMG/Ext-Sub @ ffab8fd, ext_sub.py:178-193) works on rows of the full d x d products. For
 every row it equals, exactly,
@@ -38,7 +38,7 @@ log = logging.getLogger("detoxbench")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(LoraConfig):
-    """The operation on the two adapters, how they are trained, and what is true to the released code."""
+    """The operation on the two adapters, how they are trained, and what follows the released code."""
 
     expert: str | None = runtime(
         None, "existing PEFT adapter (folder or hub id) that is the expert; null trains one on civil instructions"
@@ -118,15 +118,15 @@ class ExtSub(Method[Config]):
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         data.require(self.needs, self.name)
-        given = {which: peft_io.read(path, lm) for which, path in self._sides() if path is not None}
-        bases = sorted({adapter.base for adapter in given.values() if adapter.base})
+        given_adapters = {which: peft_io.read(path, lm) for which, path in self._sides() if path is not None}
+        bases = sorted({adapter.base for adapter in given_adapters.values() if adapter.base})
         if len({name.rstrip("/").rpartition("/")[2].casefold() for name in [*bases, lm.name]}) > 1:
             log.warning("the adapters name the base model %s; this is %s", " and ".join(bases), lm.name)
         sides: dict[str, Mapping[str, Lora | Ia3 | PrefixTuning]] = {"expert": {}, "anti_expert": {}}
         seen: dict[str, Any] = {}
         for which, path in self._sides():
             if path is not None:
-                sides[which] = given[which].modules
+                sides[which] = given_adapters[which].modules
                 continue
             expert = which == "expert"
             adapter = train_lora(
@@ -138,7 +138,7 @@ class ExtSub(Method[Config]):
             )
             sides[which] = {name.removesuffix(".weight"): Lora(w.a, w.b) for name, w in adapter.deltas.items()}
             seen |= {f"{which}_losses": list(adapter.losses), f"{which}_cut_texts": adapter.cut_texts}
-        dtype = given["expert"].dtype if "expert" in given else "float32"
+        dtype = given_adapters["expert"].dtype if "expert" in given_adapters else "float32"
         parts, info = _combined(lm, sides["expert"], sides["anti_expert"], self.config, dtype)
         return Intervention(method=self.name, base=lm.fingerprint, info={**seen, **info}, **parts)
 
@@ -231,8 +231,8 @@ def _result(w1: LowRank, w2: LowRank, rho: Tensor, zero: Tensor, config: Config)
 
 def _rows(w1: LowRank, w2: LowRank, *, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(|w1|, |w2|, cosine) of each row, or of the `whole` matrix for every row; float64 [rows]."""
-    found = w1.row_dots(w1).clamp(min=0), w2.row_dots(w2).clamp(min=0), w1.row_dots(w2)
-    one, two, dot = (values.sum().expand_as(values) for values in found) if whole else found
+    dots = w1.row_dots(w1).clamp(min=0), w2.row_dots(w2).clamp(min=0), w1.row_dots(w2)
+    one, two, dot = (values.sum().expand_as(values) for values in dots) if whole else dots
     norms = (one * two).sqrt()
     return one.sqrt(), two.sqrt(), (dot / norms.where(norms > 0, 1.0)).clamp(-1, 1)
 

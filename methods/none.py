@@ -1,4 +1,4 @@
-"""The base model as it is: the row that every other is compared with."""
+"""The base model without a change: every other row of a table is compared with it."""
 
 from __future__ import annotations
 

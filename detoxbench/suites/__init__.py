@@ -1,4 +1,4 @@
-"""What is asked of a model, and which metrics are read off its answers: a file a suite, found as methods are."""
+"""Suites: the prompts for a model, and the metrics of its answers. One file each, found as methods are."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from detoxbench.records import Measure, Sample, Scored, by_cluster
 
 R = TypeVar("R")
 EMBEDDED_SEED = 0
-"""Seed of the embedded questions. Fixed: every run is asked the same."""
+"""Seed of the embedded questions. It is fixed, so that every run gets the same ones."""
 
 
 def read(
@@ -32,14 +32,14 @@ def read(
 
 
 def first_of_each(records: Iterable[R], part: Callable[[R], Hashable], limit: int | None) -> list[R]:
-    """The first `limit` records of each part, in their order: files are sorted by part, so a plain limit takes one."""
+    """The first `limit` records of each part, in their order. Files are often sorted by part."""
     seen: Counter[Hashable] = Counter()
-    found = []
+    chosen = []
     for record in records:
         seen[part(record)] += 1
         if limit is None or seen[part(record)] <= limit:
-            found.append(record)
-    return found
+            chosen.append(record)
+    return chosen
 
 
 def measure(
@@ -58,7 +58,7 @@ def measure(
 
 
 def main_score(sample: Sample, scored: Scored, primary: str) -> float | None:
-    """The main scorer's number; an empty text has none, whatever the scorer says of it (Perspective refuses it too)."""
+    """The main scorer's number; None for an empty text, even if the scorer gives one (Perspective gives none)."""
     columns = scored.scores.get("main")
     return columns.get(primary) if columns and sample.text.strip() else None
 
@@ -70,7 +70,7 @@ def refusal_of(sample: Sample, scored: Scored) -> float | None:
 
 
 def degenerate_share(samples: Sequence[Sample], scores: Sequence[Scored]) -> list[Measure]:
-    """Share of broken texts, when a scorer can tell: [] or one measure. On such texts a safety score means nothing."""
+    """Share of broken texts, if a scorer marks them: [] or one measure. On such texts a safety score means nothing."""
     values = [
         (sample.record, next((c["degenerate"] for c in scored.scores.values() if c and "degenerate" in c), None))
         for sample, scored in zip(samples, scores, strict=True)

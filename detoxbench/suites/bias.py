@@ -36,11 +36,12 @@ class Bias(Suite[Config]):
 
     Groups are compared within a domain (gender, race, ...: a file of BOLD; hate or neutral prompts of ToxiGen). The
     largest gap is the highest minus the lowest mean toxicity of a group. It is above 0 even where nothing differs, the
-    more so the more groups and the fewer prompts there are, and its interval, which takes the two groups as given, does
-    not know: so chance_gap is what to expect of groups that are all alike. Toxic is above 0.5, strictly.
+    more so the more groups and the fewer prompts there are; its interval takes the two groups as given and does not
+    show this. So chance_gap is the gap to expect if all groups were alike. Toxic is above 0.5, strictly.
 
     Answers on one subject (in BOLD, a person) are one cluster where a group has at least suite.smallest subjects;
-    elsewhere (BOLD's religions have 1 to 22) every prompt is its own, and intervals speak of the same subjects.
+    elsewhere (BOLD's religions have 1 to 22) every prompt is a cluster of its own, and intervals are for the same
+    subjects.
 
     Continuations are whole: ToxiGen's own generation stops at the end of the list item, and leaves the two characters
     \\n in its prompts, where line breaks are meant and are put here. A blank at the end of BOLD's prompts is cut off,
@@ -64,10 +65,10 @@ class Bias(Suite[Config]):
         config = self.config
         if config.data == "embedded":
             stories = partial(questions.group_prompts, config.prompts, EMBEDDED_SEED)
-            found = read("embedded", None, readers.parse_group_prompts, stories)
+            prompts = read("embedded", None, readers.parse_group_prompts, stories)
         else:
-            found = readers.group_prompts(config.data)
-        chosen = first_of_each(enumerate(found, 1), lambda item: _group(item[1]), config.limit)
+            prompts = readers.group_prompts(config.data)
+        chosen = first_of_each(enumerate(prompts, 1), lambda item: _group(item[1]), config.limit)
         subjects = Counter(_group(p) for p in {(p.domain, p.group, p.subject): p for _, p in chosen}.values())
         return [
             Request(
@@ -85,7 +86,7 @@ class Bias(Suite[Config]):
         groups: dict[str, dict[str, list[Value]]] = {}
         for sample, value in zip(samples, values, strict=True):
             groups.setdefault(sample.kind, {}).setdefault(str(sample.tags["group"]), []).append(value)
-        found = _toxicity(values, primary, "", headline=True)
+        results = _toxicity(values, primary, "", headline=True)
         for domain, members in groups.items():
             suffix = f"_{domain}" if len(groups) > 1 else ""
             compared = {
@@ -94,12 +95,12 @@ class Bias(Suite[Config]):
                 if sum(score is not None for _, score in values) >= self.config.smallest
             }
             if len(compared) > 1:
-                found += [largest_gap(f"largest_gap{suffix}", compared), chance_gap(f"chance_gap{suffix}", compared)]
-        found += degenerate_share(samples, scores)
+                results += [largest_gap(f"largest_gap{suffix}", compared), chance_gap(f"chance_gap{suffix}", compared)]
+        results += degenerate_share(samples, scores)
         for domain, members in groups.items():
             for group, values in members.items():
-                found += _toxicity(values, primary, f"_{domain}/{group}", headline=False)
-        return found
+                results += _toxicity(values, primary, f"_{domain}/{group}", headline=False)
+        return results
 
 
 def _group(prompt: readers.GroupPrompt) -> str:
@@ -131,7 +132,7 @@ def largest_gap(name: str, groups: Mapping[str, Sequence[Value]]) -> Measure:
 
 
 def chance_gap(name: str, groups: Mapping[str, Sequence[Value]]) -> Measure:
-    """The largest gap to expect if all scores came from one distribution, whatever their groups.
+    """The largest gap to expect if the scores of all groups came from one distribution.
 
     The means of the groups are then about normal, with the scores' standard deviation over sqrt(n), and the expected
     range of such variables is the integral of 1 - prod F - prod (1 - F). One number for all clusters: no interval.

@@ -46,9 +46,9 @@ class HaluEval(Suite[Config]):
     def requests(self) -> list[Request]:
         config = self.config
         if config.data == "embedded":
-            found = [(q, right, wrong[0]) for q, right, wrong in questions.fact_pairs(EMBEDDED_SEED)]
+            records = [(q, right, wrong[0]) for q, right, wrong in questions.fact_pairs(EMBEDDED_SEED)]
         else:
-            found = readers.halueval(config.data)
+            records = readers.halueval(config.data)
         chat = config.template == "chat"
         return [
             Request(
@@ -59,7 +59,7 @@ class HaluEval(Suite[Config]):
                 chat=chat,
                 text=text if chat else f" {text}",
             )
-            for n, (question, right, wrong) in enumerate(found[: config.limit], 1)
+            for n, (question, right, wrong) in enumerate(records[: config.limit], 1)
             for side, text in (("right", right), ("wrong", wrong))
         ]
 

@@ -75,25 +75,25 @@ class LikelihoodUtility(Suite[Config]):
         by_kind: dict[str, list[Sample]] = {}
         for sample in samples:
             by_kind.setdefault(sample.kind, []).append(sample)
-        found = []
+        results = []
         if texts := by_kind.get("perplexity"):
-            found.append(perplexity("perplexity_token", [(s.record, nll_of(s), s.tokens) for s in texts]))
-            found.append(perplexity("perplexity_word", [(s.record, nll_of(s), len(s.text.split())) for s in texts]))
+            results.append(perplexity("perplexity_token", [(s.record, nll_of(s), s.tokens) for s in texts]))
+            results.append(perplexity("perplexity_word", [(s.record, nll_of(s), len(s.text.split())) for s in texts]))
         if texts := by_kind.get("lambada"):
             hits = [(s.record, float(bool(s.greedy))) for s in texts]
-            found.append(measure("lambada_accuracy", "higher", hits, unit="share", yes_no=True))
-            found.append(perplexity("lambada_perplexity", [(s.record, nll_of(s), 1) for s in texts]))
+            results.append(measure("lambada_accuracy", "higher", hits, unit="share", yes_no=True))
+            results.append(perplexity("lambada_perplexity", [(s.record, nll_of(s), 1) for s in texts]))
         for task in ("piqa", "facts"):
             if pairs := by_kind.get(task):
                 suffix = "_sum" if task == "piqa" else ""
-                found.append(right_share(f"{task}_accuracy{suffix}", pairs))
-                found.append(right_share(f"{task}_accuracy_per_token", pairs, nll_per_token, headline=task == "piqa"))
+                results.append(right_share(f"{task}_accuracy{suffix}", pairs))
+                results.append(right_share(f"{task}_accuracy_per_token", pairs, nll_per_token, headline=task == "piqa"))
         if pairs := by_kind.get("blimp"):
-            found.append(right_share("blimp_accuracy", pairs))
+            results.append(right_share("blimp_accuracy", pairs))
             for paradigm in dict.fromkeys(str(s.tags["paradigm"]) for s in pairs):
-                of = [s for s in pairs if s.tags["paradigm"] == paradigm]
-                found.append(right_share(f"blimp_accuracy_{paradigm}", of, headline=False))
-        return found
+                inside = [s for s in pairs if s.tags["paradigm"] == paradigm]
+                results.append(right_share(f"blimp_accuracy_{paradigm}", inside, headline=False))
+        return results
 
 
 def side_of(sample: Sample) -> str:
@@ -123,47 +123,47 @@ def pair(
 def _windows(config: Config) -> list[Request]:
     words = list(re.finditer(r"\S+", readers.read_text(config.data)))
     starts = range(0, len(words), config.window)
-    made = []
+    requests = []
     for n, i in enumerate(list(starts)[: config.limit], 1):
         part = words[i : i + config.window]
         text = part[0].string[part[0].start() : part[-1].end()]
-        made.append(Request(id=f"window/{n}", prompt="", record=str(n), kind="perplexity", text=text))
-    return made
+        requests.append(Request(id=f"window/{n}", prompt="", record=str(n), kind="perplexity", text=text))
+    return requests
 
 
 def _lambada(config: Config) -> list[Request]:
-    made = []
+    requests = []
     for n, text in enumerate(readers.parse_lambada(readers.rows(config.data))[: config.limit], 1):
         context, _, word = text.rpartition(" ")
-        made.append(Request(id=f"lambada/{n}", prompt=context, record=str(n), kind="lambada", text=f" {word}"))
-    return made
+        requests.append(Request(id=f"lambada/{n}", prompt=context, record=str(n), kind="lambada", text=f" {word}"))
+    return requests
 
 
 def _piqa(config: Config) -> list[Request]:
-    made = []
+    requests = []
     for n, (goal, solutions, label) in enumerate(readers.piqa(config.data)[: config.limit], 1):
         right, wrong = f" {solutions[label]}", f" {solutions[1 - label]}"
-        made += pair("piqa", str(n), f"Question: {goal}\nAnswer:", right, wrong)
-    return made
+        requests += pair("piqa", str(n), f"Question: {goal}\nAnswer:", right, wrong)
+    return requests
 
 
 def _blimp(config: Config) -> list[Request]:
     folder = Path(config.data).expanduser()
     files = sorted(map(str, folder.glob("*.jsonl"))) if folder.is_dir() else [config.data]
-    found = [(Path(file).stem, p) for file in files for p in readers.parse_blimp(readers.rows(file))[: config.limit]]
-    if not found:
+    pairs = [(Path(file).stem, p) for file in files for p in readers.parse_blimp(readers.rows(file))[: config.limit]]
+    if not pairs:
         raise DetoxbenchError(f"the folder '{config.data}' holds no .jsonl file")
-    made = []
-    for n, (stem, (good, bad, paradigm)) in enumerate(found, 1):
-        made += pair("blimp", str(n), "", good, bad, paradigm=paradigm or stem)
-    return made
+    requests = []
+    for n, (stem, (good, bad, paradigm)) in enumerate(pairs, 1):
+        requests += pair("blimp", str(n), "", good, bad, paradigm=paradigm or stem)
+    return requests
 
 
 def _embedded(limit: int | None) -> list[Request]:
-    made = [
+    requests = [
         Request(id=f"sentence/{n}", prompt="", record=f"sentence/{n}", kind="perplexity", text=text)
         for n, text in enumerate(questions.civil_sentences(100, EMBEDDED_SEED)[:limit], 1)
     ]
     for n, (question, right, wrong) in enumerate(questions.fact_pairs(EMBEDDED_SEED)[:limit], 1):
-        made += pair("facts", str(n), question, right, wrong[0], chat=True)
-    return made
+        requests += pair("facts", str(n), question, right, wrong[0], chat=True)
+    return requests

@@ -56,7 +56,7 @@ class Config:
     limit: int | None = runtime(None, "ask the first so many documents of each task", ge=1)
 
 
-class _Asked(NamedTuple):
+class _InstanceRequest(NamedTuple):
     """A request and the harness's instance that it stands for."""
 
     request: Request
@@ -85,26 +85,26 @@ class LMEval(Suite[Config]):
     needs_scorer = False
 
     def requests(self) -> list[Request]:
-        return [asked.request for _, found in self._asked for asked in found]
+        return [r.request for _, requests in self._requests_by_task for r in requests]
 
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
-        made = {sample.id: sample for sample in samples}
+        by_id = {sample.id: sample for sample in samples}
         by_task: dict[str, dict[tuple[str, str], Measure]] = {}
-        for task, found in self._asked:
+        for task, instances in self._requests_by_task:
             for instance in task.instances:
                 instance.resps = []
-            for request, instance in found:
-                if request.id not in made:
+            for request, instance in instances:
+                if request.id not in by_id:
                     raise DetoxbenchError(f"task '{task.task_name}' is no longer what was asked: {request.id} is new")
-                instance.resps.append(_response(instance, made[request.id]))
+                instance.resps.append(_response(instance, by_id[request.id]))
             with _quiet():
                 by_task[task.task_name] = _metrics(task)
         groups = list(self._loaded[1].values())
         inside = {child for group in groups if group.has_aggregation for child in _descendants(group)}
-        named = [(group.name, _aggregated(group, by_task)) for group in groups if group.has_aggregation]
+        of_groups = [(group.name, _aggregated(group, by_task)) for group in groups if group.has_aggregation]
         return [
             replace(metric, name=_name(name, key, [k for k in metrics if k[0] == key[0]]), headline=name not in inside)
-            for name, metrics in [*named, *by_task.items()]
+            for name, metrics in [*of_groups, *by_task.items()]
             for key, metric in metrics.items()
         ]
 
@@ -117,18 +117,18 @@ class LMEval(Suite[Config]):
         """The harness's tasks, with their requests built, and groups."""
         config = self.config
         unreachable = hub_unreachable() if config.tasks else ""
-        if unreachable:  # before datasets is imported: then only the cache is asked, with no retries
+        if unreachable:  # before datasets is imported: then only the cache is read, with no retries
             os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
         manager = _manager(config)
         tasks: dict[str, Any] = {}
         groups: dict[str, Any] = {}
         for spec in config.tasks or _embedded():
             with _quiet():
-                found = _load(manager, spec, unreachable)
-            if twice := tasks.keys() & found["tasks"].keys():
+                loaded = _load(manager, spec, unreachable)
+            if twice := tasks.keys() & loaded["tasks"].keys():
                 raise UsageError(f"suite.tasks names the task '{min(twice)}' twice: {', '.join(config.tasks or ())}")
-            tasks |= found["tasks"]
-            groups |= found["groups"]
+            tasks |= loaded["tasks"]
+            groups |= loaded["groups"]
         for name, task in tasks.items():
             _check(name, task)
             _set_examples(task, config.num_fewshot)
@@ -142,30 +142,30 @@ class LMEval(Suite[Config]):
         return list(tasks.values()), groups
 
     @cached_property
-    def _asked(self) -> list[tuple[Any, list[_Asked]]]:
-        return [(task, list(self._asked_of(task))) for task in self._loaded[0]]
+    def _requests_by_task(self) -> list[tuple[Any, list[_InstanceRequest]]]:
+        return [(task, list(self._requests_of(task))) for task in self._loaded[0]]
 
-    def _asked_of(self, task: Any) -> Iterator[_Asked]:
+    def _requests_of(self, task: Any) -> Iterator[_InstanceRequest]:
         from lm_eval import __version__
         from lm_eval.utils import handle_non_serializable
 
         settings = {k: v for k, v in task.dump_config().items() if k not in _PLACES}
         for instance in task.instances:
-            told = [__version__, str(task.VERSION), settings, instance.doc]
-            text = json.dumps(told, sort_keys=True, default=handle_non_serializable)
+            identity = [__version__, str(task.VERSION), settings, instance.doc]
+            text = json.dumps(identity, sort_keys=True, default=handle_non_serializable)
             key = digest(re.sub(r" at 0x[0-9a-f]+", "", text))  # what a function or object is printed with
             for k in range(instance.repeats or 1):
                 number = f"{instance.doc_id}/{instance.idx}" + (f"/{k}" if k else "")
-                prompt, given = _texts(instance, self._chat)
+                prompt, continuation = _texts(instance, self._chat)
                 request = Request(
                     id=f"{task.task_name}/{number}#{key}",
                     prompt=prompt,
                     record=f"{task.task_name}/{instance.doc_id}",
                     kind=task.task_name,
                     chat=self._chat and instance.request_type != "loglikelihood_rolling",
-                    text=given,
+                    text=continuation,
                 )
-                yield _Asked(request, instance)
+                yield _InstanceRequest(request, instance)
 
 
 _PLACES = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs"}
@@ -183,10 +183,10 @@ def _manager(config: Config) -> Any:
         raise DetoxbenchError("suite 'lm_eval' needs lm-eval: pip install 'detoxbench[lm_eval]'") from None
     if config.include and not Path(config.include).expanduser().is_dir():
         raise UsageError(f"suite.include='{config.include}' is no folder")
-    own = TaskManager(include_path=config.include and Path(config.include).expanduser(), include_defaults=False)
-    if set(config.tasks or ()) <= set(own.all_subtasks):
-        return own
-    return TaskManager(include_path=own.include_path) if config.include else _all_tasks()
+    custom = TaskManager(include_path=config.include and Path(config.include).expanduser(), include_defaults=False)
+    if set(config.tasks or ()) <= set(custom.all_subtasks):
+        return custom
+    return TaskManager(include_path=custom.include_path) if config.include else _all_tasks()
 
 
 @cache
@@ -222,25 +222,25 @@ def _check(name: str, task: Any) -> None:
         raise UsageError(f"task '{name}' runs code that the model writes, which this harness does not do")
     if getattr(task, "MULTIMODAL", False):
         raise UsageError(f"task '{name}' asks about images or sounds: choose tasks of text")
-    given = task.get_config("generation_kwargs") or {}
-    followed = {"until"} if given.get("do_sample") else {"until", "do_sample", "temperature", "top_p", "top_k"}
-    others = {key: value for key, value in given.items() if key not in followed}
-    if task.OUTPUT_TYPE == "generate_until" and others:
-        wanted = ", ".join(f"{key}={value}" for key, value in sorted(others.items()))
+    generation = task.get_config("generation_kwargs") or {}
+    followed = {"until"} if generation.get("do_sample") else {"until", "do_sample", "temperature", "top_p", "top_k"}
+    ignored = {key: value for key, value in generation.items() if key not in followed}
+    if task.OUTPUT_TYPE == "generate_until" and ignored:
+        wanted = ", ".join(f"{key}={value}" for key, value in sorted(ignored.items()))
         log.warning("task '%s' asks for %s: what is used is gen.* (max_gen_toks is gen.max_new_tokens)", name, wanted)
 
 
 def _set_examples(task: Any, number: int | None) -> None:
     """As lm_eval.simple_evaluate: a task that says 0 keeps it, and the examples are drawn with seed 1234."""
-    said = task.get_config("num_fewshot")
-    task.set_config(key="num_fewshot", value=said if number is None or said == 0 else number)
+    stated = task.get_config("num_fewshot")
+    task.set_config(key="num_fewshot", value=stated if number is None or stated == 0 else number)
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=1234)
 
 
 def _one_message(messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """What a chat template is given: the system's part and the question in one user message, which our engine wraps."""
+    """The text for a chat template: the system's part and the question in one user message, which our engine wraps."""
     if not add_generation_prompt:
         raise UsageError("begins the answer itself (gen_prefix), which no user message can: set suite.chat=false")
     return "\n\n".join(message["content"] for message in messages)
@@ -248,7 +248,7 @@ def _one_message(messages: Sequence[dict[str, str]], add_generation_prompt: bool
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness neither talks nor leaves another random state behind; its generators start as in simple_evaluate."""
+    """The harness logs nothing and changes no random state; its generators start as in simple_evaluate."""
     import numpy as np
 
     talk = logging.getLogger("lm_eval")
@@ -332,13 +332,13 @@ def _metrics(task: Any) -> dict[tuple[str, str], Measure]:
     for filtered in task.instances[0].filtered_resps:
         for number, instances in by_doc.items():
             instances.sort(key=lambda instance: instance.idx)
-            found = task.process_results(instances[0].doc, [i.filtered_resps[filtered] for i in instances])
-            for metric, value in found.items():
+            metrics = task.process_results(instances[0].doc, [i.filtered_resps[filtered] for i in instances])
+            for metric, value in metrics.items():
                 values.setdefault((metric, filtered), []).append((f"{task.task_name}/{number}", value))
-    return {key: _measure(task, key[0], found) for key, found in values.items()}
+    return {key: _measure(task, key[0], results) for key, results in values.items()}
 
 
-def _measure(task: Any, metric: str, found: Sequence[tuple[str, Any]]) -> Measure:
+def _measure(task: Any, metric: str, results: Sequence[tuple[str, Any]]) -> Measure:
     from lm_eval.api.metrics import mean
 
     higher = task.higher_is_better().get(metric)
@@ -347,16 +347,16 @@ def _measure(task: Any, metric: str, found: Sequence[tuple[str, Any]]) -> Measur
     unit: Literal["share", "number"] = "share" if metric in SHARES else "number"
     try:
         if aggregate is mean:
-            values = [(record, None if math.isnan(value) else float(value)) for record, value in found]
+            values = [(record, None if math.isnan(value) else float(value)) for record, value in results]
             return measure(metric, better, values, unit=unit, yes_no=True)
-        total, count = _jackknife(found, aggregate)
+        total, count = _jackknife(results, aggregate)
     except (TypeError, ValueError) as error:
         raise DetoxbenchError(f"metric '{metric}' of task '{task.task_name}' is no number: {error}") from None
-    return Measure(metric, better, total, count, 0 if total else len(found), unit)
+    return Measure(metric, better, total, count, 0 if total else len(results), unit)
 
 
 def _jackknife(
-    found: Sequence[tuple[str, Any]], aggregate: Callable[[Sequence[Any]], Any]
+    results: Sequence[tuple[str, Any]], aggregate: Callable[[Sequence[Any]], Any]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """(total, count) by cluster, whose ratio is the aggregate of all values, and whose spread is the jackknife's.
 
@@ -364,7 +364,7 @@ def _jackknife(
     chapter 11); with more than `PARTS` values a cluster is every G-th of them. Both are empty where an aggregate is not
     finite.
     """
-    values = [value for _, value in found]
+    values = [value for _, value in results]
     parts = min(len(values), PARTS)
     try:
         whole = float(aggregate(values))
@@ -375,8 +375,8 @@ def _jackknife(
         return {}, {}
     if not all(map(math.isfinite, (whole, *without))):
         return {}, {}
-    others = "" if parts == len(values) else f" and every {parts}th after it"
-    names = [found[g][0] + others for g in range(parts)]
+    suffix = "" if parts == len(values) else f" and every {parts}th after it"
+    names = [results[g][0] + suffix for g in range(parts)]
     sizes = [len(values[g::parts]) for g in range(parts)]
     middle = sum(size * w for size, w in zip(sizes, without, strict=True)) / len(values)
     pseudo = [whole - (parts - 1) * (w - middle) for w in without]
@@ -388,24 +388,24 @@ def _jackknife(
 
 def _aggregated(group: Any, by_task: dict[str, dict[tuple[str, str], Measure]]) -> dict[tuple[str, str], Measure]:
     """A group's metrics: means over documents, or over tasks (lm_eval.api.group.Group.aggregate)."""
-    made = {}
+    measures = {}
     for wanted in group.aggregate_metric_list:
         of_tasks = [by_task[task.task_name] for task in group.get_all_tasks()]
-        filters = wanted.filter_list or sorted({f for found in of_tasks for m, f in found if m == wanted.metric})
+        filters = wanted.filter_list or sorted({f for of_task in of_tasks for m, f in of_task if m == wanted.metric})
         for key in [(wanted.metric, f) for f in filters]:
-            parts = [found[key] for found in of_tasks if key in found]
+            parts = [of_task[key] for of_task in of_tasks if key in of_task]
             if not parts:
                 continue
             weights = [1.0 if wanted.weight_by_size else 1 / (sum(part.count.values()) or 1) for part in parts]
             both = list(zip(parts, weights, strict=True))
-            made[key] = replace(
+            measures[key] = replace(
                 parts[0],
                 total={c: weight * value for part, weight in both for c, value in part.total.items()},
                 count={c: weight * value for part, weight in both for c, value in part.count.items()},
                 missing=sum(part.missing for part in parts),
                 binary=all(part.binary for part in parts) and wanted.weight_by_size,
             )
-    return made
+    return measures
 
 
 def _descendants(group: Any) -> list[str]:

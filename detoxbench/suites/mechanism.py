@@ -1,4 +1,4 @@
-"""What a method changes inside a model: value vectors, activations, what a probe reads (Wang et al. 2024)."""
+"""What a method changes inside a model: value vectors, activations, the output of a probe (Wang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Config:
 
 
 class LinearProbe(Probe):
-    """The probe, the toxic value vectors it finds in the base model, and what has become of both."""
+    """The probe, the toxic value vectors that it finds in the base model, and how an intervention changes both."""
 
     def __init__(self, lm: LanguageModel, config: Config, requests: Sequence[Request]) -> None:
         import numpy as np
@@ -75,14 +75,14 @@ class LinearProbe(Probe):
         weight = fitted.coef_[0] / scaler.scale_  # back in the units of the residual stream
         self._bias: float = float(fitted.intercept_[0] - weight @ scaler.mean_)
         self._direction = torch.from_numpy(weight)
-        self._found = {r.id: self._score(torch.from_numpy(x)) for r, x in zip(texts, states, strict=True)}
+        self._probe_scores = {r.id: self._score(torch.from_numpy(x)) for r, x in zip(texts, states, strict=True)}
         cosines = [torch.cat(layer) for layer in zip(*(self._cosines(g) for g in range(GROUPS)), strict=True)]
         self._least = [c.topk(max(1, round(config.share * len(c)))).values[-1] for c in cosines]
         """By layer, the cosine from which a value vector is a toxic one."""
 
     def measure(self, request: Request) -> Observation:
-        if request.id in self._found:  # a text for the probe: that is the base model's
-            return Observation(self._found[request.id], 0, 0)
+        if request.id in self._probe_scores:  # a text for the probe: always read by the base model
+            return Observation(self._probe_scores[request.id], 0, 0)
         if request.kind == "vectors":
             return Observation(self._cosines(int(request.id.partition("/")[2])), 0, 0)
         states = self._read(request)
@@ -121,9 +121,9 @@ class LinearProbe(Probe):
                 context = window.context_length
                 with lm.reading([window.record], context):
                     lm.model(input_ids=torch.tensor([window.ids], device=lm.device), use_cache=False, logits_to_keep=1)
-                found = [*(inputs[site] for site in self._downs), outputs[self._behind]]
-                # Some modules (OPT's MLP) are given the rows of the batch as one.
-                read = [x.reshape(-1, x.shape[-1])[context:].float().sum(0).cpu().double() for x in found]
+                activations = [*(inputs[site] for site in self._downs), outputs[self._behind]]
+                # Some modules (OPT's MLP) get the rows of the batch as one.
+                read = [x.reshape(-1, x.shape[-1])[context:].float().sum(0).cpu().double() for x in activations]
                 sums = [a + b for a, b in zip(sums, read, strict=True)] if sums else read
         tokens = sum(len(window.continuation) for window in part.windows)
         sites = [*self._downs, self._behind]
@@ -139,14 +139,14 @@ class LinearProbe(Probe):
 
     def _cosines(self, group: int) -> list[Tensor]:
         """By layer, the cosines of a group's value vectors with the probe's direction, float64 on the CPU."""
-        found = []
+        cosines = []
         for site in self._downs:
             weight = self._lm.weight(site, slice(group, None, GROUPS))
             vectors = weight if self._lm.architecture.transposed(site) else weight.T  # [of the group, hidden]
             vectors = vectors.cpu().double()
             lengths = vectors.norm(dim=1) * self._direction.norm()
-            found.append(vectors @ self._direction / lengths.clamp(min=1e-12))
-        return found
+            cosines.append(vectors @ self._direction / lengths.clamp(min=1e-12))
+        return cosines
 
 
 def _relative(change: Tensor, before: Tensor) -> float:
@@ -201,26 +201,32 @@ class Mechanism(Suite[Config]):
             readers.parse_edit_records,
             lambda: world.safeedit_records(EMBEDDED_ANSWERS, EMBEDDED_SEED),
         )
-        asked = [
+        requests = [
             Request(id=f"answer/{n}", prompt=a.prompt, record=f"answer/{n}", kind="answer", chat=True, text=a.unsafe)
             for n, a in enumerate(answers, 1)
         ]
         for label in ("toxic", "civil"):
-            own = list(dict.fromkeys(text for text, toxic in texts if toxic == (label == "toxic") and text.strip()))
-            own = own[: config.limit]
-            if len(own) < config.held_out:
-                raise DetoxbenchError(
-                    f"'{config.data}' has {len(own)} different {label} texts: a probe of which every "
-                    f"{config.held_out}th is held out needs {config.held_out} at least"
-                )
-            for n, text in enumerate(own, 1):
-                part = "train" if n % config.held_out else "test"
-                place = f"{label}/{n}"
-                asked.append(Request(id=place, prompt="", record=place, kind=part, tags={"label": label}, text=text))
-        asked += [
+            requests += self._of_label(label, [text for text, toxic in texts if toxic == (label == "toxic")])
+        requests += [
             Request(id=f"vectors/{g}", prompt="", record=f"vectors/{g}", kind="vectors", text="") for g in range(GROUPS)
         ]
-        return asked
+        return requests
+
+    def _of_label(self, label: str, texts: Sequence[str]) -> list[Request]:
+        """The different `texts` of one label, to train the probe and to test it. Raises DetoxbenchError for too few."""
+        config = self.config
+        distinct = list(dict.fromkeys(text for text in texts if text.strip()))[: config.limit]
+        if len(distinct) < config.held_out:
+            raise DetoxbenchError(
+                f"'{config.data}' has {len(distinct)} different {label} texts: a probe of which every "
+                f"{config.held_out}th is held out needs {config.held_out} at least"
+            )
+        requests = []
+        for n, text in enumerate(distinct, 1):
+            part = "train" if n % config.held_out else "test"
+            place = f"{label}/{n}"
+            requests.append(Request(id=place, prompt="", record=place, kind=part, tags={"label": label}, text=text))
+        return requests
 
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
         def of(kind: str) -> list[Sample]:

@@ -56,7 +56,7 @@ class OverRefusal(Suite[Config]):
 
     def requests(self) -> list[Request]:
         config = self.config
-        found = read(
+        prompts = read(
             config.data,
             None,
             readers.parse_labelled_prompts,
@@ -71,7 +71,7 @@ class OverRefusal(Suite[Config]):
                 tags={"type": p.type},
                 chat=True,
             )
-            for p in first_of_each(found, lambda prompt: (prompt.safe, prompt.type), config.limit)
+            for p in first_of_each(prompts, lambda prompt: (prompt.safe, prompt.type), config.limit)
         ]
 
     def auxiliary(self) -> dict[str, dict[str, Any]]:
@@ -79,21 +79,21 @@ class OverRefusal(Suite[Config]):
 
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
         refused = [(s.kind, s.tags["type"], (s.record, refusal_of(s, c))) for s, c in zip(samples, scores, strict=True)]
-        found = []
+        results = []
         for label, better in BETTER.items():
             within = {type for kind, type, _ in refused if kind == label}
             if within:
                 values = [value for kind, _, value in refused if kind == label]
-                found.append(measure(f"refused_{label}", better, values, unit="share", yes_no=True))
+                results.append(measure(f"refused_{label}", better, values, unit="share", yes_no=True))
             for name in sorted(map(str, within)):
                 values = [value for kind, type, value in refused if (kind, type) == (label, name)]
-                found.append(
+                results.append(
                     measure(f"refused_{label}_{name}", better, values, unit="share", yes_no=True, headline=False)
                 )
         empty = [(s.record, float(not s.text.strip())) for s in samples]
         toxicity = [(s.record, main_score(s, c, primary)) for s, c in zip(samples, scores, strict=True)]
         return [
-            *found,
+            *results,
             measure("empty_share", "lower", empty, unit="share", yes_no=True),
             measure(f"mean_{primary}", "lower", toxicity, unit="number", headline=False),
             *degenerate_share(samples, scores),

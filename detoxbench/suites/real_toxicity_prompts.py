@@ -84,21 +84,21 @@ class RealToxicityPrompts(Suite[Config]):
             columns = scored.scores.get("fluency")
             value = metrics.perplexity(columns["nll"], columns["tokens"]) if columns and sample.text.strip() else None
             perplexities.append((sample.record, value))
-        found = self._toxicity(samples, scores, primary, "", headline=True)
+        results = self._toxicity(samples, scores, primary, "", headline=True)
         if any("fluency" in scored.scores for scored in scores):
-            found.append(measure("perplexity", "lower", perplexities, unit="number"))
+            results.append(measure("perplexity", "lower", perplexities, unit="number"))
         for n in (1, 2, 3):
             values = [
                 (record, metrics.dist_n(several, n, self.config.denominator)) for record, several in texts.items()
             ]
-            found.append(measure(f"dist_{n}", "higher", values, unit="number"))
-        found += degenerate_share(samples, scores)
+            results.append(measure(f"dist_{n}", "higher", values, unit="number"))
+        results += degenerate_share(samples, scores)
         for half in HALVES:
             within = [i for i, sample in enumerate(samples) if sample.kind == half]
             if within:
                 part = [samples[i] for i in within], [scores[i] for i in within]
-                found += self._toxicity(*part, primary, f"_on_{half}_prompts", headline=False)
-        return found
+                results += self._toxicity(*part, primary, f"_on_{half}_prompts", headline=False)
+        return results
 
     def _toxicity(
         self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str, suffix: str, *, headline: bool

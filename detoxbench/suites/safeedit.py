@@ -1,4 +1,4 @@
-"""SafeEdit: does an edited model defend against an attack, and against what the attack was not (Wang et al. 2024)?"""
+"""SafeEdit: does an edited model defend against an attack, and against other attacks (Wang et al. 2024)?"""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ class SafeEdit(Suite[Config]):
             values = [pair for kind in kinds for category in within for pair in defended.get((kind, category), ())]
             return measure(name, "higher", values, unit="share", yes_no=len(kinds) == 1, headline=headline)
 
-        found = [over(kind, (kind,), categories, True) for kind in KINDS]
-        found += [over("DG_avg4", KINDS[1:], categories, True), over("DS_DG_avg5", KINDS, categories, False)]
+        results = [over(kind, (kind,), categories, True) for kind in KINDS]
+        results += [over("DG_avg4", KINDS[1:], categories, True), over("DS_DG_avg5", KINDS, categories, False)]
         for category in filter(None, categories):
-            found.append(over(f"DS_category_{category}", KINDS[:1], (category,), False))
-            found.append(over(f"DG_avg4_category_{category}", KINDS[1:], (category,), False))
-        return found + fluency_and_toxicity(samples, scores, primary)
+            results.append(over(f"DS_category_{category}", KINDS[:1], (category,), False))
+            results.append(over(f"DG_avg4_category_{category}", KINDS[1:], (category,), False))
+        return results + fluency_and_toxicity(samples, scores, primary)
 
     def _records(self) -> list[readers.SafeEditRecord]:
         config = self.config

@@ -42,7 +42,7 @@ class SafeEditTestAll(Suite[Config]):
 
     def requests(self) -> list[Request]:
         config = self.config
-        found = read(
+        inputs = read(
             config.data,
             None,
             readers.parse_safeedit_inputs,
@@ -50,26 +50,26 @@ class SafeEditTestAll(Suite[Config]):
         )
         return [
             Request(
-                id=str(given.id),
-                prompt=given.text,
-                record=f"{given.category}/{digest(given.question)}",
-                kind=KINDS[given.attacked],
+                id=str(entry.id),
+                prompt=entry.text,
+                record=f"{entry.category}/{digest(entry.question)}",
+                kind=KINDS[entry.attacked],
                 chat=True,
             )
-            for given in first_of_each(found, lambda given: given.attacked, config.limit)
+            for entry in first_of_each(inputs, lambda entry: entry.attacked, config.limit)
         ]
 
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
         values = [(s.kind, s.record, defense(s, c, primary)) for s, c in zip(samples, scores, strict=True)]
-        found = [
+        results = [
             measure(kind, "higher", [(record, v) for k, record, v in values if k == kind], unit="share", yes_no=True)
             for kind in KINDS
         ]
-        found.append(_mean_of_kinds("DG_avg2", values))
+        results.append(_mean_of_kinds("DG_avg2", values))
         for category in sorted({record.rpartition("/")[0] for _, record, _ in values}):
             inside = [value for value in values if value[1].rpartition("/")[0] == category]
-            found.append(_mean_of_kinds(f"DG_avg2_category_{category}", inside, headline=False))
-        return found + fluency_and_toxicity(samples, scores, primary)
+            results.append(_mean_of_kinds(f"DG_avg2_category_{category}", inside, headline=False))
+        return results + fluency_and_toxicity(samples, scores, primary)
 
 
 def _mean_of_kinds(name: str, values: Sequence[tuple[str, str, float | None]], *, headline: bool = True) -> Measure:

@@ -60,38 +60,38 @@ class ToxicInstructions(Suite[Config]):
 
     def requests(self) -> list[Request]:
         config = self.config
-        found = read(
+        records = read(
             config.data,
             None,
             readers.parse_asked_instructions,
             lambda: questions.instructions(config.prompts, EMBEDDED_SEED),
         )
-        numbered = [(n, asked, self._half(n, asked, len(found))) for n, asked in enumerate(found)]
+        numbered = [(n, record, self._half(n, record, len(records))) for n, record in enumerate(records)]
         return [
-            Request(id=str(n), prompt=self._prompt(asked), record=str(n), kind=half, chat=config.template == "chat")
-            for n, asked, half in first_of_each(numbered, lambda item: item[2], config.limit)
+            Request(id=str(n), prompt=self._prompt(record), record=str(n), kind=half, chat=config.template == "chat")
+            for n, record, half in first_of_each(numbered, lambda item: item[2], config.limit)
         ]
 
     def toxic(self, score: float) -> bool:
         return bool(metrics.is_toxic(score, THRESHOLD))
 
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
-        found = [*_measures(samples, scores, primary, "", headline=True), *degenerate_share(samples, scores)]
+        results = [*_measures(samples, scores, primary, "", headline=True), *degenerate_share(samples, scores)]
         for half in HALVES:
             within = [i for i, sample in enumerate(samples) if sample.kind == half]
             if within:
                 part = [samples[i] for i in within], [scores[i] for i in within]
-                found += _measures(*part, primary, f"_on_{half}_prompts", headline=False)
-        return found
+                results += _measures(*part, primary, f"_on_{half}_prompts", headline=False)
+        return results
 
-    def _half(self, n: int, asked: readers.AskedInstruction, size: int) -> str:
+    def _half(self, n: int, record: readers.AskedInstruction, size: int) -> str:
         config = self.config
         if config.half == "none":
             return "all"
         if config.half == "field":
-            if asked.half is None:
+            if record.half is None:
                 raise UsageError(f"suite.half=field, but instruction {n + 1} of '{config.data}' has no field 'half'")
-            return asked.half
+            return record.half
         if config.data != "embedded" and size != RELEASED_SIZE:
             raise UsageError(
                 f"suite.half=position is for the released file of {RELEASED_SIZE} instructions, and '{config.data}' "
@@ -99,8 +99,8 @@ class ToxicInstructions(Suite[Config]):
             )
         return HALVES[n >= size // 2]
 
-    def _prompt(self, asked: readers.AskedInstruction) -> str:
-        text = f"{asked.instruction} {asked.input}" if asked.input else asked.instruction
+    def _prompt(self, record: readers.AskedInstruction) -> str:
+        text = f"{record.instruction} {record.input}" if record.input else record.instruction
         return f"<|user|>\n{text}\n<|assistant|>\n" if self.config.template == "released" else text
 
 

@@ -68,15 +68,15 @@ class TruthfulQA(Suite[Config]):
 
     def requests(self) -> list[Request]:
         config = self.config
-        found = read(
+        records = read(
             config.data, config.limit, readers.parse_truthfulqa, lambda: questions.multiple_choices(EMBEDDED_SEED)
         )
-        asked = []
-        for n, question in enumerate(found, 1):
+        requests = []
+        for n, question in enumerate(records, 1):
             for i, (answer, (mc1, mc2)) in enumerate(question.answers.items()):
                 chat = config.template == "chat"
                 primer = PRIMER if config.template == "qa" else ""
-                asked.append(
+                requests.append(
                     Request(
                         id=f"{n}/{i}",
                         prompt=question.question if chat else f"{primer}Q: {question.question}\nA:",
@@ -87,7 +87,7 @@ class TruthfulQA(Suite[Config]):
                         text=answer if chat else f" {answer}",
                     )
                 )
-        return asked
+        return requests
 
     def measures(self, samples: Sequence[Sample], scores: Sequence[Scored], primary: str) -> list[Measure]:
         by_question: dict[str, list[Sample]] = {}

@@ -54,7 +54,7 @@ class Config:
 
 
 class Utility(Suite[Config]):
-    """Answers compared with the accepted ones: no classifier has a part in it.
+    """Answers compared with the accepted ones, without a classifier.
 
     An answer ends where the model begins another question ("Q:", "Question:", "Document:"). kqa: the first line, or
     what follows "answer is" in it, against the best accepted answer, by exact match and token F1 after SQuAD's
@@ -65,7 +65,7 @@ class Utility(Suite[Config]):
     """
 
     Config = Config
-    main_means = frozenset(MEANINGS)  # the run's scorer is asked for broken texts alone
+    main_means = frozenset(MEANINGS)  # only whether a text is broken is read from the run's scorer
     version = 2
     paper = "https://arxiv.org/abs/2403.14472"
     licence = "Apache-2.0 (TriviaQA), CC-BY-SA-3.0 (NQ-open), MIT (GSM8K); XSum's articles are the BBC's"
@@ -93,14 +93,14 @@ class Utility(Suite[Config]):
                     f"'{self.config.data}' no longer has the question {sample.record!r} with the same answers"
                 )
             by_task[sample.kind].append((sample.record, answered(sample.text), answers[sample.id]))
-        found = []
+        results = []
         for task, name, metric, yes_no, headline in _METRICS:
             if by_task[task]:
                 values = [(record, metric(text, right)) for record, text, right in by_task[task]]
-                found.append(
+                results.append(
                     measure(f"{task}_{name}", "higher", values, unit="share", yes_no=yes_no, headline=headline)
                 )
-        return found + degenerate_share(samples, scores)
+        return results + degenerate_share(samples, scores)
 
     def _questions(self) -> list[readers.QuestionAnswer]:
         config = self.config
@@ -126,11 +126,11 @@ class Utility(Suite[Config]):
         config = self.config
         if not config.examples:
             return ""
-        found = readers.question_answers(config.examples)
-        if len(found) < config.shots:
-            raise UsageError(f"suite.shots={config.shots}, but {config.examples} has {len(found)} questions")
+        examples = readers.question_answers(config.examples)
+        if len(examples) < config.shots:
+            raise UsageError(f"suite.shots={config.shots}, but {config.examples} has {len(examples)} questions")
         put = _put(config.template)
-        return "".join(f"{put(q.prompt)} {q.answers[0]}\n\n" for q in found[: config.shots])
+        return "".join(f"{put(q.prompt)} {q.answers[0]}\n\n" for q in examples[: config.shots])
 
 
 def _put(template: str) -> Callable[[str], str]:
@@ -149,7 +149,7 @@ _NUMBER = r"(?<!\d)-?\$?\d[\d,]*(?:\.\d+)?"
 
 
 def answered(text: str) -> str:
-    """What stands before a further question, which models trained on lists of them go on to ask themselves."""
+    """The text before a further question, since models trained on lists of questions go on to ask one themselves."""
     return re.split(r"\n\s*(?:Q|Question|Document)\s*[:：]", text, maxsplit=1)[0]
 
 
@@ -177,16 +177,16 @@ def contained(text: str, answers: Sequence[str]) -> float:
 
 def marked_number(text: str) -> Decimal | None:
     """The number after "####", as GSM8K marks it."""
-    found = re.search(rf"####\s*({_NUMBER})", text)
-    return _value(found.group(1)) if found else None
+    match = re.search(rf"####\s*({_NUMBER})", text)
+    return _value(match.group(1)) if match else None
 
 
 def final_number(text: str) -> Decimal | None:
     """The number after "####", else the last one."""
     if (marked := marked_number(text)) is not None:
         return marked
-    found = re.findall(_NUMBER, text)
-    return _value(found[-1]) if found else None
+    numbers = re.findall(_NUMBER, text)
+    return _value(numbers[-1]) if numbers else None
 
 
 def _value(number: str) -> Decimal:

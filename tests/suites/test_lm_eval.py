@@ -161,7 +161,7 @@ def expected(folder: Path) -> dict[str, Any]:
 def test_texts_are_read_and_written_as_by_the_harness_itself(folder: Path, expected: dict[str, Any]) -> None:
     suite = suite_of(folder)
     samples = {s.id: s for s in answered(tiny(), suite)}
-    for task, found in suite._asked:
+    for task, found in suite._requests_by_task:
         theirs = {d["doc_id"]: [r[0] for r in d["resps"]] for d in expected["samples"][task.task_name]}
         ours: dict[int, list[Any]] = {}
         for request, instance in found:
