@@ -224,7 +224,7 @@ def after_a_kill(lm: LanguageModel, prompts: int) -> Check:
     whole = {g.sample.id: g.sample for g in _made(lm, prompts, gen, rows=7)}
     equal = tried = 0
     for cut in (1, prompts // 2, prompts - 1):
-        rest = _made(lm, prompts, gen, rows=7, made={(name, 0) for name in list(whole)[:cut]})
+        rest = _made(lm, prompts, gen, rows=7, done={(name, 0) for name in list(whole)[:cut]})
         equal += sum(whole[g.sample.id] == g.sample for g in rest)
         tried += prompts - cut
     return Check("same texts after a kill", _type(lm), equal == tried, f"{equal} of {tried} texts")
