@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.harness import Row, compare, memory_row
 from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE
-from detoxbench.fitting.training import sequence_nll
+from detoxbench.fitting.token_losses import sequence_nll
 from detoxbench.methods.contrastive_perplexity import Config, cp_loss
 
 DEVICES = ("cpu", "cuda")

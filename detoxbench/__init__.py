@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from detoxbench.errors import NonFiniteError as NonFiniteError
     from detoxbench.errors import UsageError as UsageError
     from detoxbench.fitting.activations import last_token_means as last_token_means
+    from detoxbench.fitting.token_losses import token_nlls as token_nlls
     from detoxbench.fitting.training import LoraConfig as LoraConfig
     from detoxbench.fitting.training import optimise_lora as optimise_lora
-    from detoxbench.fitting.training import token_nlls as token_nlls
     from detoxbench.fitting.training import train_lora as train_lora
     from detoxbench.interventions.channels import Channel as Channel
     from detoxbench.interventions.channels import Dense as Dense
@@ -123,7 +123,7 @@ _PUBLIC = {
     "Suite": "detoxbench.suites.base:Suite",
     "suites": "detoxbench.suites",
     "switch": "detoxbench.config:switch",
-    "token_nlls": "detoxbench.fitting.training:token_nlls",
+    "token_nlls": "detoxbench.fitting.token_losses:token_nlls",
     "train_lora": "detoxbench.fitting.training:train_lora",
     "UsageError": "detoxbench.errors:UsageError",
     "Weight": "detoxbench.interventions.channels:Weight",

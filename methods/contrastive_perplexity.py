@@ -21,15 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Role
 from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE, Drawn, Pools, compared
-from detoxbench.fitting.training import (
-    Adapter,
-    LoraConfig,
-    Quantization,
-    optimise_lora,
-    plain_head,
-    require_quantization,
-    sequence_nll,
-)
+from detoxbench.fitting.quantization import Quantization, require_quantization
+from detoxbench.fitting.token_losses import plain_head, sequence_nll
+from detoxbench.fitting.training import Adapter, LoraConfig, optimise_lora
 from detoxbench.interventions.channels import Weight
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel

@@ -2,12 +2,11 @@
 
 train_lora(lm, examples, ...)                 on responses, with the model's own loss
 optimise_lora(lm, rows, collate=, loss=, ...)  on anything, with any loss: what train_lora is made of
-token_nlls, sequence_nll(model, batch, ...)    for losses on whole texts, in little memory
+`token_losses` has what losses on whole texts are made of, `quantization` how frozen layers are held in few bits.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import tempfile
@@ -15,35 +14,33 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from detoxbench.config import knob
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, NonFiniteError
+from detoxbench.fitting.quantization import Quantization, quantized
 from detoxbench.fitting.random_state import unchanged_random_state
+from detoxbench.fitting.token_losses import Batch
 from detoxbench.interventions.channels import LowRank
 from detoxbench.interventions.channels.weights import require_eager
 from detoxbench.lm import LanguageModel
-from detoxbench.model.architecture import Architecture, without_numbers
+from detoxbench.model.architecture import without_numbers
 from detoxbench.model.finite import require_finite
 from detoxbench.progress import Advance, bar
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 R = TypeVar("R")
-Batch = Mapping[str, "Tensor"]
 Loss = Callable[[Any, Batch], "tuple[Tensor, Mapping[str, float]]"]
 """loss(model, batch) -> (its mean over the micro-batch, named measurements to record); model is the PEFT model."""
 
-Quantization = Literal["none", "nf4", "int8"]
 
 log = logging.getLogger("detoxbench")
 
 IGNORED = -100
 """Label of positions that carry no loss."""
-CHUNK = 64
-"""Positions whose logits are held at a time in `token_nlls`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +146,7 @@ def optimise_lora(
     targets = _targets(lm, config.target_modules)
     _warn_of_untouched_layers(lm, config.target_modules or (), targets or ())
     linear = frozenset(lm.architecture.linear_maps())
-    with unchanged_random_state(), warnings.catch_warnings(), _restored(lm), _quantized(lm, quantization):
+    with unchanged_random_state(), warnings.catch_warnings(), _restored(lm), quantized(lm, quantization):
         # Both warnings concern the libraries alone: a name that transformers will change, a flag that PEFT sets itself.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
@@ -206,56 +203,6 @@ def _restored(lm: LanguageModel) -> Iterator[None]:
             parameter.requires_grad_(flag)
             parameter.grad = None
         lm.model.eval()
-
-
-def require_quantization(quantization: Quantization) -> None:
-    """Raises DetoxbenchError when it needs bitsandbytes and that is not installed."""
-    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
-        raise DetoxbenchError(
-            f"method.quantization={quantization} needs bitsandbytes: pip install bitsandbytes, or set it to none"
-        )
-
-
-@contextmanager
-def _quantized(lm: LanguageModel, quantization: Quantization) -> Iterator[None]:
-    """Hold every linear layer but the head in 4 or 8 bits, and the originals in main memory."""
-    require_quantization(quantization)
-    if quantization == "none":
-        yield
-        return
-    from torch import nn
-
-    head, device = lm.model.get_output_embeddings(), lm.device
-    linear = {n: m for n, m in lm.model.named_modules() if type(m) is nn.Linear and m is not head}
-    mark = "is_loaded_in_4bit" if quantization == "nf4" else "is_loaded_in_8bit"  # where PEFT looks
-    try:
-        for name, layer in linear.items():
-            lm.model.set_submodule(name, _packed(lm, layer, quantization))
-            layer.cpu()
-        setattr(lm.model, mark, True)
-        yield
-    finally:
-        for name, layer in linear.items():
-            lm.model.set_submodule(name, layer.to(device))
-
-
-def _packed(lm: LanguageModel, layer: nn.Linear, quantization: Quantization) -> nn.Module:
-    """A linear layer like `layer`, in 4 bits (nf4) or 8 (int8), where the model is."""
-    import bitsandbytes as bnb
-    from torch import nn
-
-    shape, options = (layer.in_features, layer.out_features), {"bias": layer.bias is not None, "device": "cpu"}
-    quantized: Any
-    if quantization == "nf4":
-        quantized = bnb.nn.Linear4bit(*shape, compute_dtype=lm.dtype, quant_type="nf4", **options)
-        quantized.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4")
-    else:
-        quantized = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, **options)
-        quantized.weight = bnb.nn.Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
-    if layer.bias is not None:
-        quantized.bias = nn.Parameter(layer.bias.data.clone(), requires_grad=False)
-    packed: nn.Module = quantized.to(lm.device)  # which packs the weight
-    return packed
 
 
 def _targets(lm: LanguageModel, wanted: tuple[str, ...] | None) -> list[str] | None:
@@ -477,85 +424,3 @@ def _extract(peft_model: Any, scaling: float) -> dict[str, LowRank]:
             b = module.lora_B["default"].weight.detach().float() * scaling
             deltas[f"{name}.weight"] = LowRank(a, b)
     return deltas
-
-
-def token_nlls(model: Any, batch: Batch, targets: Tensor, *, through_head: bool = True) -> tuple[Tensor, Tensor]:
-    """NLL of tokens given those before them, with a gradient: (nats [n], the row of each [n]), in fp32.
-
-    `batch` holds input_ids and attention_mask, [rows, tokens]; `targets`, [rows, tokens - 1], says which of the second
-    to last tokens count. The head sees these positions alone, some dozens at a time, so that no [rows, tokens,
-    vocabulary] is ever held. It is called as a module, hence a LoRA on it is trained; its logits are then computed
-    again for the gradient, while under a frozen head each token's gradient is taken at once (`_at_once`).
-    `through_head=False` takes the model's own logits, for models that do more after the head (`plain_head`).
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-    from torch.utils.checkpoint import checkpoint
-
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    labels, rows = ids[:, 1:][targets], targets.nonzero()[:, 0]
-    if not through_head:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][targets]
-        return cross_entropy(logits.float(), labels, reduction="none"), rows
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head, cap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
-    # A text model taken out of a multi-modal one (Llama 4) is its own base model.
-    decoder = Architecture(causal).decoder if causal.base_model is causal else causal.base_model
-    hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1][targets]
-
-    def nll(part: Tensor, label: Tensor) -> Tensor:
-        logits = head(part).float()
-        logits = logits if cap is None else torch.tanh(logits / cap) * cap
-        return cross_entropy(logits, label, reduction="none")
-
-    trained = any(p.requires_grad for p in head.parameters())
-    parts = [
-        checkpoint(nll, part, label, use_reentrant=False) if trained else _at_once(nll, part, label)
-        for part, label in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True)
-    ]
-    return torch.cat(parts), rows
-
-
-def _at_once(nll: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
-    """nll(hidden, labels) [n] of a map without trained parameters, with its gradient, taken while the logits are held.
-
-    A token's NLL depends on its own state alone, so the gradient of their sum, [n, width], holds that of every one, and
-    waits for the factor that the loss will give it. The logits [n, vocabulary] are gone before the next part.
-    """
-    import torch
-
-    if not (torch.is_grad_enabled() and hidden.requires_grad):
-        return nll(hidden, labels)
-    with torch.enable_grad():
-        leaf = hidden.detach().requires_grad_()
-        nlls = nll(leaf, labels)
-        (slope,) = torch.autograd.grad(nlls.sum(), leaf)
-    value = nlls.detach()
-    nothing = hidden - hidden.detach()  # 0, but with a gradient
-    return value + (nothing * slope).sum(-1).to(value.dtype)
-
-
-def sequence_nll(model: Any, batch: Batch, *, count_pads: bool = False, through_head: bool = True) -> Tensor:
-    """Mean NLL of each row's tokens after the first, in nats: [rows]."""
-    mask = batch["attention_mask"].bool()
-    targets = mask[:, 1:] & mask[:, :-1] | count_pads
-    nlls, rows = token_nlls(model, batch, targets, through_head=through_head)
-    if bool(nlls.isnan().any()):  # infinite ones count as 5; NaN is a broken model
-        raise NonFiniteError("the likelihoods of texts are NaN: the model is broken, or overflows: change model.dtype")
-    return nlls.new_zeros(len(mask)).index_add(0, rows, finite(nlls)) / targets.sum(1)
-
-
-def finite(nlls: Tensor) -> Tensor:
-    """A NLL that is not finite counts as 5 and has no gradient (contrastive perplexity, train_mistral.py:674)."""
-    return nlls.nan_to_num(nan=5.0, posinf=5.0)
-
-
-def plain_head(lm: LanguageModel) -> bool:
-    """Whether the logits are what `token_nlls` makes of the head's output: tried on four tokens."""
-    import torch
-
-    ids = torch.arange(4, device=lm.device)[None]
-    batch, targets = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.ones_like(ids[:, 1:]).bool()
-    with torch.inference_mode():
-        one, other = (token_nlls(lm.model, batch, targets, through_head=way)[0] for way in (True, False))
-    return torch.allclose(one, other, rtol=1e-2, atol=1e-2)

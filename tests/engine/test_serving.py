@@ -15,7 +15,7 @@ from detoxbench.engine import serving
 from detoxbench.engine.forward import cache_name
 from detoxbench.engine.kv_cache import Cache
 from detoxbench.errors import DetoxbenchError
-from detoxbench.fitting.training import plain_head, token_nlls
+from detoxbench.fitting.token_losses import plain_head, token_nlls
 from detoxbench.interventions.channels import Prefix
 from detoxbench.interventions.intervention import Intervention
 from tests.support.tiny import CHARACTERS, FAMILIES, same, state, tiny, tokenizer

@@ -21,9 +21,10 @@ from detoxbench.data.fit import fit_data
 from detoxbench.data.roles import fit_spec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import world
-from detoxbench.fitting import training
+from detoxbench.fitting import token_losses
 from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE, RANDOM, Pools
-from detoxbench.fitting.training import finite, optimise_lora, plain_head, sequence_nll, token_nlls
+from detoxbench.fitting.token_losses import finite, plain_head, sequence_nll, token_nlls
+from detoxbench.fitting.training import optimise_lora
 from detoxbench.methods import contrastive_perplexity as cp
 from tests.support import tiny as families
 from tests.support.tiny import tiny
@@ -225,7 +226,7 @@ def test_a_model_that_scales_its_logits_is_noticed(monkeypatch: pytest.MonkeyPat
 def test_in_chunks_and_at_once_are_the_same_and_a_lora_on_the_head_gets_its_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "CHUNK", 3)
+    monkeypatch.setattr(token_losses, "CHUNK", 3)
     lm = tiny()
     model = get_peft_model(lm.model, PeftConfig(r=4, target_modules=["q_proj", "lm_head"], lora_dropout=0.0))
     for name, parameter in model.named_parameters():

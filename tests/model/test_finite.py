@@ -16,7 +16,8 @@ from detoxbench.errors import NonFiniteError, UsageError
 from detoxbench.fable.build import locate
 from detoxbench.fitting.activations import last_token_means
 from detoxbench.fitting.row_optimiser import tune
-from detoxbench.fitting.training import LoraConfig, optimise_lora, sequence_nll
+from detoxbench.fitting.token_losses import sequence_nll
+from detoxbench.fitting.training import LoraConfig, optimise_lora
 from detoxbench.interventions import peft_io
 from detoxbench.interventions.channels import Dense, Hook, LogitOp, LowRank, Prefix, Weight
 from detoxbench.interventions.intervention import Intervention
