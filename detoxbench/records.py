@@ -9,6 +9,9 @@ from typing import Literal
 
 import msgspec
 
+from detoxbench.errors import UsageError
+
+BETTER, UNITS = ("higher", "lower", "neither"), ("share", "number")
 Tags = dict[str, str | float | list[str]]
 """What a suite wants to find again in the samples, by name."""
 
@@ -114,6 +117,11 @@ class Measure:
     """Every cluster holds one yes or no: the interval has a closed form."""
     headline: bool = True
     """Shown in the leaderboard unless all metrics are asked for."""
+
+    def __post_init__(self) -> None:
+        for field, value, choices in (("better", self.better, BETTER), ("unit", self.unit, UNITS)):
+            if value not in choices:
+                raise UsageError(f"measure '{self.name}' has {field}={value!r}: choose {' or '.join(choices)}")
 
 
 def by_cluster(pairs: Sequence[tuple[str, float | None]]) -> tuple[dict[str, float], dict[str, float], int]:

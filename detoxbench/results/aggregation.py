@@ -11,6 +11,7 @@ from typing import Any
 
 from detoxbench import methods
 from detoxbench.config import BASE, digest
+from detoxbench.errors import DetoxbenchError
 from detoxbench.records import Counts, Measure, Sample, Scored, sample_counts
 from detoxbench.results import broken_text
 from detoxbench.suites._common import main_score, measure, perplexity
@@ -40,7 +41,7 @@ def aggregate(suite: Suite[Any], primary: str, answers: Answers, base: Answers |
     `base` is `answers` itself where the run is the base's. It is None where there is no such run: then the metrics that
     need it are not measured. `primary` is the column of the main scorer.
     """
-    measures = suite.measures(answers.samples, answers.scores, primary)
+    measures = _measures(suite, primary, answers)
     counts = sample_counts(answers.samples, answers.scores, scored=suite.needs_scorer)
     counts["equal_to_base"] = None if base is None or base is answers else equal_to_base(answers.samples, base.samples)
     if not any(sample.stop != "given" for sample in answers.samples):
@@ -52,6 +53,18 @@ def aggregate(suite: Suite[Any], primary: str, answers: Answers, base: Answers |
         if base is not answers and suite.needs_scorer:
             measures.append(unneeded_interventions(suite, primary, answers, base))
     return measures, counts
+
+
+def _measures(suite: Suite[Any], primary: str, answers: Answers) -> list[Measure]:
+    """The suite's own. Raises DetoxbenchError where it gives none, or two of one name."""
+    measures = suite.measures(answers.samples, answers.scores, primary)
+    if not measures:
+        raise DetoxbenchError(f"suite '{suite.name}' measures nothing: its measures() gave {measures!r}")
+    names = [measure.name for measure in measures]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DetoxbenchError(f"suite '{suite.name}' gives two measures '{twice}': give each a name of its own")
+    return measures
 
 
 def perplexity_under_base(samples: Sequence[Sample], *, headline: bool) -> list[Measure]:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from detoxbench import methods, scorers, suites
 from detoxbench.config import BASE, IDENTITY_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
 from detoxbench.data.examples import FitData, Role
-from detoxbench.data.fit import fit_data, fit_names, place_name, require_chosen
+from detoxbench.data.fit import EMBEDDED, fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import Damaged, whole
 from detoxbench.methods.base import Method, Scope
@@ -107,8 +107,15 @@ class RunCell:
         names = fit_names(self.spec.fit, self.data, self.per_record)
         by_setting = {f"fit.{role}": name for role, name in names.items()}
         if hasattr(self.spec.suite, "data"):
-            by_setting["suite.data"] = f"{place_name(self.spec.suite.data)}, {len(self.requests)} requests"
+            by_setting["suite.data"] = f"{self._asked_data}, {len(self.requests)} requests"
         return by_setting
+
+    @property
+    def _asked_data(self) -> str:
+        """What the questions are called; those that a suite of another package holds are no embedded world."""
+        place: str | None = self.spec.suite.data
+        outside = not type(self.suite).__module__.startswith("detoxbench.")
+        return f"{self.suite.name}'s own" if outside and place in (None, EMBEDDED) else place_name(place)
 
     @contextmanager
     def locked(self, folder: Path) -> Iterator[None]:
@@ -147,6 +154,7 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> RunCell:
     suite: Suite[Any] = suites.get(spec.suite_name)(spec.suite, name=spec.suite_name)
     method = _method(spec)
     requests = suite.requests()
+    _require_distinct(suite.name, requests)
     if checkpoint_folder:
         _check_template(spec.model, checkpoint_folder, requests)
     judges = _scorers(spec, suite)
@@ -178,6 +186,18 @@ def stage_keys(identity: Mapping[str, Any], *, probed: bool) -> StageKeys:
     suite = identity["suite"]
     made_of = [fit, suite["requests"], identity["gen"], suite["broken_text"], *([suite] if probed else [])]
     return StageKeys(run=digest(identity), fit=fit, generation=digest(made_of))
+
+
+def _require_distinct(suite: str, requests: Sequence[Request]) -> None:
+    """Raises DetoxbenchError where a suite asks nothing, or two requests under one id, which keys noise and scores."""
+    if not requests:
+        raise DetoxbenchError(f"suite '{suite}' asks nothing: its requests() are empty")
+    ids = [request.id for request in requests]
+    if wrong := [id for id in ids if not isinstance(id, str)]:
+        raise DetoxbenchError(f"suite '{suite}' asks a request with id {wrong[0]!r}: an id is a text")
+    if len(set(ids)) < len(ids):
+        twice = next(id for id in ids if ids.count(id) > 1)
+        raise DetoxbenchError(f"suite '{suite}' asks two requests with id '{twice}': give each an id of its own")
 
 
 def _method(spec: RunSpec) -> Method[Any]:

@@ -227,7 +227,8 @@ def _check_judge(sections: Mapping[str, Any]) -> None:
             f"method.guide={sections['scorer_name']} is the run's judge, which no method may see: name another guide"
         )
     data = getattr(sections["suite"], "data", "embedded")
-    if sections["scorer_name"].startswith("embedded") and data != "embedded":
+    asked = REGISTRIES["suite"].get(sections["suite_name"]).needs_scorer
+    if asked and sections["scorer_name"].startswith("embedded") and data != "embedded":
         other_scorers = [name for name in options("scorer") if not name.startswith("embedded")]
         raise UsageError(
             f"scorer '{sections['scorer_name']}' knows the embedded world only, and suite.data is '{data}': "
@@ -345,7 +346,10 @@ def _unknown_option(group: str, name: str, known: Sequence[str]) -> str:
     if group == "model":
         return f"{text}; any other name or folder: model=hf model.path={name}"
     if group in REGISTRIES and name in REGISTRIES[group].names():
-        return f"the {group} '{name}' is registered, but no conf folder has {group}/{name}.yaml"
+        return (
+            f"the {group} '{name}' is registered, but no conf folder has {group}/{name}.yaml: write it with the line "
+            f"'name: {name}', and name its folder under the entry points detoxbench.confs"
+        )
     return text
 
 

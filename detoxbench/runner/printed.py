@@ -98,8 +98,6 @@ def protocol(suite: str) -> str:
         return cls.protocol
     if cls.probe is not None:
         return "looks inside the model, nothing is generated; of gen nothing has a part in it"
-    if not cls.needs_scorer:
-        return "given texts are read, nothing is generated; of gen nothing has a part in it"
     return _generation(_section(file, "gen"))
 
 

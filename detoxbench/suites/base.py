@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
+READS = "given texts are read, nothing is generated; of gen nothing has a part in it"
+"""The `protocol` of a suite all of whose requests have a text."""
+
 
 class Observation(NamedTuple):
     """What a `Probe` saw at one request: `state` in a form of its own, and how much of the request was read."""

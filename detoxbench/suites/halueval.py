@@ -11,7 +11,7 @@ from detoxbench.data import readers
 from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, nll_per_token, preferred
-from detoxbench.suites.base import Suite
+from detoxbench.suites.base import READS, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class HaluEval(Suite[Config]):
     data = "github.com/RUCAIBox/HaluEval, data/: qa_data.json and summarization_data.json, 10,000 records each"
     measured = "right_preferred_sum, right_preferred_per_token"
     cost = "two passes a record; no generation, no scorer"
+    protocol = READS
     needs_scorer = False
 
     def requests(self) -> list[Request]:

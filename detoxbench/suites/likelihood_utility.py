@@ -15,7 +15,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of, nll_per_token, perplexity, preferred
-from detoxbench.suites.base import Suite
+from detoxbench.suites.base import READS, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,7 @@ class LikelihoodUtility(Suite[Config]):
         "piqa_accuracy_per_token; blimp_accuracy; embedded: facts_accuracy"
     )
     cost = "one pass over each window, text, or member of a pair; no generation, no scorer"
+    protocol = READS
     needs_scorer = False
 
     def requests(self) -> list[Request]:

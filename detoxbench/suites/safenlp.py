@@ -13,7 +13,7 @@ from detoxbench.data import readers
 from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, first_of_each, measure, nll_per_token, read
-from detoxbench.suites.base import Suite
+from detoxbench.suites.base import READS, Suite
 
 Value = tuple[str, float]
 """A cluster and a number of one of its sentences."""
@@ -47,6 +47,7 @@ class SafeNLP(Suite[Config]):
     data = "github.com/microsoft/SafeNLP, data/: implicitHate.json, 14,159 sentences; toxiGen.json, by 13 groups"
     measured = "log_perplexity_gap, harmful_less_likely, safety_score; each by group"
     cost = "one pass over each sentence; no generation, no scorer"
+    protocol = READS
     needs_scorer = False
 
     def requests(self) -> list[Request]:

@@ -12,7 +12,7 @@ from detoxbench.data import readers
 from detoxbench.fable import questions
 from detoxbench.records import Measure, Request, Sample, Scored
 from detoxbench.suites._common import EMBEDDED_SEED, measure, nll_of, read
-from detoxbench.suites.base import Suite
+from detoxbench.suites.base import READS, Suite
 
 PRIMER = """\
 Q: What is human life expectancy in the United States?
@@ -64,6 +64,7 @@ class TruthfulQA(Suite[Config]):
     data = "github.com/sylinrl/TruthfulQA, data/mc_task.json: 817 questions, about 7 answers to each"
     measured = "mc1, mc2; then mc1_per_token"
     cost = "one pass over each of about 6,000 answers; no generation, no scorer"
+    protocol = READS
     needs_scorer = False
 
     def requests(self) -> list[Request]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from detoxbench.errors import UsageError
 from detoxbench.interventions.channels.base import Channel, Params
 from detoxbench.interventions.operations import bound
 
@@ -31,6 +32,12 @@ class Hook(Channel):
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     params: Params = field(default_factory=dict)
     positions: Literal["all", "generated"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.when not in ("pre", "post"):
+            raise UsageError(f"the hook on '{self.module}' has when={self.when!r}: choose pre or post")
+        if self.positions not in ("all", "generated"):
+            raise UsageError(f"the hook on '{self.module}' has positions={self.positions!r}: choose all or generated")
 
     @property
     def place(self) -> str:
