@@ -123,6 +123,7 @@ def test_a_benchmark_that_is_not_there_is_named(modules: object, capsys: pytest.
 # --- what must hold on a device --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_must_hold_on_a_device_holds_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -481,6 +481,7 @@ def test_the_sign_trap_is_measured_and_warned_of_and_the_hinge_is_out_of_it() ->
     assert hinged["nll_negatives_after"] - hinged["nll_positives_after"] > trapped["nll_gap_before"] - 0.02
 
 
+@pytest.mark.slow
 def test_on_the_fable_civil_texts_win_probability_over_rude_ones() -> None:
     data, _ = fit_data(fit_spec()(limit=60), frozenset({Role.PARAPHRASE_SETS}))
     recipe = {"learning_rate": 2e-3, "positives": 3, "negatives": 3, "micro_batch_size": 6, "distance": "hinge"}

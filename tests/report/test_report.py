@@ -177,6 +177,7 @@ def test_models_and_scorers_of_one_suite_are_told_apart(tmp_path):
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_twenty_runs_stay_under_five_megabytes_and_the_rest_lies_beside(tmp_path):
     runs = tmp_path / "runs"
     records = [f"r{i}" for i in range(250)]
@@ -301,6 +302,7 @@ def test_text_and_marks_have_the_contrast_that_wcag_aa_asks_for(dark):
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_for_print(runs, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setitem(STYLE, "savefig.dpi", 50)  # 300 takes its time

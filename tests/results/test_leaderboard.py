@@ -662,6 +662,7 @@ def test_nothing_is_cut_off_at_the_terminals_edge(store, tmp_path, width):
     assert all(f"metric_{i} ↓ %" in text for i in range(7))
 
 
+@pytest.mark.slow
 def test_two_thousand_runs_are_tabulated(store, tmp_path):
     few = CLUSTERS[:4]
     for suite in range(20):

@@ -374,6 +374,7 @@ def test_one_runs_intervals_cover_as_they_say(case):
     assert 0.93 <= covered <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*simulation.REPEATS[1:3], simulation.SEVERAL[2]], ids=lambda c: f"{c.what} {c.seeds}")
 def test_repeats_and_two_fits_cover_as_they_say(case):
     covered, method = simulation.over_seeds(case, REPEATS, 12)
@@ -385,6 +386,7 @@ def test_repeats_and_two_fits_cover_as_they_say(case):
     assert wrong <= 0.07
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [0.0, 0.2, 0.5])
 def test_three_seeds_cover_as_they_say(between):
     (case,) = [c for c in simulation.SEVERAL if c.seeds == 3 and c.what.endswith(str(between))]
@@ -393,6 +395,7 @@ def test_three_seeds_cover_as_they_say(between):
     assert 0.92 <= covered <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", simulation.ONE, ids=lambda c: c.what)
 def test_a_difference_that_is_not_there_is_found_at_most_as_often_as_said(case):
     covered, wrong, _ = simulation.differences(case, REPEATS, 14)
@@ -401,6 +404,7 @@ def test_a_difference_that_is_not_there_is_found_at_most_as_often_as_said(case):
     assert (0.01 if case.binary else 0.03) <= wrong <= 0.07
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [0.0, 0.2, 0.5])
 def test_over_three_seeds_too(between):
     (case,) = [c for c in simulation.SEVERAL if c.seeds == 3 and c.what.endswith(str(between))]
@@ -409,12 +413,14 @@ def test_over_three_seeds_too(between):
     assert wrong <= 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", simulation.ONE, ids=lambda c: c.what)
 def test_what_is_called_detectable_is_found_four_times_in_five(case):
     least = 0.7 if case.binary else 0.76  # McNemar's exact test, again
     assert least <= simulation.power(case, REPEATS, 17) <= 0.84
 
 
+@pytest.mark.slow
 def test_pooling_the_seeds_over_rows_would_claim_too_much():
     """Why it is not done: a row whose seeds differ while the others' do not gets an interval that is far too short."""
     own, pooled = simulation.pooling(simulation.EFFECTS["one row's seeds differ"], 3, REPEATS, 18)

@@ -253,6 +253,7 @@ BFLOAT16 = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BFLOAT16)
 def test_in_bf16_a_cut_changes_neither_batches_nor_bytes(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -47,6 +47,7 @@ def alphas(trials: list[Trial]) -> list[float]:
     return [float(trial.setting["method.alpha"]) for trial in trials]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faked")
 def test_the_search_comes_to_the_bound_and_keeps_it() -> None:
     trials = list(search(SPACE, OBJECTIVE, trials=22))
@@ -120,6 +121,7 @@ def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         list(search(SPACE, OBJECTIVE, trials=1))
 
 
+@pytest.mark.slow
 def test_three_trials_on_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna", reason="the extra 'optuna' is not installed")
     command = [

@@ -104,6 +104,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         process.terminate()
 
 
+@pytest.mark.slow
 def test_online_mode_sends_it_to_a_server(
     tmp_path: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
