@@ -10,14 +10,7 @@ import msgspec
 from detoxbench.config import BASE
 from detoxbench.results import stats
 from detoxbench.results.store import Clusters, Run, RunRecord
-from detoxbench.results.tables import (
-    LEVEL,
-    Cell,
-    Column,
-    Difference,
-    Pairwise,
-    Verdict,
-)
+from detoxbench.results.tables import LEVEL, Cell, Column, Difference, Pairwise, Verdict
 
 
 def clusters_of(several: Iterable[tuple[Run, RunRecord]], notes: list[str]) -> dict[str, Clusters]:
@@ -146,21 +139,21 @@ def compared(
     rows = [i for i in range(len(cells[0]) if cells else 0) if i != reference]
     differences = [(panel.column, *d) for panel in panels for d in panel.differences(rows, reference)]
     places = [(k, i) for k in range(len(panels)) for i in rows]
-    compared = [list(column) for column in cells]
+    with_differences = [list(column) for column in cells]
     for (k, i), difference in zip(places, tested(differences), strict=True):
-        compared[k][i] = replace(cells[k][i], difference=unpraised(difference, broken[i], broken[reference]))
-    return compared
+        with_differences[k][i] = replace(cells[k][i], difference=unpraised(difference, broken[i], broken[reference]))
+    return with_differences
 
 
 def pairs(panel: ColumnPanel, labels: list[str], broken: Sequence[bool]) -> Pairwise:
     """The differences between all pairs of rows in one column, tested together (Holm)."""
-    pairs, differences = [], []
+    places, differences = [], []
     for j in range(len(labels) - 1):
         rows = list(range(j + 1, len(labels)))
-        pairs += [(i, j) for i in rows]
+        places += [(i, j) for i in rows]
         differences += [(panel.column, d, seeds) for d, seeds in panel.differences(rows, j)]
     matrix: list[list[Difference | None]] = [[None] * len(labels) for _ in labels]
-    for (i, j), difference in zip(pairs, tested(differences), strict=True):
+    for (i, j), difference in zip(places, tested(differences), strict=True):
         matrix[i][j] = unpraised(difference, broken[i], broken[j])
         matrix[j][i] = unpraised(difference and _turned(difference), broken[j], broken[i])
     return Pairwise(panel.column.name, labels, matrix)

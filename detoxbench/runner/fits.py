@@ -63,8 +63,6 @@ def fit_once(cell: RunCell) -> Fit:
     with cell.locked(cell.fit_folder):
         if whole_or_aside(cell.fit_folder):
             return msgspec.json.decode((cell.fit_folder / "fit.json").read_bytes(), type=Fit)
-        from detoxbench.runner.cost import Meter
-
         lm = language_model(cell)
         with Meter(lm.device) as meter:
             intervention = cell.method.fit(lm, cell.data)
