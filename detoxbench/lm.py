@@ -12,23 +12,17 @@ from detoxbench.model.model import Model
 from detoxbench.records import Request, Sample
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from detoxbench.interventions.intervention import Intervention
 
 
 class LanguageModel(Model):
     """A model with its tokenizer. Parts: `model`, `tokenizer`, `architecture`, `fingerprint`, `device`, `dtype`."""
 
-    @classmethod
-    def load(cls, path: str, **settings: Any) -> Self:
-        """`Model.load`, with its keywords. Raises DetoxbenchError also for a model of a kind that the engine cannot
-        serve (`serving.require_served`)."""
+    def require_usable(self) -> None:
+        """Raises DetoxbenchError for a kind of model that the engine cannot serve (`serving.require_served`)."""
         from detoxbench.engine.serving import require_served
 
-        lm = super().load(path, **settings)
-        require_served(lm)
-        return lm
+        require_served(self)
 
     def applied(self, intervention: Intervention) -> AbstractContextManager[None]:
         """`with lm.applied(intervention):` puts it on; leaving takes it off, bit for bit."""

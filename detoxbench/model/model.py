@@ -83,20 +83,25 @@ class Model:
 
         `dtype` is float32, float16 or bfloat16; `device` is auto (cuda, then mps, then cpu) or a torch device;
         `settings` are those of the constructor: chat_template, template_args, template_date, thinking. Raises
-        DetoxbenchError when the model cannot be found or downloaded, or is not what its folder says
-        (`pretrained.load`).
+        DetoxbenchError when the model cannot be found or downloaded, is not what its folder says (`pretrained.load`),
+        or cannot do what this class does (`require_usable`).
         """
         from detoxbench.model import pretrained
 
         folder = find(path, revision=revision, seed=seed)
         model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, f"the model in '{folder}'")
-        return cls(
+        lm = cls(
             model.to(pick_device(device)),
             tokenizer,
             name=name or path,
             fingerprint=checkpoint.fingerprint(folder),
             **settings,
         )
+        lm.require_usable()
+        return lm
+
+    def require_usable(self) -> None:
+        """For subclasses, on a model that was just loaded: raises DetoxbenchError where it cannot do what they do."""
 
     @property
     def device(self) -> torch.device:
