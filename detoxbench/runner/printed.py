@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from inspect import cleandoc
@@ -16,6 +17,7 @@ from typing import Any
 from detoxbench import suites
 from detoxbench.config import GenSpec
 from detoxbench.data.roles import fit_spec
+from detoxbench.errors import UsageError
 from detoxbench.registry import REGISTRIES
 from detoxbench.runner.composition import conf_dir, options
 
@@ -115,14 +117,30 @@ def _generation(settings: Mapping[str, Any]) -> str:
     return f"{samples} a prompt, {drawn if gen.do_sample else 'greedy'}, at most {gen.max_new_tokens} new tokens"
 
 
-def main() -> None:
-    """Print every file of this checkout that differs."""
+def unregistered(root: Path) -> list[Path]:
+    """The settings of no registered component, which nothing can be printed into."""
+    return [
+        file.relative_to(root)
+        for kind, registry in REGISTRIES.items()
+        for file in sorted((root / "conf" / kind).glob("*.yaml"))
+        if file.stem not in registry.names()
+    ]
+
+
+def main() -> int:
+    """Print every file of this checkout that differs. Returns 1 where some settings belong to nothing registered."""
     root = conf_dir().parent
+    if not (root / "docs" / "suites.md").is_file():
+        raise UsageError(f"'{root}' is no checkout: conf/ and docs/ are printed in one")
     for file, text in printed(root):
         if file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
             print(f"printed {file.relative_to(root)}")
+    left = unregistered(root)
+    for file in left:
+        print(f"{file} is of no registered {file.parent.name}: add it to pyproject.toml, and pip install -e . again")
+    return 1 if left else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,7 +22,7 @@ from detoxbench.fitting.paraphrase_generation import GenerationConfig
 from detoxbench.registry import REGISTRIES
 from detoxbench.runner import composition
 from detoxbench.runner.composition import cells, compose_run
-from detoxbench.runner.printed import printed
+from detoxbench.runner.printed import printed, unregistered
 
 CONF = composition.conf_dir()
 PUBLISHED = ["model=hf", "model.path=somewhere"]  # no values tuned for the embedded model
@@ -62,6 +62,14 @@ def test_no_default_stands_twice_in_another_form() -> None:
         if file.parent.name in ("method", "scorer"):
             cls = REGISTRIES[file.parent.name].get(file.stem)
             assert read(file) == {"name": file.stem} | {k: plain(v) for k, v in defaults(cls.Config).items()}
+
+
+def test_settings_of_nothing_registered_are_named(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    for name in ("destein", "unfiled"):
+        (tmp_path / "conf" / "method" / f"{name}.yaml").write_text(f"name: {name}\n")
+    assert unregistered(tmp_path) == [Path("conf/method/unfiled.yaml")]
+    assert unregistered(CONF.parent) == []
 
 
 @pytest.mark.parametrize("name", names("suite"))
