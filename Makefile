@@ -13,12 +13,14 @@ demo: $(READY)  ## the main job: every method on the embedded model, and a leade
 	$(BIN)/detoxbench demo
 
 test: export HF_HUB_OFFLINE = 1
+test: export PYTHONDONTWRITEBYTECODE =  # many tests start the command: its modules are compiled once
 test: $(READY)  ## the test suite, offline; WORKERS=8 takes more cores
 	$(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-slow: export HF_HUB_OFFLINE = 1
+test-slow: export PYTHONDONTWRITEBYTECODE =
 test-slow: $(READY)  ## tests that train models or run for minutes
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist worksteal
 
 bench: export HF_HUB_OFFLINE = 1
 bench: $(READY)  ## speed and memory beside plain loops; BENCH_DEVICE=cuda does the GPU sizes

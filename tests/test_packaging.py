@@ -65,7 +65,6 @@ def test_a_folder_called_methods_beside_the_user_is_not_ours(installed: tuple[Pa
         assert "detoxbench.methods.dinm.DINM" in said
         assert Path(said.split()[-1]) == package / "detoxbench" / "__init__.py"
         for command in ((python, "-m", "detoxbench"), (python.with_name("detoxbench"),)):
-            assert "dinm" in run(*command, "list", "methods", cwd=tmp_path)
             assert "method=dinm" in run(*command, "plan", "method=dinm", "suite.limit=2", cwd=tmp_path)
 
 

@@ -48,7 +48,7 @@ def test_the_method_that_is_shown_whole_is_installed_checked_and_run(package: Pa
     assert printed[:2] == ["pip install -e .", "detoxbench check method word_bias"]
     python, _ = fresh(tmp_path / "env", ROOT)
     pip(python, "install", "-e", ".", cwd=package)
-    few = ["suite=real_toxicity_prompts", "suite.prompts=40", f"runs_dir={tmp_path / 'runs'}"]
+    few = ["suite=real_toxicity_prompts", "suite.prompts=25", "gen.n=2", "with_base=false"]
     commands = [["check", "method", "word_bias"], ["run", "-m", "method=word_bias", "method.strength=0,4", *few]]
     one_process = f"import sys; from detoxbench import cli; sys.exit(any([cli.main(c) for c in {commands!r}]))"
     said = run(python, "-c", one_process, cwd=tmp_path)

@@ -20,7 +20,7 @@ from detoxbench.interventions.routing import per_row_weights, routable
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
 from detoxbench.runner.fits import fitted_groups
-from tests.support.tiny import FAMILIES, same, state, tiny
+from tests.support.tiny import EVERY_FAMILY, same, state, tiny
 
 PROMPTS = ["tell me", "why is the cat so rude", "a", "what do you say to that", "tell me"]
 
@@ -78,7 +78,8 @@ def untouched(lm: LanguageModel) -> Iterator[None]:
 GENS = {"greedy": GenSpec(max_new_tokens=10), "sampled": GenSpec(max_new_tokens=10, do_sample=True, top_p=0.9, n=2)}
 
 
-@pytest.mark.parametrize(("family", "gen"), [*((family, "greedy") for family in FAMILIES), ("llama", "sampled")])
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("gen", GENS)
 def test_routed_samples_are_those_of_each_edit_applied_alone(family: str, gen: str) -> None:
     lm, spec = tiny(family), GENS[gen]
     asked, on = requests(lm), edits(lm)
@@ -93,7 +94,7 @@ def test_routed_samples_are_those_of_each_edit_applied_alone(family: str, gen: s
         assert len({s.text for s in together if s.id.endswith("1")}) >= 5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_routed_logits_are_those_of_each_edit_applied_alone(family: str, dtype: torch.dtype) -> None:
     lm = tiny(family, dtype=dtype)

@@ -26,7 +26,7 @@ from detoxbench.runner import composition
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.embedded import Config as NoConfig
 from tests.support.adapters import logits
-from tests.support.tiny import FAMILIES, same, state, tiny
+from tests.support.tiny import EVERY_FAMILY, same, state, tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden/destein"
 PAIRS = tuple(
@@ -218,7 +218,7 @@ def test_a_constant_shift_as_a_bias_gives_the_same_model(site: str, family: str,
     assert same(before, state(lm))
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_it_works_on_every_family_in_bf16_too(family: str) -> None:
     lm = tiny(family, dtype=torch.bfloat16)
     plain = logits(lm)

@@ -570,7 +570,7 @@ class Cut(BaseException):
     """Like a kill: nothing of ours catches it."""
 
 
-@pytest.mark.parametrize("extra", [[], ["method.relocate=first_record"]], ids=str)
+@pytest.mark.parametrize("extra", [[], pytest.param(["method.relocate=first_record"], marks=pytest.mark.slow)], ids=str)
 def test_a_run_that_is_cut_off_goes_on_with_the_record_it_was_at(
     per_record: db.RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
 ) -> None:

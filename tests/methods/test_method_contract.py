@@ -23,7 +23,14 @@ def made(name: str, **changed: Any) -> Method[Any]:
     return db.methods.create(name, **CHEAP.get(name, {}), **changed)
 
 
-@pytest.fixture(scope="module", params=[(name, family) for name in NAMES for family in FAMILIES], ids="-".join)
+CASES = [
+    pytest.param((name, family), id=f"{name}-{family}", marks=[] if family == FAMILIES[0] else pytest.mark.slow)
+    for family in FAMILIES
+    for name in NAMES
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     name, family = request.param
     return Case(made(name), family)

@@ -23,7 +23,7 @@ from detoxbench.runner.plan import plan
 from detoxbench.suites import mechanism
 from detoxbench.suites.mechanism import GROUPS, LinearProbe, Mechanism
 from tests.suites.test_suites import lines, named, value
-from tests.support.tiny import FAMILIES, same, state, tiny
+from tests.support.tiny import EVERY_FAMILY, same, state, tiny
 
 WORDS = ["the cat sat", "a dog ran home", "we like tea", "she sang", "it is warm", "he reads", "the sun is up", "we go"]
 CONFIG = mechanism.Config(held_out=4, share=0.1)
@@ -92,7 +92,7 @@ def mean_states(lm: LanguageModel, ids: list[int], lead: int) -> tuple[list[np.n
     return [means[str(i)] for i in range(LAYERS)], means["out"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_numbers_are_those_of_a_plain_loop(family: str) -> None:
     from sklearn.linear_model import LogisticRegression
 

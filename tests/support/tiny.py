@@ -1,5 +1,6 @@
 """Tiny random models, as `detoxbench check` tries methods on, and whether they are as they were."""
 
+import pytest
 import torch
 
 from detoxbench.authoring.tiny_models import CHARACTERS as CHARACTERS
@@ -7,6 +8,11 @@ from detoxbench.authoring.tiny_models import FAMILIES as FAMILIES
 from detoxbench.authoring.tiny_models import tiny as tiny
 from detoxbench.authoring.tiny_models import tokenizer as tokenizer
 from detoxbench.lm import LanguageModel
+
+UNLIKE = ("llama", "gpt2", "opt", "gpt_neox", "gemma2")
+"""Families that differ in what our code reads: rotary, learned and shifted positions, transposed and fused weights,
+parallel blocks, soft caps, a sliding window. `make test` tries these, `make test-slow` the rest."""
+EVERY_FAMILY = [pytest.param(f, id=f, marks=[] if f in UNLIKE else pytest.mark.slow) for f in FAMILIES]
 
 
 def state(lm: LanguageModel) -> dict[str, torch.Tensor]:
