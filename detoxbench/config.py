@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -78,6 +78,12 @@ def resolve_switches(config: DataclassInstance) -> None:
         values = field.metadata.get("switch")
         if values and getattr(config, field.name) is None:
             object.__setattr__(config, field.name, values[getattr(config, "fidelity")])  # noqa: B009
+
+
+def switched_as(config: DataclassInstance, fidelity: str, *, but: Collection[str] = ()) -> bool:
+    """Whether every switch of `config`, `but` some, has its value at this `fidelity`."""
+    fields = [field for field in dataclasses.fields(config) if "switch" in field.metadata and field.name not in but]
+    return all(getattr(config, field.name) == field.metadata["switch"].get(fidelity) for field in fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 
+FIDELITY = (
+    "equal to the released code",
+    "equal to the released formula",
+    "close to the paper",
+    "ours",
+    "cannot be checked here",
+)
+"""How near a method is to what was published; each is followed by its evidence in brackets (`Method.fidelity`)."""
+
+
 class Scope(str, Enum):
     """ONCE: one intervention serves the whole suite. PER_RECORD: one is fitted for each benchmark record."""
 
@@ -37,6 +47,19 @@ class Method(ABC, Generic[C]):
     ops: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     """Functions that hooks and logit processors of this method name as "METHOD.OP", so that a saved intervention
     holds tensors and names and never code."""
+
+    @property
+    def fidelity(self) -> str:
+        """How near this is to what was published, in one line: one of `FIDELITY`, and in brackets the evidence. It
+        stands beside every row, and may depend on the configuration; most methods just set `fidelity = "..."`.
+
+            equal to the released code (the golden fixture that a test compares it with)
+            equal to the released formula (our independent computation; file and line of the formula)
+            close to the paper (by how much, measured where)
+            ours (why)
+            cannot be checked here (what is missing)
+        """
+        return ""
 
     def __init__(self, config: C | None = None, *, name: str | None = None, seed: int = 0) -> None:
         self.config: C = self.Config() if config is None else config

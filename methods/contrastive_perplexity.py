@@ -127,6 +127,17 @@ class ContrastivePerplexity(Method[Config]):
     paper = "Contrastive Perplexity for Controlled Generation: An Application in Detoxifying Large Language Models"
     licence = "Apache-2.0"
 
+    @property
+    def fidelity(self) -> str:
+        config, fixture = self.config, "golden fixture tests/golden/contrastive_perplexity"
+        if config.terms != "both" or config.distance != "abs":
+            return "ours (half of the loss, or a hinge: a loss that was not published)"
+        if config.objective == "paper":
+            return f"close to the paper (loss and gradients are its Eq. 1-6 to 1e-12, {fixture}; its texts are missing)"
+        if config.centroid == "batch":
+            return f"equal to the released code ({fixture}: losses, gradients, three steps; the texts are other ones)"
+        return f"equal to the released formula ({fixture} at centroid=batch; a centroid for each anchor is Eq. 5)"
+
     def fingerprints(self) -> Mapping[str, str]:
         require_quantization(self.config.quantization)  # asked before anything is loaded
         return {}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.config import knob, resolve_switches, runtime, switch
+from detoxbench.config import knob, resolve_switches, runtime, switch, switched_as
 from detoxbench.data.examples import FitData, Pair, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting import self_induced
@@ -115,6 +115,18 @@ class DeStein(Method[Config]):
     version = 3
     paper = "DESTEIN: Navigating Detoxification of Language Models via Universal Steering Pairs (arXiv 2404.10464)"
     licence = "the released code has no licence file; nothing of it is used"
+
+    @property
+    def fidelity(self) -> str:
+        config = self.config
+        if config.pair_source == "self":
+            return "ours (the model writes its own pairs; the prompts of the paper's are not released)"
+        as_published = (config.site, config.layers, config.positions) == ("post_proj", None, "all")
+        if as_published and config.gate == "none" and switched_as(config, "reference"):
+            return "equal to the released code (golden fixture tests/golden/destein: probes, directions, logits, texts)"
+        if as_published and config.gate == "none" and switched_as(config, "paper"):
+            return "cannot be checked here (the paper's equations, section 3.3; no released code computes them)"
+        return "ours (steers in a way, at a place or at a time that neither paper nor released code does)"
 
     @property
     def needs(self) -> frozenset[Role]:

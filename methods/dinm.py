@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from detoxbench.config import knob, resolve_switches, runtime, switch
+from detoxbench.config import knob, resolve_switches, runtime, switch, switched_as
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import CachedPrefixForward, recorded
@@ -136,6 +136,23 @@ class DINM(Method[Config]):
     Config = Config
     paper = "Detoxifying Large Language Models via Knowledge Editing (arXiv 2403.14472)"
     licence = "MIT"
+
+    @property
+    def fidelity(self) -> str:
+        config = self.config
+        if not config.num_steps:
+            return "ours (control: the published suffix without the edit)"
+        if config.edits > 1:
+            return "ours (edits one upon the other; the released loss mixes several requests up)"
+        if switched_as(config, "reference", but=("relocate",)):
+            anew = config.protocol == "per_record" and config.relocate == "per_record"
+            more = "; the layer is located for every record, as in the paper" if anew else ""
+            return (
+                f"equal to the released code (golden fixture tests/golden/dinm: layers, losses, weights, texts{more})"
+            )
+        if switched_as(config, "paper"):
+            return "cannot be checked here (the paper's equations 8 to 11; no released code computes them)"
+        return "ours (switches of the paper and of the released code mixed)"
 
     @property
     def scope(self) -> Scope:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.config import knob, resolve_switches, runtime, switch
+from detoxbench.config import knob, resolve_switches, runtime, switch, switched_as
 from detoxbench.data.examples import FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.training import LoraConfig, train_lora
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Operation = Literal["ext_sub", "subtract", "add", "negate", "expert_scale", "expert_only"]
+PUBLISHED = ("ext_sub", "subtract", "add")
+"""The operations of the released code."""
 
 
 log = logging.getLogger("detoxbench")
@@ -109,6 +111,18 @@ class ExtSub(Method[Config]):
     licence = "MIT"
 
     @property
+    def fidelity(self) -> str:
+        config = self.config
+        if config.projection != "row" or config.operation not in PUBLISHED:
+            return "ours (a control, or another direction of the rule; nothing was released to compare it with)"
+        if switched_as(config, "reference"):
+            where = "float32; bfloat16 and IA3 by our computation of ext_sub.py:36-62, 100-221"
+        else:
+            where = "float32 and one scaling; method.fidelity=reference has its scalings, rounding and IA3 too"
+        training = "; the training is not compared" if self.needs else ""
+        return f"equal to the released code (golden fixture tests/golden/ext_sub: LoRA in {where}{training})"
+
+    @property
     def needs(self) -> frozenset[Role]:
         roles = {"expert": Role.CIVIL_INSTRUCTIONS, "anti_expert": Role.TOXIC_INSTRUCTIONS}
         return frozenset(roles[which] for which, path in self._sides() if path is None)
@@ -160,7 +174,7 @@ def _combined(
     w1 = {name: module.delta() for name, module in expert.items()}
     w2 = {name: module.delta(scalings.get(name)) for name, module in anti.items()}
     combined, info = combine(w1, w2, config)
-    published = config.operation in ("ext_sub", "subtract", "add")
+    published = config.operation in PUBLISHED
     weights: list[Weight] = []
     for name, delta in combined.items():
         module = (expert or anti)[name]

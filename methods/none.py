@@ -25,6 +25,7 @@ class Base(Method[Config]):
     """
 
     Config = Config
+    fidelity = "ours (nothing is changed: the model as it was loaded)"
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         return Intervention(method=self.name, base=lm.fingerprint)

@@ -49,6 +49,12 @@ class SelfReminder(Method[Config]):
     paper = "Defending ChatGPT against jailbreak attack via self-reminders (Nature Machine Intelligence, 2023)"
     licence = "none: only the prompt is taken"
 
+    @property
+    def fidelity(self) -> str:
+        if self.config == Config():
+            return f"equal to the released formula (the text of {_SOURCE}; continuations get its first half alone)"
+        return "ours (a reminder in words of one's own)"
+
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         return Intervention(
             method=self.name, base=lm.fingerprint, prompts=(Prompt(self.config.prefix, self.config.suffix),)

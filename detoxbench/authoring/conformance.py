@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from detoxbench.data.roles import fit_spec
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.random_state import unchanged_random_state
 from detoxbench.interventions.intervention import Intervention
-from detoxbench.methods.base import Method, Scope
+from detoxbench.methods.base import FIDELITY, Method, Scope
 from detoxbench.text import first_line
 
 if TYPE_CHECKING:
@@ -127,10 +128,16 @@ class Fitted(NamedTuple):
 
 
 def declares_its_settings(case: Case) -> None:
-    """Its class says what it does, and each of its settings what it means."""
+    """Its class says what it does and how near that is to what was published, and each of its settings its meaning."""
     cls = type(case.method)
     if not (cls.__doc__ or "").strip():
         raise Fault(f"class {cls.__name__} has no docstring: `detoxbench list` shows its first line")
+    if not re.fullmatch(rf"({'|'.join(FIDELITY)}) \(.+\)", case.method.fidelity):
+        said = f"says {case.method.fidelity!r} of its fidelity" if case.method.fidelity else "does not say its fidelity"
+        raise Fault(
+            f'class {cls.__name__} {said}: write fidelity = "ours (why)", or another of {", ".join(FIDELITY)}, with '
+            "the evidence in brackets; it stands beside its rows"
+        )
     if cls.version < 1:
         raise Fault(f"version is {cls.version}: versions begin with 1")
     config = type(case.method.config)

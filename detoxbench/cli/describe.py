@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from detoxbench.cli.common import OK, Parser, console, print_json, table
-from detoxbench.cli.list import KINDS, doc, first_comment
+from detoxbench.cli.list import KINDS, doc, fidelity, first_comment
 from detoxbench.errors import UsageError, did_you_mean
 
 
@@ -70,6 +70,7 @@ def _described_component(kind: str, name: str) -> dict[str, Any]:
     if kind != "scorer":
         facts["paper"] = cls.paper
     if kind == "method":
+        facts["fidelity"] = fidelity(cls)
         facts["fitted"] = "once for the suite" if cls().scope.value == "once" else "for each record"
         facts["fit_data"] = ", ".join(f"fit.{role.value}" for role in sorted(cls().needs)) or "none"
     if kind == "suite":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from detoxbench.cli.common import OK, Parser, console, print_json, table
 
@@ -24,18 +25,28 @@ def main(argv: list[str]) -> int:
     for kind, rows in by_kind.items():
         if not args.kind:
             show(f"{kind}:")
-        show(table([(f"  {row['name']}", row["summary"]) for row in rows]))
+        show(table([(f"  {row['name']}", "\n".join(list(row.values())[1:])) for row in rows]))
     return OK
 
 
 def names(kind: str) -> list[dict[str, str]]:
-    """Name and one-line summary of everything of a kind that works."""
+    """Name and one-line summary of everything of a kind that works, and how near a method is to what was published."""
     from detoxbench.registry import REGISTRIES
     from detoxbench.runner import composition
 
     if kind == "models":
         return [{"name": n, "summary": first_comment(f)} for n, f in sorted(composition.options("model").items())]
-    return [{"name": n, "summary": doc(c).partition("\n")[0]} for n, c in REGISTRIES[kind.removesuffix("s")].working()]
+    rows = [(n, c, doc(c).partition("\n")[0]) for n, c in REGISTRIES[kind.removesuffix("s")].working()]
+    if kind == "methods":
+        return [{"name": n, "summary": summary, "fidelity": fidelity(c)} for n, c, summary in rows]
+    return [{"name": n, "summary": summary} for n, _, summary in rows]
+
+
+def fidelity(method: Any) -> str:
+    """How near a method is to what was published, at its defaults."""
+    from detoxbench.results.tables import NOT_SAID
+
+    return method().fidelity or NOT_SAID
 
 
 def doc(cls: type) -> str:

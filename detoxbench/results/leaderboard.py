@@ -202,6 +202,7 @@ def _row(label: str, records: Sequence[RunRecord], cells: dict[str, Cell], broke
         counts=sum_by_key([r.counts for r in records]),
         fits=fits_of(records),
         data=records[0].data,
+        fidelity=" | ".join(dict.fromkeys(r.fidelity for r in records if r.fidelity)) or None,
         broken=broken,
     )
 

@@ -84,6 +84,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
     whatever their seeds. None in runs that are older than this field."""
     data: dict[str, str] = {}
     """By setting (fit.ROLE, suite.data): the name of the data, and how many items were used."""
+    fidelity: str | None = None
+    """How near the method is to what was published (`Method.fidelity`), as it was said when the run was made; None
+    where nobody said it, as in runs that are older than this field."""
 
 
 class Clusters(msgspec.Struct, kw_only=True):

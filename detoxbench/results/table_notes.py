@@ -29,6 +29,7 @@ def of_table(
         *_tests(columns, rows, against),
         *(_no_reference(rows, against) if reference is None else _other_seeds(rows, rows[reference], against)),
         *_seeds(columns, rows),
+        *fidelity(rows),
         *_data_and_settings(rows),
         *_counted(rows),
         *_read_before(rows),
@@ -183,6 +184,15 @@ def _data_and_settings(rows: Sequence[Row]) -> list[str]:
         if not_in_label := [setting for setting in changed if setting not in row.label.split(" ")]:
             settings.append(f"{row.label}: {', '.join(not_in_label)}")
     return notes + ([f"settings that are not the method's defaults: {'; '.join(settings)}"] if settings else [])
+
+
+def fidelity(rows: Sequence[Row]) -> list[str]:
+    """How near the rows are to what was published: a note for each line, with the rows that it stands for."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        if row.said:
+            labels.setdefault(row.said, []).append(row.label)
+    return [f"fidelity: {', '.join(of_line)}: {line}" for line, of_line in labels.items()]
 
 
 def _by_seed(columns: Sequence[Column], row: Row) -> str:

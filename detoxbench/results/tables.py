@@ -12,6 +12,10 @@ LEVEL = 0.05
 """A difference is supported when its p-value, Holm-adjusted over its table, is below."""
 
 
+NOT_SAID = "not said"
+"""The fidelity of a row whose runs say nothing of it."""
+
+
 BESIDE = ("cost.", "counts.")
 """Prefixes of the names of columns that are not metrics."""
 
@@ -88,9 +92,16 @@ class Row:
     """What was fitted under each seed: equal where it is the same intervention (`stats.seed_kind`); empty: unknown."""
     data: dict[str, str] = field(default_factory=dict)
     """Names of the data for the fit and for the prompts, by setting."""
+    fidelity: str | None = None
+    """How near its method is to what was published, as its runs say it; None where they do not."""
     broken: bool = False
     """More than half of its texts are broken (the interval's lower end is above one half, too), so its other numbers
     mean little, and none is called better."""
+
+    @property
+    def said(self) -> str:
+        """Its fidelity in words; empty for what a paper reports."""
+        return (self.fidelity or NOT_SAID) if self.run_ids else ""
 
     @property
     def shown(self) -> str:

@@ -1,4 +1,4 @@
-"""Text that is printed from the classes, so that no default is written twice: conf/, and suites in docs/suites.md.
+"""Text that is printed from the classes, so that nothing is written twice: conf/, and tables of methods and suites.
 
 `make printed` (python -m detoxbench.runner.printed) prints them in a checkout; a test says when they differ.
 """
@@ -8,23 +8,22 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
-from detoxbench import suites
+from detoxbench import methods, suites
 from detoxbench.config import GenSpec
 from detoxbench.data.roles import fit_spec
 from detoxbench.errors import UsageError
+from detoxbench.methods.base import Scope
 from detoxbench.registry import REGISTRIES
 from detoxbench.runner.composition import conf_dir, options
 
 NOT_TEXTS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 """Words that YAML takes for something else."""
-TABLE = re.compile(r"(?<=<!-- printed: suites -->\n).*?(?=<!-- end -->)", re.DOTALL)
-"""The table in docs/suites.md."""
 
 
 def printed(root: Path) -> Iterator[tuple[Path, str]]:
@@ -37,8 +36,9 @@ def printed(root: Path) -> Iterator[tuple[Path, str]]:
                 yield file, _with_settings(file.read_text(encoding="utf-8"), name, cls.Config)
     file = conf / "config.yaml"
     yield file, _with_roles(file.read_text(encoding="utf-8"))
-    file = root / "docs" / "suites.md"
-    yield file, TABLE.sub(lambda _: suites_table(), file.read_text(encoding="utf-8"))
+    for kind, table in (("methods", methods_table), ("suites", suites_table)):
+        file = root / "docs" / f"{kind}.md"
+        yield file, _with_table(file.read_text(encoding="utf-8"), kind, table())
 
 
 def _with_settings(text: str, name: str, config: Any) -> str:
@@ -71,7 +71,31 @@ def _yaml(key: str, value: Any) -> str:
     return f"{key}: {text}"
 
 
-# ------------------------------------------------------------------------------------------------------------- suites
+# ------------------------------------------------------------------------------------------------ methods and suites
+
+
+def _with_table(text: str, kind: str, table: str) -> str:
+    """The page with this table where it says `<!-- printed: KIND -->`."""
+    return re.sub(rf"(?<=<!-- printed: {kind} -->\n).*?(?=<!-- end -->)", lambda _: table, text, flags=re.DOTALL)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts, headings first."""
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+def methods_table() -> str:
+    """Every method of this package as Markdown: what it does, is fitted on and is from, and how near it is to that."""
+    rows = [("method", "what it does", "fitted", "fit data", "paper", "licence", "fidelity")]
+    for name, cls in methods.working():
+        if cls.__module__.startswith("detoxbench."):
+            method = cls()
+            fitted = "once" if method.scope is Scope.ONCE else "for each record"
+            data = ", ".join(sorted(method.needs)) or "–"
+            about = _first_sentence(cleandoc(cls.__doc__ or ""))
+            rows.append((f"`{name}`", about, fitted, data, cls.paper or "–", cls.licence or "–", method.fidelity))
+    return _markdown(rows)
 
 
 def suites_table() -> str:
@@ -81,8 +105,7 @@ def suites_table() -> str:
         if cls.__module__.startswith("detoxbench."):
             about = _first_sentence(cleandoc(cls.__doc__ or ""))
             rows.append((f"`{name}`", about, protocol(name), cls.data, cls.licence, cls.measured, cls.cost))
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+    return _markdown(rows)
 
 
 def _first_sentence(text: str) -> str:

@@ -169,6 +169,7 @@ def _record(done: _Done, measures: Sequence[Measure], counts: Counts, base_run_i
         diagnostics=fit.info,
         fit=fit.digest,
         data=cell.data_names(),
+        fidelity=cell.method.fidelity or None,
         base_run_id=base_run_id,
         provenance=provenance(torch.device(generation.device)) | generation.arithmetic,
     )

@@ -48,6 +48,7 @@ class Good(Method[Config]):
     """Moves one matrix at random, by its seed."""
 
     Config = Config
+    fidelity = "ours (invented for a test)"
 
     def delta(self, lm: LanguageModel, generator: torch.Generator | None) -> Tensor:
         shape = lm.model.get_parameter(PARAMETER).shape
@@ -199,6 +200,18 @@ class Unexplained(Good):
     pass
 
 
+class SaysNotHowNear(Good):
+    """Does not say how near it is to what was published."""
+
+    fidelity = ""
+
+
+class SaysItInItsOwnWords(Good):
+    """Says that it is faithful, without one of the forms and without evidence."""
+
+    fidelity = "faithful"
+
+
 class CountsTheWanted(Good):
     scope = Scope.PER_RECORD
 
@@ -232,6 +245,8 @@ BROKEN: list[tuple[type[Good], Check, str]] = [
     (NeedsWhatItDoesNotUse, conformance.names_missing_data, "fits without it: leave it out of `needs`"),
     (PlainField, conformance.declares_its_settings, "PlainConfig.size is a plain field: make it knob("),
     (Unexplained, conformance.declares_its_settings, "class Unexplained has no docstring"),
+    (SaysNotHowNear, conformance.declares_its_settings, 'does not say its fidelity: write fidelity = "ours (why)"'),
+    (SaysItInItsOwnWords, conformance.declares_its_settings, "says 'faithful' of its fidelity: write fidelity ="),
     (CountsTheWanted, conformance.fits_each_record_by_itself, "record 2 is fitted in one way alone and in another"),
 ]
 

@@ -70,6 +70,12 @@ def data(page):
     return json.loads(Page(page).scripts[0])
 
 
+def test_every_row_says_how_near_its_method_is_to_what_was_published(page):
+    lines = [attributes["title"] for tag, attributes in Page(page).tags if tag == "span" and "title" in attributes]
+    assert lines.count(f"ours ({HOSTILE[2]})") == 1, "as text, whatever it holds"
+    assert lines.count("not said") == 6, "runs that are older than the line"
+
+
 # --- data stays data --------------------------------------------------------------------------------------------------
 
 

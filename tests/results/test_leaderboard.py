@@ -59,6 +59,7 @@ destein alpha=0.4   1.5 s   0.98×       +0    12.3 kB        40       1        
 after Holm over the 4 tests of this table); n.s.: not supported
   40 prompts or records tell these differences apart (power 80 %, one test at 0.05): DS 17 points,
 EMT 0.1
+  fidelity: none, destein alpha=0.2, destein alpha=0.4: not said
   settings that are not the method's defaults: destein alpha=0.2: layers=[1, 2]; destein alpha=0.4:
 layers=[1, 2]
   none in any row: missing scores
@@ -80,6 +81,37 @@ def test_what_nobody_counted_is_said_to_be_not_measured(store, tmp_path):
     assert '"degenerate": null' in read(tmp_path).render("json")
     for format in ("table", "md", "latex", "csv", "json"):
         assert "None" not in read(tmp_path).render(format)
+
+
+def test_every_row_says_how_near_its_method_is_to_what_was_published(store, tmp_path):
+    near = "equal to the released code (golden fixture x: 1 % off)"
+    store([defense(yes(10))], fidelity="ours (nothing is changed)")
+    store([defense(yes(13))], "destein", seed=0, fidelity=near)
+    store([defense(yes(13))], "destein", seed=1)  # the line is that of the runs which have it
+    store([defense(yes(20))], "dinm")  # older than the field
+    board = read(tmp_path)
+    table = only_table(board)
+    assert [row.said for row in table.rows] == ["ours (nothing is changed)", near, "not said"]
+    notes = [note for note in table.notes if note.startswith("fidelity: ")]
+    assert notes == [
+        "fidelity: none: ours (nothing is changed)",
+        f"fidelity: destein: {near}",
+        "fidelity: dinm: not said",
+    ]
+    assert rf"{{\scriptsize fidelity: destein: {near.replace('%', chr(92) + '%')}\par}}" in board.render("latex")
+    lines = csv.DictReader(io.StringIO(board.render("csv")))
+    assert {line["row"]: line["fidelity"] for line in lines} == {row.label: row.said for row in table.rows}
+    for format in ("table", "md"):
+        assert "fidelity: dinm: not said" in board.render(format)
+
+
+def test_what_a_paper_reports_has_no_fidelity_of_ours(store, tmp_path, monkeypatch):
+    row = paper.Reported(
+        model="tiny", method="dinm", variant="", suite="safeedit", metric="DS", value=96.02, unit="percent", source="P"
+    )
+    monkeypatch.setattr(paper, "reported", lambda: [row])
+    store([defense(yes(10))])
+    assert [r.said for r in only_table(leaderboard(tmp_path / "runs", paper=True)).rows] == ["not said", ""]
 
 
 def test_a_count_that_one_seed_lacks_is_no_sum(store, tmp_path):
@@ -603,7 +635,7 @@ def test_a_name_with_commands_stays_text_in_latex(store, tmp_path):
     store([defense(yes(10))], r"\input{x} 50%_&#$~^<>|", model="a_b")
     store([defense(yes(10))])
     text = read(tmp_path).render("latex")
-    (row,) = [line for line in text.splitlines() if "input" in line]
+    row, _ = [line for line in text.splitlines() if "input" in line]  # and its fidelity
     signs = r"\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}\textbar{}"
     assert row.startswith(rf"\textbackslash{{}}input\{{x\}} 50\%\_\&\#\${signs} &")
     assert r"\caption{a\_b" in text

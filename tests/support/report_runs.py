@@ -95,7 +95,7 @@ def build(runs):
     for alpha, defended, toxicity, perplexity in ((0.2, 0.5, 0.5, 6.0), (0.4, 0.8, 0.3, 9.0), (0.6, 1.0, 0.1, 40.0)):
         cost = {"fit_seconds": 1.5, "artifact_bytes": 2048, "relative_speed": 0.9, "fit_peak_mb": None}
         one(defended, toxicity, perplexity, "destein", {"alpha": alpha, "layers": [1]}, diagnostics=steps, cost=cost)
-    one(0.9, 0.4, 7.0, NAME, said=HOSTILE)
+    one(0.9, 0.4, 7.0, NAME, said=HOSTILE, fidelity=f"ours ({HOSTILE[2]})")
     for method, value in (("none", 0.4), ("destein", 0.2)):
         layers = [level(f"cosine_layer_{i}", value + i / 10, headline=False) for i in range(3)]
         measures = [level("cosine", value), *layers, level(NAME, value)]

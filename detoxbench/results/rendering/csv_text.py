@@ -14,7 +14,7 @@ COLUMNS = (
     "table", "model", "suite", "scorer", "row", "seeds",
     "metric", "better", "unit", "value", "low", "high", "interval", "n", "missing",
     "difference", "difference_low", "difference_high", "p", "p_holm", "verdict",
-    "against", "effect", "detectable", "above", "below",
+    "against", "effect", "detectable", "above", "below", "fidelity",
 )  # fmt: skip
 FORMULA = tuple("=+-@＝＋－＠")
 """A spreadsheet runs what starts like this."""
@@ -63,7 +63,7 @@ def _table_lines(table: Table, number: int) -> Iterator[Line]:
 def _start(table: Table, number: int, row: Row) -> Line:
     """What every line of a row begins with."""
     names = {"table": number, "model": table.model, "suite": table.suite, "scorer": table.scorer}
-    return names | {"row": row.label, "seeds": " ".join(map(str, row.seeds))}
+    return names | {"row": row.label, "seeds": " ".join(map(str, row.seeds)), "fidelity": row.said}
 
 
 def _metric_line(cell: Cell, column: Column, against: str | None) -> Line:

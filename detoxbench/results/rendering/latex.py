@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from detoxbench.results.rendering.grids import extra_columns, extra_grids
+from detoxbench.results.table_notes import fidelity
 from detoxbench.results.tables import EMBEDDED, LEVEL, Board, Column, Row, Table
 from detoxbench.results.words import heading_of, value_of
 from detoxbench.text import clean
@@ -46,6 +47,7 @@ def _table_environment(table: Table) -> list[str]:
         lines += [r"\par\medskip", rf"{_escaped(grid.title)}\par\smallskip"]
         body = [[_escaped(text) for text in line] for line in grid.lines()]
         lines += _tabular([_escaped(heading) for heading in grid.headings()], body)
+    lines += [rf"\par\smallskip {{\scriptsize {_escaped(note)}\par}}" for note in fidelity(table.rows)]
     return [*lines, r"\end{table}"]
 
 

@@ -31,6 +31,7 @@ class Whisper(Method[WhisperConfig]):
 
     Config = WhisperConfig
     paper = "none"
+    fidelity = "ours (invented for a test)"
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         return Intervention(method=self.name, base=lm.fingerprint, prompts=(Prompt(prefix=self.config.words),))
