@@ -64,23 +64,53 @@ class ChatTemplate:
                     f"{did_you_mean(name, known)}; it has {', '.join(known) or 'none'}"
                 )
 
-    def prompt(self, question: str) -> str:
-        """The text that asks `question`. Raises DetoxbenchError where the template refuses it or leaves it out."""
-        return self._rendered_whole(question)
+    def prompt(self, question: str, before: Sequence[tuple[str, str]] = ()) -> str:
+        """The text that asks `question`, behind the turns (role, text) that came `before`. Several system texts are one
+        message, which stands in front of the first question where the template knows no system role.
+
+        Raises DetoxbenchError where the template refuses a turn or leaves it out.
+        """
+        if not before:
+            return self._rendered_whole(question)
+        system = "\n\n".join(text for role, text in before if role == "system")
+        turns = [(role, text) for role, text in [*before, ("user", question)] if role != "system"]
+        if system and self.knows_system:
+            turns = [("system", system), *turns]
+        elif system:
+            first = next(i for i, (role, _) in enumerate(turns) if role == "user")
+            turns[first] = ("user", f"{system}\n\n{turns[first][1]}")
+        return self._rendered(turns)
+
+    @cached_property
+    def knows_system(self) -> bool:
+        """Whether the template has a place for a system message, which is not that of another role."""
+
+        def first(role: str) -> str:
+            try:
+                return self.render(self._in_roles([(role, ANSWER), ("user", PROBE)]), ask=True)
+            except DetoxbenchError:  # many refuse an unknown role, or two turns of one role
+                return ""
+
+        return ANSWER in first("system") and first("system") not in (first("user"), first("assistant"))
 
     def conversation(self, question: str, answer: str) -> str:
         """Both turns, up to where the next turn begins: what a judge of conversations reads. Raises like `prompt`."""
         return self._rendered_whole(question, answer)
 
     def _rendered_whole(self, *turns: str) -> str:
-        text = self.render(self._messages(*turns), ask=True)
-        for turn in turns:
+        return self._rendered(list(zip(("user", "assistant"), turns, strict=False)))
+
+    def _rendered(self, turns: Sequence[tuple[str, str]]) -> str:
+        text = self.render(self._in_roles(turns), ask=True)
+        for _, turn in turns:
             if _without_blanks(turn) not in _without_blanks(text):
                 self._refuse(f"leaves out a message or changes it: {turn[:40]!r} becomes {text[-60:]!r}")
         return text
 
     def _messages(self, *texts: str) -> list[dict[str, Any]]:
-        turns = zip(("user", "assistant"), texts, strict=False)
+        return self._in_roles(list(zip(("user", "assistant"), texts, strict=False)))
+
+    def _in_roles(self, turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         return [{"role": role, "content": self._content(text)} for role, text in turns]
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:

@@ -17,6 +17,9 @@ class Rewriting(Protocol):
     def rewrite(self, prompt: str, chat: bool) -> str:
         """The prompt as the model is to get it."""
 
+    def before(self, chat: bool) -> Sequence[tuple[str, str]]:
+        """The turns before the prompt, each (role, text)."""
+
 
 class Factors(Protocol):
     """A low-rank change `b @ a` of a linear map, [out, rank] times [rank, in] (`interventions.channels.LowRank`)."""

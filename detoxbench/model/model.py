@@ -163,10 +163,14 @@ class Model:
         Raises DetoxbenchError where the chat template refuses the prompt or leaves it out.
         """
         on = self.in_force
+        turns: list[tuple[str, str]] = []
         for rewriting in (*on.prompts, *(on.route.prompts(record) if on.route else ())):
             prompt = rewriting.rewrite(prompt, chat)
+            turns = [*rewriting.before(chat), *turns]  # what is further out was said earlier
         template = self.template if chat else None
-        return (prompt, True) if template is None else (template.prompt(prompt), False)
+        if template is None:
+            return "".join(f"{text}\n" for _, text in turns) + prompt, True
+        return template.prompt(prompt, turns), False
 
     def joined(self, before: str, text: str, *, special: bool = True) -> tuple[list[int], list[int]]:
         """(token ids of `before`, of both together): tokenised as one text, which is how a model reads it.
