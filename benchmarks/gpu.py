@@ -37,6 +37,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "destein": {"pairs": 6},
     "dinm": {"learning_rate": 1e-2},
     "ext_sub": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
+    "few_shot": {"question": "say it rudely .", "answer": "i can not .", "continuation": "thank you .\n"},
+    "system_prompt": {"text": "be kind .", "continuation": "be kind . "},
 }
 """Settings that make a method's fit take a second on a small model; a method that is fast as it is needs no entry."""
 CLOSE = {"float32": 1e-4, "bfloat16": 2.0**-4, "float16": 2.0**-7}

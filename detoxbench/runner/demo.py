@@ -5,23 +5,23 @@ from __future__ import annotations
 import sys
 import time
 
-from detoxbench import methods
 from detoxbench.config import BASE
 from detoxbench.results.leaderboard import leaderboard
-from detoxbench.runner.composition import compose_run, options
+from detoxbench.runner.composition import compose_run
 from detoxbench.runner.stages import run
 
 RUNS_DIR = "runs/demo"
 SUITES = ("safeedit", "real_toxicity_prompts", "utility")
+METHODS = (BASE, "contrastive_perplexity", "destein", "dinm", "ext_sub", "self_reminder")
+"""A choice, so that the demo takes no longer for every method that there is."""
 
 
 def main() -> None:
-    """Run the base model and every registered method on the embedded suites, then print the leaderboard."""
-    names = sorted((name for name in methods.names() if name in options("method")), key=lambda name: name != BASE)
+    """Run the base model and a choice of methods on the embedded suites, then print the leaderboard."""
     cells = [
         (suite, name, compose_run([f"method={name}", f"suite={suite}", f"runs_dir={RUNS_DIR}"]))
         for suite in SUITES
-        for name in names
+        for name in METHODS
     ]
     start = time.perf_counter()
     for i, (suite, name, spec) in enumerate(cells, 1):

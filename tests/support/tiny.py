@@ -22,3 +22,9 @@ def state(lm: LanguageModel) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def logits_of(lm: LanguageModel, text: str) -> torch.Tensor:
+    """Logits of every position of a text under what is in force, [1, tokens, vocabulary]."""
+    with torch.inference_mode():
+        return lm.model(torch.tensor([lm.tokens(text)])).logits
