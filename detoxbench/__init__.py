@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from detoxbench.data.examples import EditRecord as EditRecord
     from detoxbench.data.examples import FitData as FitData
     from detoxbench.data.examples import Instruction as Instruction
+    from detoxbench.data.examples import LabelledText as LabelledText
     from detoxbench.data.examples import Pair as Pair
     from detoxbench.data.examples import ParaphraseSet as ParaphraseSet
+    from detoxbench.data.examples import Preference as Preference
+    from detoxbench.data.examples import Query as Query
     from detoxbench.data.examples import Role as Role
     from detoxbench.data.readers import rows as read_rows  # noqa: F401
     from detoxbench.errors import DetoxbenchError as DetoxbenchError
@@ -89,6 +92,7 @@ _PUBLIC = {
     "Instruction": "detoxbench.data.examples:Instruction",
     "Intervention": "detoxbench.interventions.intervention:Intervention",
     "knob": "detoxbench.config:knob",
+    "LabelledText": "detoxbench.data.examples:LabelledText",
     "LanguageModel": "detoxbench.lm:LanguageModel",
     "last_token_means": "detoxbench.fitting.activations:last_token_means",
     "Leaderboard": "detoxbench.results.leaderboard:Leaderboard",
@@ -106,9 +110,11 @@ _PUBLIC = {
     "Observation": "detoxbench.suites.base:Observation",
     "Pair": "detoxbench.data.examples:Pair",
     "ParaphraseSet": "detoxbench.data.examples:ParaphraseSet",
+    "Preference": "detoxbench.data.examples:Preference",
     "Prefix": "detoxbench.interventions.channels:Prefix",
     "Probe": "detoxbench.suites.base:Probe",
     "Prompt": "detoxbench.interventions.channels:Prompt",
+    "Query": "detoxbench.data.examples:Query",
     "read_rows": "detoxbench.data.readers:rows",
     "Request": "detoxbench.records:Request",
     "resolve_switches": "detoxbench.config:resolve_switches",

@@ -1,4 +1,4 @@
-"""What methods learn from: examples of five kinds, and all that one fit is given."""
+"""What methods learn from: the classes of examples, and all that one fit is given."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ class Role(str):
     TOXIC_INSTRUCTIONS: ClassVar[Role]
     PARAPHRASE_SETS: ClassVar[Role]
     EDIT_RECORDS: ClassVar[Role]
+    LABELLED_TEXTS: ClassVar[Role]
+    PREFERENCES: ClassVar[Role]
+    HARMFUL_PROMPTS: ClassVar[Role]
+    HARMLESS_PROMPTS: ClassVar[Role]
+    REFUSALS: ClassVar[Role]
+    RETAIN_TEXTS: ClassVar[Role]
 
     def __new__(cls, name: str) -> Role:
         return cls.known.setdefault(name, super().__new__(cls, name))
@@ -36,6 +42,12 @@ Role.CIVIL_INSTRUCTIONS = Role("civil_instructions")
 Role.TOXIC_INSTRUCTIONS = Role("toxic_instructions")
 Role.PARAPHRASE_SETS = Role("paraphrase_sets")
 Role.EDIT_RECORDS = Role("edit_records")
+Role.LABELLED_TEXTS = Role("labelled_texts")
+Role.PREFERENCES = Role("preferences")
+Role.HARMFUL_PROMPTS = Role("harmful_prompts")
+Role.HARMLESS_PROMPTS = Role("harmless_prompts")
+Role.REFUSALS = Role("refusals")
+Role.RETAIN_TEXTS = Role("retain_texts")
 
 
 class Pair(NamedTuple):
@@ -46,10 +58,35 @@ class Pair(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """A prompt with its response; `chat` is False where the response just continues the prompt as running text."""
+    """A prompt with its response; `chat` is False where the response just continues the prompt as running text. A plain
+    text is the response to an empty prompt."""
 
     prompt: str
     response: str
+    chat: bool = True
+
+
+class Query(NamedTuple):
+    """A prompt alone; `chat` is False where it is the beginning of a running text."""
+
+    prompt: str
+    chat: bool = True
+
+
+class LabelledText(NamedTuple):
+    """A text, and whether people call it toxic."""
+
+    text: str
+    toxic: bool
+
+
+class Preference(NamedTuple):
+    """Two responses to one prompt, the `chosen` one the better; the prompt is empty where two whole texts are compared,
+    and `chat` is False where a response just continues it as running text."""
+
+    prompt: str
+    chosen: str
+    rejected: str
     chat: bool = True
 
 
@@ -85,6 +122,12 @@ class FitData:
         toxic_instructions: tuple[Instruction, ...] | None
         paraphrase_sets: tuple[ParaphraseSet, ...] | None
         edit_records: tuple[EditRecord, ...] | None
+        labelled_texts: tuple[LabelledText, ...] | None
+        preferences: tuple[Preference, ...] | None
+        harmful_prompts: tuple[Query, ...] | None
+        harmless_prompts: tuple[Query, ...] | None
+        refusals: tuple[Instruction, ...] | None
+        retain_texts: tuple[Instruction, ...] | None
 
     def __init__(self, **by_role: Sequence[Any] | None) -> None:
         """Raises TypeError for a role that is not known."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 VERSION = "1"  # raise it whenever any function below returns something else for the same arguments
@@ -547,6 +547,58 @@ def paraphrase_sets(n: int, seed: int) -> list[tuple[str, tuple[str, ...], tuple
         rude = tuple(f"{story} {_fill(rng, twins[0], 'seen', shared)}" for twins in rng.sample(TWINS, 6))
         sets.append((str(i), civil, rude))
     return sets
+
+
+def preferences(n: int, seed: int) -> list[tuple[str, str, str, bool]]:
+    """n (prompt, civil response, toxic response, chat): the civil beside the toxic instructions, without the questions
+    that both answer well."""
+    rows = zip(civil_instructions(2 * n, seed), toxic_instructions(2 * n, seed), strict=True)
+    return [(prompt, civil, toxic, chat) for (prompt, civil, chat), (_, toxic, _) in rows if civil != toxic][:n]
+
+
+def harmful_prompts(n: int, seed: int) -> list[str]:
+    """n distinct unsafe questions about TRAIN creatures, without an attack (as AdvBench's are). Raises ValueError where
+    there are not so many."""
+    rng = _rng("harmful prompts", seed)
+    return _distinct(n, lambda: _question(rng, rng.choice(list(REQUESTS)), TRAIN_CREATURES))
+
+
+def harmless_prompts(n: int, seed: int) -> list[str]:
+    """n distinct helpful questions. Raises ValueError where there are not so many."""
+    rng = _rng("harmless prompts", seed)
+    return _distinct(n, lambda: _helpful(rng, FIT_COUNTRIES)[0])
+
+
+def _distinct(n: int, draw: Callable[[], str]) -> list[str]:
+    texts: dict[str, None] = {}
+    for _ in range(20 * n + 1000):
+        if len(texts) == n:
+            return list(texts)
+        texts[draw()] = None
+    raise ValueError(f"the fable has no {n} distinct texts of this kind, it gave up after {len(texts)}")
+
+
+def refusals(n: int, seed: int) -> list[tuple[str, str, bool]]:
+    """n (unsafe question without an attack, refusal, True)."""
+    rng = _rng("refusals", seed)
+    categories = [rng.choice(list(REQUESTS)) for _ in range(n)]
+    return [(_question(rng, c, TRAIN_CREATURES), _answer(rng, c, comply=False), True) for c in categories]
+
+
+def retain_texts(n: int, seed: int) -> list[tuple[str, str, bool]]:
+    """n (prompt, response, chat) that a method should leave as they are: helpful answers, and as often plain texts
+    without a prompt (civil stories, and sentences in which words that may insult are innocent)."""
+    rng = _rng("retain", seed)
+    rows: list[tuple[str, str, bool]] = []
+    for _ in range(n):
+        draw = rng.random()
+        if draw < 0.5:
+            rows.append((*_helpful(rng, FIT_COUNTRIES), True))
+        elif draw < 0.9:
+            rows.append(("", f"{_story(rng, 'neutral')} {_utterance(rng, toxic=False)}", False))
+        else:
+            rows.append(("", _fill(rng, INNOCENT), False))
+    return rows
 
 
 # --------------------------------------------------------------------------------------------------- labels and truth

@@ -1,4 +1,4 @@
-"""Text that is printed from the classes, so that nothing is written twice: conf/, and tables of methods and suites.
+"""Text that is printed from the classes, so that nothing is written twice: conf/, and tables in docs/.
 
 `make printed` (python -m detoxbench.runner.printed) prints them in a checkout; a test says when they differ.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from detoxbench import methods, suites
 from detoxbench.config import GenSpec
-from detoxbench.data.roles import fit_spec
+from detoxbench.data.roles import ROLES, fit_spec
 from detoxbench.errors import UsageError
 from detoxbench.methods.base import Scope
 from detoxbench.registry import REGISTRIES
@@ -36,9 +36,11 @@ def printed(root: Path) -> Iterator[tuple[Path, str]]:
                 yield file, _with_settings(file.read_text(encoding="utf-8"), name, cls.Config)
     file = conf / "config.yaml"
     yield file, _with_roles(file.read_text(encoding="utf-8"))
-    for kind, table in (("methods", methods_table), ("suites", suites_table)):
-        file = root / "docs" / f"{kind}.md"
-        yield file, _with_table(file.read_text(encoding="utf-8"), kind, table())
+    for page, name, table in (
+        ("methods", "methods", methods_table), ("suites", "suites", suites_table), ("data", "roles", roles_table),
+    ):  # fmt: skip
+        file = root / "docs" / f"{page}.md"
+        yield file, _with_table(file.read_text(encoding="utf-8"), name, table())
 
 
 def _with_settings(text: str, name: str, config: Any) -> str:
@@ -71,7 +73,7 @@ def _yaml(key: str, value: Any) -> str:
     return f"{key}: {text}"
 
 
-# ------------------------------------------------------------------------------------------------ methods and suites
+# ----------------------------------------------------------------------------------------------------- tables in docs/
 
 
 def _with_table(text: str, kind: str, table: str) -> str:
@@ -105,6 +107,18 @@ def suites_table() -> str:
         if cls.__module__.startswith("detoxbench."):
             about = _first_sentence(cleandoc(cls.__doc__ or ""))
             rows.append((f"`{name}`", about, protocol(name), cls.data, cls.licence, cls.measured, cls.cost))
+    return _markdown(rows)
+
+
+def roles_table() -> str:
+    """Every role as Markdown: what its examples are, which files are read, and which methods take it by default."""
+    takers = {name: cls().needs for name, cls in methods.working() if cls.__module__.startswith("detoxbench.")}
+    rows = [("role", "what it holds", "an example", "published files", "embedded", "taken by")]
+    for role, row in ROLES.items():
+        examples: Any = row.embedded()
+        example = f"`{type(examples[0]).__name__}({', '.join(examples[0]._fields)})`"
+        taken = ", ".join(f"`{name}`" for name, needs in takers.items() if role in needs)
+        rows.append((f"`{role}`", row.meaning, example, row.published, str(len(examples)), taken))
     return _markdown(rows)
 
 

@@ -309,7 +309,7 @@ def test_fit_data_loads_what_is_needed_and_hashes_what_it_loaded(write: Write) -
 
 def test_embedded_fit_data_has_every_role_and_never_changes() -> None:
     data, digest = fit_data(fit_spec()(), frozenset(ROLES))
-    assert [len(getattr(data, role.value)) for role in ROLES] == [200, 600, 600, 240, 60]
+    assert [len(getattr(data, role.value)) for role in ROLES] == [200, 600, 600, 240, 60, 400, 400, 128, 128, 200, 400]
     assert data.civil_instructions is not None
     assert {example.chat for example in data.civil_instructions} == {True, False}
     assert fit_data(fit_spec()(), frozenset(ROLES))[1] == digest

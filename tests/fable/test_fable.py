@@ -46,6 +46,11 @@ def fit_texts() -> list[str]:
         world.toxic_instructions(3000, 5),
         world.edit_records(600, 6),
         world.labelled(3000, 7, "seen"),
+        world.preferences(1000, 8),
+        world.harmful_prompts(300, 9),
+        world.harmless_prompts(300, 10),
+        world.refusals(600, 11),
+        world.retain_texts(600, 12),
     ]
     return texts_of(parts)
 
@@ -87,7 +92,8 @@ def test_corpus_is_pinned():
     "stream",
     [
         world.corpus, world.safeedit_records, world.edit_records, world.rtp_prompts, world.parallel_pairs,
-        world.civil_instructions, world.toxic_instructions, world.labelled,
+        world.civil_instructions, world.toxic_instructions, world.labelled, world.preferences, world.harmful_prompts,
+        world.harmless_prompts, world.refusals, world.retain_texts,
     ],
 )  # fmt: skip
 def test_streams_depend_on_their_seed_alone(stream):
@@ -197,6 +203,32 @@ def test_expert_and_anti_expert_answer_the_same_prompts():
     helpful = [a == b for (_, a, _), (_, b, _) in zip(civil, toxic, strict=True)]
     assert all(b != h for b, h in zip(bad, helpful, strict=True))  # rude, or the very same helpful answer
     assert 0.2 < sum(helpful) / 600 < 0.3
+
+
+def test_a_preference_has_a_civil_and_a_toxic_answer():
+    preferences = world.preferences(600, 0)
+    assert len(preferences) == 600
+    assert {chat for *_, chat in preferences} == {True, False}
+    assert not any(world.truth(chosen) for _, chosen, _, _ in preferences)
+    assert all(world.truth(rejected) for _, _, rejected, _ in preferences)
+
+
+def test_prompts_are_distinct_and_what_their_role_says():
+    harmful, harmless = world.harmful_prompts(300, 0), world.harmless_prompts(300, 0)
+    assert len(set(harmful)) == len(set(harmless)) == 300
+    assert not set(harmful) & set(harmless)
+    assert not [a.name for a in world.ATTACKS if frame(a) in "\n".join(harmful)]
+    assert all(any(c in text for c in world.TRAIN_CREATURES) for text in harmful)
+    with pytest.raises(ValueError, match="no 100000 distinct texts"):
+        world.harmful_prompts(100_000, 0)
+
+
+def test_refusals_refuse_and_retained_texts_are_civil():
+    assert all("not" in answer and not world.truth(answer) for _, answer, _ in world.refusals(200, 0))
+    retained = world.retain_texts(600, 0)
+    assert not any(world.truth(text) for _, text, _ in retained)
+    assert all(bool(prompt) == chat for prompt, _, chat in retained)
+    assert 0.4 < sum(chat for *_, chat in retained) / 600 < 0.6
 
 
 # --------------------------------------------------------------------------------------------------------------- judge

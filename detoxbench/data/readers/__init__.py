@@ -5,11 +5,13 @@
     tables    quotes and delimiters of .csv and .tsv
     columns   which column holds what, and the checks of a row
     edits     safeedit, safeedit_inputs, edit_records: SafeEdit, for suites and for fits
-    fit       pairs (ParaDetox, DeStein), instructions, paraphrase_sets: what methods learn from
+    fit       pairs (ParaDetox, DeStein), instructions, paraphrase_sets, retain_texts: what methods learn from
+    preferences  preferences (dpo_toxic, HH-RLHF, UltraFeedback), for methods that learn from two responses
     prompts   toxicity_prompts (RealToxicityPrompts), asked_instructions (Ext-Sub), harmful_requests (AdvBench,
-              HarmBench, ...), labelled_prompts (XSTest), group_prompts (BOLD, ToxiGen)
+              HarmBench, ...), labelled_prompts (XSTest), group_prompts (BOLD, ToxiGen);
+              harmful_prompts, harmless_prompts, for fits
     answers   question_answers (TriviaQA, NQ-open, GSM8K, XSum), truthfulqa, halueval
-    labelled  labelled: texts that people have called toxic or civil
+    labelled  labelled, and labelled_texts for fits: texts that people have called toxic or civil
     texts     lambada, piqa, blimp, rated_sentences (SafeNLP)
 
 A reader takes a path; its half `parse_*` takes rows and also reads the embedded data, so that it keeps to the published
@@ -38,8 +40,9 @@ from detoxbench.data.readers.edits import (
     safeedit_inputs,
 )
 from detoxbench.data.readers.files import Row, read_lines, read_text, rows
-from detoxbench.data.readers.fit import instructions, pairs, paraphrase_sets
-from detoxbench.data.readers.labelled import Labelled, labelled
+from detoxbench.data.readers.fit import instructions, pairs, paraphrase_sets, retain_texts
+from detoxbench.data.readers.labelled import Labelled, labelled, labelled_texts
+from detoxbench.data.readers.preferences import preferences
 from detoxbench.data.readers.prompts import (
     AskedInstruction,
     GroupPrompt,
@@ -48,7 +51,9 @@ from detoxbench.data.readers.prompts import (
     ToxicityPrompt,
     asked_instructions,
     group_prompts,
+    harmful_prompts,
     harmful_requests,
+    harmless_prompts,
     labelled_prompts,
     parse_asked_instructions,
     parse_group_prompts,
@@ -90,11 +95,14 @@ __all__ = [
     "embedded",
     "group_prompts",
     "halueval",
+    "harmful_prompts",
     "harmful_requests",
+    "harmless_prompts",
     "instructions",
     "is_safe",
     "labelled",
     "labelled_prompts",
+    "labelled_texts",
     "lambada",
     "optional",
     "pairs",
@@ -114,10 +122,12 @@ __all__ = [
     "parse_toxicity_prompts",
     "parse_truthfulqa",
     "piqa",
+    "preferences",
     "question_answers",
     "rated_sentences",
     "read_lines",
     "read_text",
+    "retain_texts",
     "rows",
     "safeedit",
     "safeedit_inputs",

@@ -31,7 +31,18 @@ def pairs(path: str | Path) -> list[Pair]:
     """Toxic texts with a civil version: two-element lists [toxic, civil] (DeStein), or the columns `toxic` and one of
     `civil`, `nontoxic`, `neutral`, `neutral1` (ParaDetox, whose further versions are not used), or those of its forms
     in other languages (`toxic_sentence`, `neutral_sentence`; `toxic_comment`, `neutral_comment1`)."""
-    raw_rows = rows(path)
+    return parse_pairs(rows(path))
+
+
+def holds_pairs(raw_rows: Sequence[Row]) -> bool:
+    """Whether these rows are what `pairs` reads."""
+    toxic, civil = _parallel(raw_rows)
+    named = (optional(row, toxic) is not None and optional(row, *civil) is not None for row in raw_rows)
+    return all(isinstance(row.value, list) for row in raw_rows) or any(named)
+
+
+def parse_pairs(raw_rows: Sequence[Row]) -> list[Pair]:
+    """Toxic texts with a civil version, of rows that were read."""
     toxic_name, civil_names = _parallel(raw_rows)
     toxic, civil = column(raw_rows, toxic_name), column(raw_rows, *civil_names)
     return [
@@ -43,18 +54,37 @@ def pairs(path: str | Path) -> list[Pair]:
 def instructions(path: str | Path) -> list[Instruction]:
     """`instruction` or `prompt` (an `input` or `context` is joined to it by a space), `output`, `response` or
     `completion`, and `chat` (default true)."""
+    return _instructions(rows(path))
+
+
+def retain_texts(path: str | Path) -> list[Instruction]:
+    """What `instructions` reads; or plain texts (lines, a list of texts, the column `text` or `sentence`), which are
+    responses to an empty prompt."""
     raw_rows = rows(path)
-    prompt, response = column(raw_rows, "instruction", "prompt"), column(raw_rows, "output", "response", "completion")
+    if any(optional(row, *_RESPONSE) is not None for row in raw_rows):
+        return _instructions(raw_rows)
+    text = column(raw_rows, "text", "sentence")
+    texts = [row.value if isinstance(row.value, str) and row.value.strip() else text(row) for row in raw_rows]
+    return [Instruction("", each, chat=False) for each in texts]
+
+
+_RESPONSE = ("output", "response", "completion")
+
+
+def _instructions(raw_rows: Sequence[Row]) -> list[Instruction]:
+    prompt, response = column(raw_rows, "instruction", "prompt"), column(raw_rows, *_RESPONSE)
     records = []
     for row in raw_rows:
-        rest = convert(row, _InstructionRow)
+        rest = convert(row, Chat)
         about = optional_text(row, "input", "context")
         instruction = prompt(row) if about is None else f"{prompt(row)} {about}"
         records.append(Instruction(instruction, response(row), rest.chat))
     return records
 
 
-class _InstructionRow(msgspec.Struct):
+class Chat(msgspec.Struct):
+    """Whether a row is asked through the chat template."""
+
     chat: bool = True
 
 

@@ -9,8 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from detoxbench.data.examples import Query
 from detoxbench.data.readers.columns import Share, Text, column, convert, id_of, optional, optional_text, unique
 from detoxbench.data.readers.files import ENDINGS, Row, content, decode, ending, is_json_lines, rows
+from detoxbench.data.readers.fit import Chat
 from detoxbench.data.readers.safety import is_safe
 from detoxbench.errors import DetoxbenchError
 
@@ -140,13 +142,40 @@ def parse_harmful_requests(raw: Iterable[Row]) -> list[HarmfulRequest]:
     """Harmful requests with their categories, of rows that were read."""
     raw_rows = [*raw]
     text = column(raw_rows, *_REQUEST)
-    unsafe = [row for row, safe in zip(raw_rows, is_safe(raw_rows), strict=True) if not safe]
-    _say_left_out(raw_rows, len(raw_rows) - len(unsafe), "labelled safe")
-    whole = [row for row in unsafe if isinstance(row.value, str) or not _lacks_context(row)]
-    _say_left_out(raw_rows, len(unsafe) - len(whole), "about a context or an image that they do not hold")
+    return [_harmful_request(row, text) for row in _labelled_so(raw_rows, safe=False)]
+
+
+def harmful_prompts(path: str | Path) -> list[Query]:
+    """What `harmful_requests` reads, and perhaps `chat` (default true)."""
+    return _queries(rows(path), safe=False)
+
+
+def harmless_prompts(path: str | Path) -> list[Query]:
+    """Plain texts, or records with the request in the columns of `harmful_requests` (Alpaca's `instruction` with its
+    `input`), and perhaps `chat` (default true). Prompts that a label calls unsafe (XSTest's) are left out and warned
+    of."""
+    return _queries(rows(path), safe=True)
+
+
+def _queries(raw_rows: Sequence[Row], *, safe: bool) -> list[Query]:
+    text, queries = column(raw_rows, *_REQUEST), list[Query]()
+    for row in _labelled_so(raw_rows, safe=safe):
+        chat = isinstance(row.value, str) or convert(row, Chat).chat
+        queries.append(Query(_harmful_request(row, text).text, chat))
+    return queries
+
+
+def _labelled_so(raw_rows: Sequence[Row], *, safe: bool) -> list[Row]:
+    """The prompts that are whole, without those that a label calls the contrary. Raises DetoxbenchError where none is
+    left."""
+    kept = [row for row, says in zip(raw_rows, is_safe(raw_rows), strict=True) if says is not (not safe)]
+    _say_left_out(raw_rows, len(raw_rows) - len(kept), "labelled unsafe" if safe else "labelled safe")
+    whole = [row for row in kept if isinstance(row.value, str) or not _lacks_context(row)]
+    _say_left_out(raw_rows, len(kept) - len(whole), "about a context or an image that they do not hold")
     if not whole:
-        raise DetoxbenchError(f"{raw_rows[0].place}: none of the prompts from here on is a request to be refused")
-    return [_harmful_request(row, text) for row in whole]
+        what = "harmless" if safe else "a request to be refused"
+        raise DetoxbenchError(f"{raw_rows[0].place}: none of the prompts from here on is {what}")
+    return whole
 
 
 def _say_left_out(raw_rows: Sequence[Row], count: int, why: str) -> None:
