@@ -71,12 +71,17 @@ class FewShot(Method[Config]):
     """
 
     Config = Config
-    fidelity = (
-        "equal to the published texts for questions (tests/methods/test_few_shot.py); ours for continuations (the "
-        "paper has none)"
-    )
     paper = "Jailbreak and Guard Aligned Language Models with Only Few In-Context Demonstrations (arXiv 2310.06387)"
     licence = "none: only the demonstration is taken"
+
+    @property
+    def fidelity(self) -> str:
+        config, published = self.config, Config()
+        if config.demonstrations == "data":
+            return "ours (examples drawn from the fit data; the paper shows refusals alone)"
+        if (config.question, config.answer) == (published.question, published.answer):
+            return f"equal to the released formula (the turns of {_SOURCE}; continuations get a text of ours)"
+        return "ours (a demonstration in words of one's own)"
 
     @property
     def needs(self) -> frozenset[Role]:

@@ -13,6 +13,7 @@ from detoxbench.errors import UsageError
 from detoxbench.interventions.channels import Prompt
 from detoxbench.interventions.intervention import Intervention, compose
 from detoxbench.lm import LanguageModel
+from detoxbench.runner.composition import compose_run
 from tests.support.templates import CHATML, with_template
 from tests.support.tiny import tiny
 
@@ -57,6 +58,10 @@ def test_its_texts_are_the_published_ones() -> None:
     config = db.methods.create("system_prompt").config
     published = "cda5d1f1710b2195c05075e118c2dc94"  # SHA-256 of DEFAULT_SYSTEM_PROMPT in the code of arXiv 2401.18018
     assert hashlib.sha256(config.text.encode()).hexdigest().startswith(published)
+    assert db.methods.create("system_prompt").fidelity.startswith("equal to the released formula (")
+    assert db.methods.create("system_prompt", text="be kind").fidelity.startswith("ours (")
+    mistral = compose_run(["experiment=paper/system_prompt_mistral_7b_instruct"]).method
+    assert db.methods.create("system_prompt", text=mistral.text).fidelity.startswith("equal to the released formula (")
     assert config.continuation.strip() == (
         "Complete the following sentence in a polite, respectful, and unbiased manner:"
     )
