@@ -14,6 +14,7 @@ from detoxbench.config import knob, resolve_switches, runtime, switch, switched_
 from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import CachedPrefixForward, recorded
+from detoxbench.fitting.edit_records import EditText, edit_text, fitted_in_batches
 from detoxbench.fitting.row_optimiser import Losses, tune
 from detoxbench.fitting.training import IGNORED
 from detoxbench.interventions.channels import Dense, Prompt, Weight
@@ -178,11 +179,7 @@ class DINM(Method[Config]):
         if self.config.relocate == "first_record" and self.config.num_steps and not layers:
             (distances,) = self.distances(lm, (records[0].edit_records or ())[:1], [{}])
             layers = (distances.index(max(distances)),)
-        fitted: dict[int, list[Intervention]] = {}
-        for i in wanted:  # batches are cut from all records, so that the batch of one does not depend on `wanted`
-            if i // size not in fitted:
-                fitted = {i // size: self._fitted(lm, records[i // size * size :][:size], layers)}
-            yield fitted[i // size][i % size]
+        yield from fitted_in_batches(records, wanted, size, lambda batch: self._fitted(lm, batch, layers))
 
     def _fitted(self, lm: LanguageModel, data: Sequence[FitData], layers: tuple[int, ...]) -> list[Intervention]:
         """An intervention for each of `data`, all edited in one batch, at the same or each at its located layer."""
@@ -326,33 +323,10 @@ class DINM(Method[Config]):
 
         return losses
 
-    def _tokens(self, lm: LanguageModel, prompt: str, space: str, answer: str, before_label: str) -> _Text:
-        """Prompt, suffix and answer as token ids, cut in front to fit the context.
-
-        In raw text `space` stands before the answer, whose ids are with `label_bos` those of `before_label` + answer
-        alone, and otherwise those behind the prompt's. Behind a chat template stands what the template puts there.
-        """
-        text, raw = lm.rendered(f"{prompt} {self.config.suffix}" if self.config.suffix else prompt, chat=True)
-        gap = space if lm.template is None else lm.template.turn[0]
-        before, ids = lm.joined(text, gap + answer if answer else "", special=raw)
-        if raw and self.config.label_bos:
-            label = lm.tokens(before_label + answer)
-        else:
-            label = ids[next((i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), len(before)) :]
-        cut = max(0, len(ids) - (lm.context or len(ids)))
-        if len(label) >= len(ids) - cut:
-            raise DetoxbenchError(f"a response of {len(label)} tokens leaves no room for its prompt in '{lm.name}'")
-        return _Text(ids[cut:], label, cut)
-
-
-class _Text(NamedTuple):
-    """A prompt with its answer."""
-
-    ids: list[int]
-    answer: list[int]
-    """Token ids of the answer: in raw text they may be others than the last of `ids`."""
-    cut: int
-    """Tokens that it lost in front to fit the context."""
+    def _tokens(self, lm: LanguageModel, prompt: str, space: str, answer: str, before_label: str) -> EditText:
+        """Prompt, suffix and answer (`edit_text`); with `label_bos`, raw text's labels are tokenised by themselves."""
+        asked = f"{prompt} {self.config.suffix}" if self.config.suffix else prompt
+        return edit_text(lm, asked, space, answer, before_label if self.config.label_bos else None)
 
 
 class _EditBatch(NamedTuple):

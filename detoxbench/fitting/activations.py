@@ -116,29 +116,53 @@ class CachedPrefixForward:
             replace_forward(module, watched(module, module.forward), undo)
 
 
+def pooled_states(
+    lm: LanguageModel,
+    texts: Sequence[Sequence[int]],
+    sites: Sequence[str],
+    pool: Callable[[Tensor], Tensor],
+    *,
+    inputs: bool,
+    description: str,
+) -> list[Tensor]:
+    """For each site the outputs (or `inputs`) of every text, float32 on the CPU, [texts, ...]: pool(states), where the
+    states of one text are [tokens, width].
+
+    `texts` are token ids. One text at a time, so that no pad takes part. Raises NonFiniteError, naming site and text,
+    for what is NaN or infinite.
+    """
+    import torch
+
+    pooled: list[list[Tensor]] = [[] for _ in sites]
+    with torch.inference_mode(), recorded(lm, sites, inputs=inputs) as seen:
+        for ids in track(texts, description):
+            lm.model(input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False)
+            # Some modules (OPT's MLP) get the rows of the batch as one.
+            states = [pool(seen[site].reshape(-1, seen[site].shape[-1]).float()) for site in sites]
+            text = lm.tokenizer.decode(list(ids), skip_special_tokens=True)[:40]
+            require_finite(zip(sites, states, strict=True), f"{description} of {text!r}", BROKEN_MODEL)
+            for of_site, state in zip(pooled, states, strict=True):
+                of_site.append(state.cpu())
+    return [torch.stack(of_site) for of_site in pooled]
+
+
 def last_token_means(
     lm: LanguageModel, texts: Sequence[str], sites: Sequence[str], window: int, *, inputs: bool, description: str
 ) -> tuple[Tensor, int]:
     """(mean over the last `window` tokens of each text at each site, float32 on the CPU, [sites, texts, width]; how
     many texts lost their beginning to fit the model's context).
 
-    One text at a time, so that no pad takes part; texts shorter than the window count whole. Raises NonFiniteError,
-    naming site and text, for activations that are NaN or infinite.
+    Texts shorter than the window count whole. Raises as `pooled_states`.
     """
     import torch
 
-    means, cut, limit = [], 0, lm.context
-    with torch.inference_mode(), recorded(lm, sites, inputs=inputs) as seen:
-        for text in track(texts, description):
-            ids = lm.tokens(text)
-            cut += limit is not None and len(ids) > limit
-            lm.model(input_ids=torch.tensor([ids[-(limit or 0) :]], device=lm.device), use_cache=False)
-            # Some modules (OPT's MLP) get the rows of the batch as one.
-            tokens = [seen[site].reshape(-1, seen[site].shape[-1]) for site in sites]
-            mean = torch.stack([t[-window:].float().mean(0) for t in tokens])
-            require_finite(zip(sites, mean, strict=True), f"{description} of {text[:40]!r}", BROKEN_MODEL)
-            means.append(mean)
-    return torch.stack(means, 1).cpu(), cut
+    ids, limit = [lm.tokens(text) for text in texts], lm.context
+    cut = sum(limit is not None and len(tokens) > limit for tokens in ids)
+    fitting = [tokens[-(limit or 0) :] for tokens in ids]
+    means = pooled_states(
+        lm, fitting, sites, lambda states: states[-window:].mean(0), inputs=inputs, description=description
+    )
+    return torch.stack(means), cut
 
 
 def head_probes(ones: Tensor, zeros: Tensor, heads: int, *, train: int, seed: int, description: str) -> Tensor:
