@@ -37,7 +37,9 @@ CHEAP: dict[str, dict[str, Any]] = {
     "destein": {"pairs": 6},
     "dinm": {"learning_rate": 1e-2},
     "ext_sub": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
+    "caa": {"strength": 4},
     "few_shot": {"question": "say it rudely .", "answer": "i can not .", "continuation": "thank you .\n"},
+    "ft_l": {"learning_rate": 1e-2, "num_steps": 10},
     "system_prompt": {"text": "be kind .", "continuation": "be kind . "},
 }
 """Settings that make a method's fit take a second on a small model; a method that is fast as it is needs no entry."""
