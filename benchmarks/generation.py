@@ -204,14 +204,18 @@ def _require_distribution(lm: LanguageModel, request: Request, n: int = 1000) ->
     from scipy.stats import chisquare
     from transformers import TopPLogitsWarper
 
+    from detoxbench.engine.sampling import noise_key, pick
+
     ids = _ids(lm, [request.prompt])
     with torch.inference_mode():
         logits = lm.model(ids).logits[:, -1].float().cpu()
     expected = TopPLogitsWarper(0.9)(None, logits).double().softmax(-1)[0]
-    ours = [s.text for s in _engine(lm, [request], GenSpec(max_new_tokens=1, do_sample=True, top_p=0.9, n=n))()]
+    # The engine's own draw, and not its texts: a special token has none.
+    keys = torch.tensor([noise_key(0, request.id, k) for k in range(n)])  # [n]
+    ours, _ = pick(logits.expand(n, -1), keys, GenSpec(do_sample=True, top_p=0.9), 0, 0.0)
     torch.manual_seed(0)
     made = _generated(lm, ids, max_new_tokens=1, do_sample=True, top_p=0.9, top_k=0, num_return_sequences=n)
-    for side, drawn in (("ours", lm.tokenizer.convert_tokens_to_ids(ours)), ("theirs", [t for (t,) in made])):
+    for side, drawn in (("ours", ours.tolist()), ("theirs", [t for (t,) in made])):
         counts = torch.bincount(torch.tensor(drawn), minlength=len(expected)).double()
         if float(counts[expected == 0].sum()):
             raise ValueError(f"{side}: tokens outside the nucleus were drawn")

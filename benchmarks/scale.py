@@ -107,7 +107,7 @@ def rows(device: str) -> Iterator[Row]:
             line = " ".join(["the fox went to the old mill and"] * (words // 8 + 1)).split()[:words]
             rows = ({"prompt": {"text": f"{' '.join(line)} {i}"}} for i in range(64))
             file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-            lengths[str(words)] = run(folder, *base[:3], "scorer=refusal", f"suite.data={file}", "gen.n=4")
+            lengths[str(words)] = run(folder, *base[:3], "scorer=profanity_check", f"suite.data={file}", "gen.n=4")
         yield from curve("words a prompt", lengths)
         sizes = {}
         for size, layers in LAYERS.items():
