@@ -35,6 +35,7 @@ LOW = ("bfloat16", "float16")
 CHEAP: dict[str, dict[str, Any]] = {
     "contrastive_perplexity": {"rank": 4, "learning_rate": 1e-2, "positives": 2, "negatives": 2},
     "destein": {"pairs": 6},
+    "dexperts": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
     "dinm": {"learning_rate": 1e-2},
     "ext_sub": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
     "caa": {"strength": 4},

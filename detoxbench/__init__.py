@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from detoxbench.fitting.training import LoraConfig as LoraConfig
     from detoxbench.fitting.training import optimise_lora as optimise_lora
     from detoxbench.fitting.training import train_lora as train_lora
+    from detoxbench.interventions.channels import Carried as Carried
     from detoxbench.interventions.channels import Channel as Channel
     from detoxbench.interventions.channels import Dense as Dense
     from detoxbench.interventions.channels import Hook as Hook
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from detoxbench.lm import LanguageModel as LanguageModel
     from detoxbench.methods.base import Method as Method
     from detoxbench.methods.base import Scope as Scope
+    from detoxbench.model.logit_state import LogitState as LogitState
     from detoxbench.records import Measure as Measure
     from detoxbench.records import Request as Request
     from detoxbench.records import Sample as Sample
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
 # Imported when first used: `import detoxbench` takes no torch.
 _PUBLIC = {
     "by_cluster": "detoxbench.records:by_cluster",
+    "Carried": "detoxbench.interventions.channels:Carried",
     "Channel": "detoxbench.interventions.channels:Channel",
     "compose": "detoxbench.interventions.intervention:compose",
     "Dense": "detoxbench.interventions.channels:Dense",
@@ -98,6 +101,7 @@ _PUBLIC = {
     "Leaderboard": "detoxbench.results.leaderboard:Leaderboard",
     "leaderboard": "detoxbench.results.leaderboard:leaderboard",
     "LogitOp": "detoxbench.interventions.channels:LogitOp",
+    "LogitState": "detoxbench.model.logit_state:LogitState",
     "LoraConfig": "detoxbench.fitting.training:LoraConfig",
     "LowRank": "detoxbench.interventions.channels:LowRank",
     "main_score": "detoxbench.suites._common:main_score",

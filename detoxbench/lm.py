@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.config import GenSpec
+from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.apply import applied
 from detoxbench.model.model import Model
 from detoxbench.records import Request, Sample
@@ -60,10 +61,16 @@ class LanguageModel(Model):
 
         Prompt and text are tokenised together, as the text was read, and NLL(prompt + text) - NLL(prompt) is taken
         over the difference of their lengths (DeStein, evaluate_generations.py:77-109); of inputs longer than the
-        context the beginning is cut, and tokens of the text that go with it are not counted.
+        context the beginning is cut, and tokens of the text that go with it are not counted. Raises DetoxbenchError
+        while an operation on the logits carries interventions.
         """
         from detoxbench.engine.likelihood import Window, window_nlls
 
+        if self.in_force.companions:
+            raise DetoxbenchError(
+                f"'{self.name}' is under '{'+'.join(self.in_force.methods)}', which reads each prompt in several ways: "
+                "give requests with a text to engine.likelihood.loglikelihoods"
+            )
         limit = self.context
         windows: list[Window] = []
         parts: list[tuple[int, int]] = []  # for each text: its tokens, and how many of `windows` belong to it

@@ -146,8 +146,10 @@ def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, scored
     """What can be counted from samples and scores alone: part of a run's `counts`.
 
     A count is None where it cannot be measured: `empty` and `truncated` where every text was given, `missing_scores`
-    where no scorer is asked, `degenerate` and `cut_texts` where no scorer has that column.
+    where no scorer is asked, `degenerate` and `cut_texts` where no scorer has that column. `outside`, texts that a
+    decoding method cannot say, is there only where there are any.
     """
+    outside = sum(s.stop == "given" and s.nll is None and not s.values for s in samples)
     generated = [s for s in samples if s.stop != "given"]
     return {
         "samples": len(samples),
@@ -156,6 +158,7 @@ def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, scored
         "truncated": sum(s.stop == "length" for s in generated) if generated else None,
         "missing_scores": sum(s.scores["main"] is None for s in scores) if scored else None,
         "cut_texts": _count_above(scores, "truncated", above=0),
+        **({"outside": outside} if outside else {}),
     }
 
 

@@ -19,7 +19,7 @@ from detoxbench.fitting.row_optimiser import Losses, tune
 from detoxbench.fitting.training import IGNORED
 from detoxbench.interventions.channels import Dense, Prompt, Weight
 from detoxbench.interventions.intervention import Intervention
-from detoxbench.interventions.routing import per_row_weights
+from detoxbench.interventions.per_row import per_row_weights
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method, Scope
 

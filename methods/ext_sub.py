@@ -11,15 +11,15 @@ half of w2 + |w2| w1/|w1|. So the result is a LoRA of rank r1 + r2 and no d x d 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.config import knob, resolve_switches, runtime, switch, switched_as
 from detoxbench.data.examples import FitData, Role
 from detoxbench.errors import DetoxbenchError
-from detoxbench.fitting.training import LoraConfig, train_lora
+from detoxbench.fitting import experts
+from detoxbench.fitting.experts import ExpertConfig, Side
 from detoxbench.interventions import peft_io
 from detoxbench.interventions.channels import Dense, LowRank, Weight
 from detoxbench.interventions.intervention import Intervention
@@ -35,19 +35,10 @@ PUBLISHED = ("ext_sub", "subtract", "add")
 """The operations of the released code."""
 
 
-log = logging.getLogger("detoxbench")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Config(LoraConfig):
+class Config(ExpertConfig):
     """The operation on the two adapters, how they are trained, and what follows the released code."""
 
-    expert: str | None = runtime(
-        None, "existing PEFT adapter (folder or hub id) that is the expert; null trains one on civil instructions"
-    )
-    anti_expert: str | None = runtime(
-        None, "existing PEFT adapter that is the anti-expert; null trains one on toxic instructions"
-    )
     operation: Operation = knob(
         "ext_sub",
         "ext_sub: subtract the extracted part; subtract, add: all of the anti-expert. Controls: negate (no expert), "
@@ -124,42 +115,21 @@ class ExtSub(Method[Config]):
 
     @property
     def needs(self) -> frozenset[Role]:
-        roles = {"expert": Role.CIVIL_INSTRUCTIONS, "anti_expert": Role.TOXIC_INSTRUCTIONS}
-        return frozenset(roles[which] for which, path in self._sides() if path is None)
+        return experts.needs(self.config, self._sides())
 
     def fingerprints(self) -> Mapping[str, str]:
-        return {which: peft_io.fingerprint(path) for which, path in self._sides() if path is not None}
+        return experts.fingerprints(self.config, self._sides())
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         data.require(self.needs, self.name)
-        given_adapters = {which: peft_io.read(path, lm) for which, path in self._sides() if path is not None}
-        bases = sorted({adapter.base for adapter in given_adapters.values() if adapter.base})
-        if len({name.rstrip("/").rpartition("/")[2].casefold() for name in [*bases, lm.name]}) > 1:
-            log.warning("the adapters name the base model %s; this is %s", " and ".join(bases), lm.name)
-        sides: dict[str, Mapping[str, Lora | Ia3 | PrefixTuning]] = {"expert": {}, "anti_expert": {}}
-        seen: dict[str, Any] = {}
-        for which, path in self._sides():
-            if path is not None:
-                sides[which] = given_adapters[which].modules
-                continue
-            expert = which == "expert"
-            adapter = train_lora(
-                lm,
-                (data.civil_instructions if expert else data.toxic_instructions) or (),
-                self.config,
-                seed=self.seed if expert else self.seed + 1,
-                description="expert LoRA" if expert else "anti-expert LoRA",
-            )
-            sides[which] = {name.removesuffix(".weight"): Lora(w.a, w.b) for name, w in adapter.deltas.items()}
-            seen |= {f"{which}_losses": list(adapter.losses), f"{which}_cut_texts": adapter.cut_texts}
-        dtype = given_adapters["expert"].dtype if "expert" in given_adapters else "float32"
+        sides, dtype, seen = experts.read_or_train(lm, data, self.config, self.seed, self._sides())
         parts, info = _combined(lm, sides["expert"], sides["anti_expert"], self.config, dtype)
         return Intervention(method=self.name, base=lm.fingerprint, info={**seen, **info}, **parts)
 
-    def _sides(self) -> list[tuple[str, str | None]]:
-        """The sides that the operation uses, with the adapter that is given for each."""
-        sides = [("expert", self.config.expert), ("anti_expert", self.config.anti_expert)]
-        return {"negate": sides[1:], "expert_only": sides[:1]}.get(self.config.operation, sides)
+    def _sides(self) -> Sequence[Side]:
+        """The sides that the operation uses."""
+        only: Mapping[str, Sequence[Side]] = {"negate": ("anti_expert",), "expert_only": ("expert",)}
+        return only.get(self.config.operation, experts.SIDES)
 
 
 def _combined(

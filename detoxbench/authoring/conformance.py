@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from detoxbench.authoring.tiny_models import tiny
 from detoxbench.config import digest
 from detoxbench.data.examples import FitData, Role
@@ -349,6 +351,7 @@ def _joined(faults: Mapping[str, str], cases: int) -> str:
 
 def answers(lm: LanguageModel) -> list[Any]:
     """What the model says now: sampled texts of running and of chat prompts, and likelihoods, which move with less."""
+    from detoxbench.engine.likelihood import loglikelihoods
     from detoxbench.records import Request
 
     requests = [
@@ -357,7 +360,12 @@ def answers(lm: LanguageModel) -> list[Any]:
         for i, prompt in enumerate(PROMPTS)
     ]
     texts = [sample.text for sample in lm.generate(requests, max_new_tokens=12, do_sample=True, n=2)]
-    return [texts, lm.continuation_nll(PROMPTS, [f" {prompt}" for prompt in reversed(PROMPTS)])]
+    given = [
+        msgspec.structs.replace(r, text=f" {text}")
+        for r, text in zip(requests, reversed([*PROMPTS, *PROMPTS]), strict=True)
+    ]
+    read = [g.sample.nll for batch in loglikelihoods(lm, given, {r.id for r in given}) for g in batch]
+    return [texts, read]
 
 
 def state_of(lm: LanguageModel) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detoxbench.engine.kv_cache import Cache
+    from detoxbench.model.model import Model
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What transformers calls the cache: since 5.24 `cache`, before `past_key_values`, of state-space models
@@ -56,3 +59,18 @@ def _parameters(kind: type) -> tuple[frozenset[str], bool]:
     """The names that the forward pass of this class lists, and whether it takes others as well."""
     parameters = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
     return frozenset(p.name for p in parameters), any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+@contextmanager
+def head_inputs(lm: Model, wanted: bool) -> Iterator[list[Tensor]]:
+    """While open, a list that gets what the head is given in each forward pass, [rows, positions, width]; nothing where
+    it is not `wanted`."""
+    seen: list[Tensor] = []
+    if not wanted:
+        yield seen
+        return
+    handle = lm.model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -19,17 +19,19 @@ import logging
 from collections.abc import Container, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from detoxbench.config import GenSpec
-from detoxbench.engine.forward import next_logits
+from detoxbench.engine.forward import head_inputs, next_logits
 from detoxbench.engine.kv_cache import Cache
-from detoxbench.engine.logits import processed, require_finite_logits
-from detoxbench.engine.sampling import noise_key, pick
+from detoxbench.engine.logits import Place, Rounding, asked, processed, require_finite_logits, sensitivity
+from detoxbench.engine.sampling import Near, noise_key, pick
+from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import precision
+from detoxbench.model.logit_state import HIDDEN, LOGLIKELIHOOD
 from detoxbench.model.tokens import answers
 from detoxbench.records import Request, Sample
 
@@ -60,16 +62,22 @@ class Generated(msgspec.Struct, frozen=True, rename={"near_ties": "contested", "
 
 @dataclass
 class _Row:
-    """One sample while it is generated. `prompt` holds token ids, `key` the 64-bit noise key."""
+    """One sample while it is generated. `prompts` holds the token ids of its prompt as each of its streams gets it, by
+    the number of the companion (0: its own), `key` the 64-bit noise key."""
 
     request: Request
     sample: int
-    prompt: list[int]
+    prompts: dict[int, list[int]]
     truncated_prompt: int
     key: int
     new: list[int] = field(default_factory=list)
     near_ties: int = 0
     done: bool = False
+
+    @property
+    def prompt(self) -> list[int]:
+        """The token ids of its own prompt."""
+        return self.prompts[0]
 
 
 def generate(
@@ -87,9 +95,9 @@ def generate(
     sample), are not yielded. A batch of such samples alone is skipped; a batch that holds others too is run whole, so
     that a sample always has the same neighbours.
 
-    A batch holds at most `gen.batch_tokens` tokens (prompt and new, over its rows) and at least one row; one that finds
-    too little memory is run in halves. Prompts that leave no room for `gen.max_new_tokens` in the model's context lose
-    their beginning. Raises DetoxbenchError where `max_new_tokens` alone does not fit.
+    A batch holds at most `gen.batch_tokens` tokens (prompt and new, over all streams of its rows) and at least one row;
+    one that finds too little memory is run in halves. Prompts that leave no room for `gen.max_new_tokens` in the
+    model's context lose their beginning. Raises DetoxbenchError where `max_new_tokens` alone does not fit.
     """
     ends = lm.eos_ids if ends is None else ends
     for batch in _batches(lm, _rows(lm, requests, gen, seed), gen):
@@ -97,9 +105,11 @@ def generate(
 
 
 def _batches(lm: Model, rows: list[_Row], gen: GenSpec) -> Iterator[list[_Row]]:
+    streams = max((len(row.prompts) for row in rows), default=1)
+    longer = max((len(prompt) - len(row.prompt) for row in rows for prompt in row.prompts.values()), default=0)
     while rows:
-        width = len(rows[0].prompt) + gen.max_new_tokens  # the first is the longest
-        size = min(len(rows), max(1, gen.batch_tokens // width))
+        width = len(rows[0].prompt) + longer + gen.max_new_tokens  # the first is the longest
+        size = min(len(rows), max(1, gen.batch_tokens // (streams * width)))
         if lm.in_force.reserved:  # a sliding window would count padding between a prefix and the prompt
             size = next((i for i in range(size) if len(rows[i].prompt) < len(rows[0].prompt)), size)
         yield rows[:size]
@@ -151,12 +161,56 @@ def _rows(lm: Model, requests: Sequence[Request], gen: GenSpec, seed: int) -> li
         )
     rows = []
     for request in requests:
-        ids = lm.encode(request.prompt, request.chat, request.record)
-        truncated = 0 if room is None else max(0, len(ids) - room)
-        rows += [_Row(request, k, ids[truncated:], truncated, noise_key(seed, request.id, k)) for k in range(gen.n)]
+        prompts, truncated = {}, 0
+        for companion in (0, *lm.companions(request.record)):
+            ids = lm.encode(request.prompt, request.chat, request.record, companion)
+            lost = 0 if room is None else max(0, len(ids) - room)
+            prompts[companion], truncated = ids[lost:], max(truncated, lost)
+        rows += [_Row(request, k, prompts, truncated, noise_key(seed, request.id, k)) for k in range(gen.n)]
     # Samples of one prompt stay together, so that it is prefilled once.
     rows.sort(key=lambda row: (-len(row.prompt), row.prompt, row.request.id, row.sample))
     return rows
+
+
+@dataclass
+class _Batch:
+    """The rows that are generated together, and what is known of them on the way."""
+
+    rows: list[_Row]
+    streams: Streams
+    keys: Tensor
+    """The noise keys, [rows], on the CPU."""
+    likelihoods: Tensor | None
+    """log p of the text so far in every stream, [streams], float64 on the CPU; None where nothing in force asks."""
+
+    @classmethod
+    def of(cls, lm: Model, rows: list[_Row]) -> _Batch:
+        """The batch of these rows, at its beginning."""
+        import torch
+
+        streams = Streams.of(lm, [row.request.record for row in rows])
+        likelihoods = torch.zeros(len(streams.row), dtype=torch.float64) if asked(lm, LOGLIKELIHOOD) else None
+        return cls(rows, streams, torch.tensor([row.key for row in rows]), likelihoods)
+
+    def place(self, hidden: Tensor | None) -> Place:
+        """Where in their texts the rows are; `hidden` is what the head was given, [streams, width]."""
+        return Place(
+            [len(row.new) for row in self.rows],
+            lambda chosen: [self.rows[i].prompt + self.rows[i].new for i in chosen],
+            self.keys.tolist(),
+            hidden,
+            self.likelihoods,
+        )
+
+    def keep(self, rows: list[int]) -> Tensor:
+        """Only these rows stay, by index: which streams those are, [streams that stay]."""
+        import torch
+
+        self.streams, staying = self.streams.kept(rows)
+        self.rows, self.keys = [self.rows[i] for i in rows], self.keys[rows]
+        stay = torch.tensor(staying)
+        self.likelihoods = None if self.likelihoods is None else self.likelihoods[stay]
+        return stay
 
 
 def _run(lm: Model, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -> None:
@@ -164,75 +218,110 @@ def _run(lm: Model, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -> None:
     import torch
 
     with torch.inference_mode():
-        # 1. The prompts: logits [rows, vocabulary], mask [rows, prompt columns and new ones].
-        logits, cache, mask = _prefill(lm, rows, gen.max_new_tokens)
+        batch, spacing = _Batch.of(lm, rows), precision.spacing(lm.model)
+        # 1. The prompts: logits [streams, vocabulary], mask [streams, prompt columns and new ones].
+        read, cache, mask = _prefill(lm, batch, gen.max_new_tokens)
         prompt_columns = mask.shape[1] - gen.max_new_tokens
-        keys = torch.tensor([row.key for row in rows])  # [rows], on the CPU
-        spacing = precision.spacing(lm.model)
         for step in range(gen.max_new_tokens):
             # 2. The next token of every row, [rows], on the CPU.
-            tokens = _choose(lm, logits, rows, keys, gen, step, spacing)
-            for row, token in zip(rows, tokens.tolist(), strict=True):
+            tokens = _choose(lm, batch, read, gen, step, spacing)
+            for row, token in zip(batch.rows, tokens.tolist(), strict=True):
                 if not row.done:
                     row.new.append(token)
                     row.done = token in end_ids
-            going = [i for i, row in enumerate(rows) if not row.done]
+            going = [i for i, row in enumerate(batch.rows) if not row.done]
             if step + 1 == gen.max_new_tokens or not going:
                 return
+            new = tokens[batch.streams.row][:, None]  # [streams, 1]
+            if batch.likelihoods is not None:
+                batch.likelihoods += _loglikelihoods(read.logits[:, None], new)
             # 3. Finished rows leave, several at a time.
-            if (len(rows) - len(going)) * LEAVE >= len(rows):
-                stay = torch.tensor(going)  # [rows that stay]
-                rows, tokens, keys = [rows[i] for i in going], tokens[stay], keys[stay]
+            if (len(batch.rows) - len(going)) * LEAVE >= len(batch.rows):
+                stay = batch.keep(going)
                 on_device = stay.to(lm.device)
                 cache.select(on_device)
-                mask = mask[on_device]
-            # 4. The logits behind the new tokens, [rows, vocabulary].
-            with lm.reading([row.request.record for row in rows], 0):
-                new = next_logits(lm.model, tokens[:, None].to(lm.device), mask[:, : prompt_columns + step + 1], cache)
-            logits = processed(lm, new[:, -1])
+                mask, new = mask[on_device], new[stay]
+            # 4. The logits behind the new tokens, [streams, vocabulary].
+            read = _forward(lm, batch.streams, new, mask[:, : prompt_columns + step + 1], cache, 0)
 
 
-_Prompt = tuple[int, tuple[int, ...]]
-"""(which change is in force, token ids) of a prompt: rows that agree in both may share a cache."""
+class _Read(NamedTuple):
+    """What the last position of every stream gave."""
+
+    logits: Tensor
+    """[streams, vocabulary], as the model gave them."""
+    hidden: Tensor | None
+    """What the head was given, [streams, width]; None where nothing in force asks for it."""
+
+    def at(self, streams: Tensor) -> _Read:
+        """That of these streams, by index; one may come several times."""
+        return _Read(self.logits[streams], None if self.hidden is None else self.hidden[streams])
 
 
-def _prefill(lm: Model, rows: list[_Row], more: int) -> tuple[Tensor, Cache, Tensor]:
-    """Read every distinct prompt (under every distinct change) once and spread the cache over its rows: logits
-    [rows, vocabulary], the cache, and the mask [rows, columns of prompts and `more` to come].
+def _forward(
+    lm: Model, streams: Streams, ids: Tensor, mask: Tensor, cache: Cache | None, prompt_positions: int, last: int = 1
+) -> _Read:
+    """Read more of every stream, ids [streams, new] behind what the cache holds, mask [streams, held and new]: what the
+    last position gave. For `last` > 1 the logits are those of so many positions, [streams, last, vocabulary]."""
+    with (
+        lm.reading(streams.of_record, prompt_positions, streams.companion),
+        head_inputs(lm, asked(lm, HIDDEN)) as heads,
+    ):
+        logits = next_logits(lm.model, ids.to(lm.device), mask.to(lm.device), cache, last)
+    return _Read(logits if last > 1 else logits[:, -1], heads[0][:, -1] if heads else None)
+
+
+def _loglikelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The sum of log p of tokens [streams, positions] by logits [streams, positions, vocabulary]: [streams], float64 on
+    the CPU."""
+    logp = logits.float().log_softmax(-1).gather(-1, tokens.to(logits.device)[..., None])[..., 0]
+    return logp.double().sum(1).cpu()
+
+
+_Prompt = tuple[tuple[int, int], tuple[int, ...]]
+"""(which changes are in force, token ids) of a stream's prompt: streams that agree in both may share a cache."""
+
+
+def _prefill(lm: Model, batch: _Batch, more: int) -> tuple[_Read, Cache, Tensor]:
+    """Read every distinct prompt (under every distinct change) once and spread the cache over the streams: logits
+    [streams, vocabulary], the cache, and the mask [streams, columns of prompts and `more` to come].
 
     A beginning that several prompts share is read before, once for all of them. What is left of every prompt is equally
     long, so that no padding comes to stand inside a prompt, where a sliding window would count it.
     """
     import torch
 
-    # 1. The distinct prompts; of_row [rows] says which one is whose.
-    distinct: dict[_Prompt, int] = {}
-    of_row = [distinct.setdefault((lm.variant(r.request.record), tuple(r.prompt)), len(distinct)) for r in rows]
-    records = [rows[of_row.index(i)].request.record for i in range(len(distinct))]
+    # 1. The distinct prompts; of_stream [streams] says which one is whose.
+    streams, distinct = batch.streams, dict[_Prompt, int]()
+    of_stream = [
+        distinct.setdefault((lm.changes(record, companion), tuple(batch.rows[row].prompts[companion])), len(distinct))
+        for row, companion, record in zip(streams.row, streams.companion, streams.of_record, strict=True)
+    ]
+    firsts = [of_stream.index(i) for i in range(len(distinct))]  # a stream of each prompt
     prompts = [prompt for _, prompt in distinct]
     cache = Cache(lm.model.config.get_text_config(), lm.in_force.reserved + max(map(len, prompts)) + more)
     # 2. The beginnings that are shared: begun [prompts] says how many tokens, mask is [prompts, most of them].
-    begun, mask = _read_beginnings(lm, list(distinct), records, cache)
+    begun, mask = _read_beginnings(lm, list(distinct), streams, firsts, cache)
     # 3. What is left: ids [prompts, left], mask [prompts, prompt columns], logits [prompts, vocabulary].
     ids, left_mask = _padded([prompt[n:] for prompt, n in zip(prompts, begun, strict=True)])
     mask = torch.cat([mask, left_mask.to(lm.device)], dim=1)
-    logits = _forward(lm, records, ids, mask, cache)
+    read = _forward(lm, streams.some(firsts), ids, mask, cache, ids.shape[1])
     # 4. Columns for the tokens to come, [prompts, prompt columns and more].
     mask = torch.cat([mask, mask.new_ones(len(mask), more)], dim=1)
-    # 5. From prompts to rows.
-    if len(prompts) < len(rows):
-        spread = torch.tensor(of_row, device=lm.device)  # [rows]
+    # 5. From prompts to streams.
+    if len(prompts) < len(of_stream):
+        spread = torch.tensor(of_stream, device=lm.device)  # [streams]
         cache.select(spread)
-        logits, mask = logits[spread], mask[spread]
-    return logits, cache, mask
+        read, mask = read.at(spread), mask[spread]
+    return read, cache, mask
 
 
 def _read_beginnings(
-    lm: Model, prompts: Sequence[_Prompt], records: Sequence[str], cache: Cache
+    lm: Model, prompts: Sequence[_Prompt], streams: Streams, firsts: Sequence[int], cache: Cache
 ) -> tuple[list[int], Tensor]:
-    """Read into the `cache` the beginnings that prompts share, one row a prompt, each ending at the last column: how
-    many tokens of each prompt that is [prompts], and the mask [prompts, most of them], which has no column where no
-    beginning is shared."""
+    """Read into the `cache` the beginnings that prompts share, one row a prompt (`firsts`: a stream of each), each
+    ending at the last column: how many tokens of each prompt that is [prompts], and the mask [prompts, most of them],
+    which has no column where no beginning is shared."""
     import torch
 
     nothing = [0] * len(prompts), torch.zeros(len(prompts), 0, dtype=torch.long, device=lm.device)
@@ -245,7 +334,7 @@ def _read_beginnings(
     # 1. Of the prompts that share a beginning, the longest one that any of them takes: ids [groups, width].
     longest = {i: max(n for f, n in zip(first, begun, strict=True) if f == i) for i in dict.fromkeys(first)}
     ids, group_mask = _padded([prompts[i][1][:length] for i, length in longest.items()])
-    _forward(lm, [records[i] for i in longest], ids, group_mask, cache)
+    _forward(lm, streams.some([firsts[i] for i in longest]), ids, group_mask, cache, ids.shape[1])
     # 2. Every prompt takes the row of its group, moved to the right by as much as its own beginning is shorter: its
     #    column c is column c - shorter of the group. Columns before the row's first token are masked below.
     columns = torch.arange(width)  # [width]
@@ -255,14 +344,6 @@ def _read_beginnings(
     # 3. Its beginning ends at the last column.
     mask = columns >= width - torch.tensor(begun)[:, None]  # [prompts, width]
     return begun, mask.long().to(lm.device)
-
-
-def _forward(lm: Model, records: Sequence[str], ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-    """Read more of some prompts, ids [rows, new] behind what the cache holds, mask [rows, held and new]: the next-token
-    logits [rows, vocabulary]."""
-    with lm.reading(records, ids.shape[1]):
-        logits = next_logits(lm.model, ids.to(lm.device), mask.to(lm.device), cache)
-    return processed(lm, logits[:, -1])
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -307,31 +388,43 @@ def _sharing(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
     return first, shared
 
 
-def _choose(
-    lm: Model, logits: Tensor, rows: list[_Row], keys: Tensor, gen: GenSpec, step: int, spacing: float
-) -> Tensor:
+def _choose(lm: Model, batch: _Batch, read: _Read, gen: GenSpec, step: int, spacing: float) -> Tensor:
     """The next token of every row (on the CPU). Near-ties are counted and, where the `spacing` of numbers is float32's,
     decided on the row computed alone."""
     import torch
 
-    if logits.device.type == "mps":  # has no float64, which the noise and the nucleus are computed in
-        logits = logits.cpu()
-    _check(lm, logits, rows, gen, step)
-    exact = spacing <= precision.FLOAT32
-    if exact:
-        tokens, near_ties = pick(logits, keys, gen, step, gen.tie_tolerance, FLOAT32_LOSS * spacing)
-        if not gen.tie_tolerance:
-            return tokens
-    else:
-        tokens, near_ties = pick(logits, keys, gen, step, 0.0, spacing)
+    exact, grown = spacing <= precision.FLOAT32, sensitivity(lm)
+    tolerance = grown * gen.tie_tolerance if exact else 0.0
+    relative = grown * (FLOAT32_LOSS * spacing if exact else spacing)
+    place = batch.place(read.hidden)
+
+    def picked(rounding: Rounding) -> tuple[Tensor, Tensor]:
+        logits = processed(lm, read.logits, batch.streams, place, rounding)
+        if logits.device.type == "mps":  # has no float64, which the noise and the nucleus are computed in
+            logits = logits.cpu()
+        _check(lm, logits, batch.rows, gen, step)
+        return pick(logits, batch.keys, gen, step, tolerance, relative)
+
+    rounding = Rounding()
+    if exact and gen.tie_tolerance:
+        rounding = Rounding(Near(gen.tie_tolerance, FLOAT32_LOSS * spacing), "may")
+    tokens, near_ties = picked(rounding)
+    if exact and not gen.tie_tolerance:
+        return tokens
+    if rounding.cuts and exact:
+        others, other_near_ties = picked(Rounding(rounding.near, "surely"))
+        near_ties |= other_near_ties | (others != tokens)
+    if rounding.contested is not None:
+        near_ties |= rounding.contested.cpu()
     for i in torch.nonzero(near_ties)[:, 0].tolist():
-        if rows[i].done:
+        row = batch.rows[i]
+        if row.done:
             continue
-        rows[i].near_ties += 1
+        row.near_ties += 1
         if exact:
-            alone = _alone(lm, rows[i])
-            _check(lm, alone, rows[i : i + 1], gen, step)
-            tokens[i] = pick(alone, keys[i : i + 1], gen, step, 0.0)[0][0]
+            alone = _alone(lm, row)
+            _check(lm, alone, [row], gen, step)
+            tokens[i] = pick(alone, batch.keys[i : i + 1], gen, step, 0.0)[0][0]
     return tokens
 
 
@@ -346,13 +439,18 @@ def _check(lm: Model, logits: Tensor, rows: Sequence[_Row], gen: GenSpec, step: 
 
 
 def _alone(lm: Model, row: _Row) -> Tensor:
-    """Next-token logits [1, vocabulary] of one sequence, without padding, neighbours or cache."""
+    """Next-token logits [1, vocabulary] of one row, from nothing but its own streams, without neighbours or cache."""
     import torch
 
-    ids = torch.tensor([row.prompt + row.new], device=lm.device)
-    with lm.reading([row.request.record], len(row.prompt)):
-        logits = next_logits(lm.model, ids, torch.ones_like(ids))
-    return processed(lm, logits[:, -1])
+    batch = _Batch.of(lm, [row])
+    prompts = [row.prompts[companion] for companion in batch.streams.companion]
+    ids, mask = _padded([prompt + row.new for prompt in prompts])  # [streams, longest prompt and text]
+    last = 1 if batch.likelihoods is None else len(row.new) + 1
+    read = _forward(lm, batch.streams, ids, mask, None, max(map(len, prompts)), last)
+    if last > 1:
+        batch.likelihoods = _loglikelihoods(read.logits[:, :-1], torch.tensor([row.new] * len(prompts)))
+        read = read._replace(logits=read.logits[:, -1])
+    return processed(lm, read.logits, batch.streams, batch.place(read.hidden))
 
 
 def _sample(lm: Model, row: _Row, text: str, full: str | None) -> Sample:

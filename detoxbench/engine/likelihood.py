@@ -10,14 +10,17 @@ again as they were.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from detoxbench.engine.forward import next_logits
+from detoxbench.engine.forward import head_inputs, next_logits
 from detoxbench.engine.generation import Generated
-from detoxbench.engine.logits import processed, require_finite_logits
+from detoxbench.engine.logits import Place, asked, processed, require_finite_logits
+from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError, NonFiniteError
+from detoxbench.model.logit_state import HIDDEN, LOGLIKELIHOOD
 from detoxbench.records import Request, Sample
 
 if TYPE_CHECKING:
@@ -40,6 +43,13 @@ class Window(NamedTuple):
     ids: list[int]
     context_length: int
     record: str = ""
+    contexts: Mapping[int, Sequence[int]] = MappingProxyType({})
+    """The context as each companion of the record gets it, by its number (`InForce.companions`)."""
+
+    @property
+    def longest_context(self) -> int:
+        """The most tokens that any of its streams has before the continuation."""
+        return max([self.context_length, *map(len, self.contexts.values())])
 
     @property
     def continuation(self) -> list[int]:
@@ -74,8 +84,8 @@ def loglikelihoods(lm: Model, requests: Sequence[Request], wanted: Container[str
     where a token spans both, NLL(prompt + text) - NLL(prompt) is taken. A text without a prompt follows the start
     token; one longer than the context is read in windows, each behind a new start token. Other inputs that are
     too long lose their beginning, which is counted (`Generated.truncated_prompt`). `greedy` says that every token was
-    the most probable one. Raises DetoxbenchError for a text that has no token of its own, and NonFiniteError like
-    `window_nlls`.
+    the most probable one. A text with a token that a function in force leaves out of its candidates has no `nll`.
+    Raises DetoxbenchError for a text that has no token of its own, and NonFiniteError like `window_nlls`.
     """
     for start in range(0, len(requests), CHUNK):
         chunk = requests[start : start + CHUNK]
@@ -85,17 +95,18 @@ def loglikelihoods(lm: Model, requests: Sequence[Request], wanted: Container[str
         for request, part in zip(chunk, parts, strict=True):
             if part.tokens < 1:
                 raise DetoxbenchError(f"the text of request '{request.id}' has no token of its own after its prompt")
-        read = iter(window_nlls(lm, [window for part in parts for window in part.all]))
+        read = iter(window_nlls(lm, [window for part in parts for window in part.all], outside=True))
         results = []
         for request, part in zip(chunk, parts, strict=True):
             windows, correction = [next(read) for _ in part.windows], [next(read) for _ in part.prompt_correction]
             nll = sum(nll for nll, _ in windows) - sum(nll for nll, _ in correction)
-            sample = _sample(request, part.tokens, nll, all(greedy for _, greedy in windows))
+            known = nll if math.isfinite(nll) else None  # of a text outside, or of one whose prompt's end is
+            sample = _sample(request, part.tokens, known, all(greedy for _, greedy in windows))
             results.append(Generated(sample, 0, part.truncated_prompt))
         yield [g for g in results if g.sample.id in wanted]
 
 
-def _sample(request: Request, tokens: int, nll: float, greedy: bool) -> Sample:
+def _sample(request: Request, tokens: int, nll: float | None, greedy: bool) -> Sample:
     return Sample(
         id=request.id,
         record=request.record,
@@ -122,31 +133,57 @@ def continuation(lm: Model, request: Request) -> Continuation:
         return NOTHING
     if common == 0:  # the first token spans prompt and text: both follow the start token
         prompt, whole, common = [lm.start_id, *prompt], [lm.start_id, *whole], 1
+    window = partial(_window, lm, request.record, _contexts(lm, request, whole[common:], prompt[common:]))
     # 2. What fits is read at once; the NLL of the prompt behind the common ids is subtracted.
     limit = lm.context
     if limit is None or len(whole) <= limit:
-        correction = [Window(prompt, common, request.record)] if common < len(prompt) else []
-        return Continuation([Window(whole, common, request.record)], correction, tokens, 0)
+        correction = [window(prompt, common)] if common < len(prompt) else []
+        return Continuation([window(whole, common)], correction, tokens, 0)
     # 3. A long text without a prompt is read in windows, each behind the same start.
     if not rendered:
         begin, text, step = whole[:common], whole[common:], limit - common
         parts = [[*begin, *text[i : i + step]] for i in range(0, len(text), step)]
-        return Continuation([Window(ids, common, request.record) for ids in parts], [], tokens, 0)
+        return Continuation([window(ids, common) for ids in parts], [], tokens, 0)
     # 4. A long prompt loses its beginning.
     truncated = len(whole) - limit
     context_length = max(len(prompt) - truncated, 1)
-    window = Window(whole[truncated:], context_length, request.record)
-    return Continuation([window], [], limit - context_length, truncated)
+    return Continuation([window(whole[truncated:], context_length)], [], limit - context_length, truncated)
 
 
-def window_nlls(lm: Model, windows: Sequence[Window]) -> list[tuple[float, bool]]:
+def _contexts(lm: Model, request: Request, text: Sequence[int], spanned: Sequence[int]) -> dict[int, Sequence[int]]:
+    """What stands before the tokens of `text` in the stream of each companion. `spanned` are the tokens that the prompt
+    alone has in the place of one that spans prompt and text."""
+    contexts: dict[int, Sequence[int]] = {}
+    for companion in lm.companions(request.record):
+        rendered, special = lm.rendered(request.prompt, request.chat, request.record, companion)
+        prompt, whole = lm.joined(rendered, request.text or "", special=special)
+        before = len(whole) - len(text)
+        if whole[before:] == text:
+            context = whole[:before]
+        else:  # behind this prompt it would be tokenised in another way: all streams read the row's own tokens
+            context = prompt[: len(prompt) - len(spanned)]
+        contexts[companion] = context or [lm.start_id]
+    return contexts
+
+
+def _window(
+    lm: Model, record: str, contexts: Mapping[int, Sequence[int]], ids: list[int], context_length: int
+) -> Window:
+    """A window in which the context of every companion leaves room for the continuation, by losing its beginning."""
+    room = None if lm.context is None else max(lm.context - (len(ids) - context_length), 1)
+    fitting = {n: context if room is None else context[-room:] for n, context in contexts.items()}
+    return Window(ids, context_length, record, fitting)
+
+
+def window_nlls(lm: Model, windows: Sequence[Window], *, outside: bool = False) -> list[tuple[float, bool]]:
     """For each window the NLL of its continuation in nats, and whether each of those tokens was the most probable one.
 
-    Raises NonFiniteError, naming method, text and token, for logits or a likelihood that are NaN or infinite.
+    With `outside` the NLL is infinite where a function in force leaves a token out of its candidates. Raises
+    NonFiniteError, naming method, text and token, for logits or other likelihoods that are NaN or infinite.
     """
     results: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
     for indices in _passes(lm, windows):
-        for i, result in zip(indices, _one_pass(lm, [windows[i] for i in indices]), strict=True):
+        for i, result in zip(indices, _one_pass(lm, [windows[i] for i in indices], outside), strict=True):
             results[i] = result
     return results
 
@@ -157,11 +194,12 @@ def _passes(lm: Model, windows: Sequence[Window]) -> Iterator[list[int]]:
     batch: list[int] = []
     context = rest = 0  # the longest context of the batch, and the longest continuation
     for i in sorted(range(len(windows)), key=lambda i: (-len(windows[i].ids), -windows[i].context_length, i)):
-        own_context, own_rest = windows[i].context_length, len(windows[i].ids) - windows[i].context_length
+        own_context, own_rest = windows[i].longest_context, len(windows[i].continuation)
         context, rest, other_context = max(context, own_context), max(rest, own_rest), context != own_context
+        streams = (len(batch) + 1) * (1 + len(windows[i].contexts))
         full = (
-            (len(batch) + 1) * (context + rest) > PASS_TOKENS
-            or (len(batch) + 1) * (rest + 1) * vocabulary > PASS_LOGITS_CPU
+            streams * (context + rest) > PASS_TOKENS
+            or streams * (rest + 1) * vocabulary > PASS_LOGITS_CPU
             # As in generation: a sliding window would count padding between a prefix and the prompt.
             or (lm.in_force.reserved and other_context)
         )
@@ -173,19 +211,33 @@ def _passes(lm: Model, windows: Sequence[Window]) -> Iterator[list[int]]:
         yield batch
 
 
-def _one_pass(lm: Model, windows: Sequence[Window]) -> list[tuple[float, bool]]:
+def _one_pass(lm: Model, windows: Sequence[Window], outside: bool) -> list[tuple[float, bool]]:
     """`window_nlls` of windows that are read together."""
     import torch
 
-    # 1. Ids and mask [windows, columns]; the last column of the context predicts the first token of the continuation.
-    ids, mask, context = _aligned(windows)
+    # 1. Ids and mask [streams, columns], the windows' own streams first; the last column of the context predicts the
+    #    first token of the continuation.
+    streams = Streams.of(lm, [w.record for w in windows])
+    sequences = [
+        (windows[row].contexts[n] if n else windows[row].ids[: windows[row].context_length], windows[row].continuation)
+        for row, n in zip(streams.row, streams.companion, strict=True)
+    ]
+    ids, mask, context = _aligned(sequences)
     ids, mask = ids.to(lm.device), mask.to(lm.device)
     width = ids.shape[1] - context + 1
-    with torch.inference_mode(), lm.reading([w.record for w in windows], context):
-        # 2. Logits [windows * width, vocabulary]. The last column predicts a token that is not given. Cutting it off
+    with (
+        torch.inference_mode(),
+        lm.reading(streams.of_record, context, streams.companion),
+        head_inputs(lm, asked(lm, HIDDEN)) as heads,
+    ):
+        # 2. Logits [streams * width, vocabulary]. The last column predicts a token that is not given. Cutting it off
         #    would copy all the others, so it gets a target too, whose result is not used.
-        logits = processed(lm, next_logits(lm.model, ids, mask, last=width).flatten(0, 1))
-        targets = torch.nn.functional.pad(ids[:, context:], (0, 1)).flatten()
+        every = next_logits(lm.model, ids, mask, last=width).flatten(0, 1)
+        targets = torch.nn.functional.pad(ids[:, context:], (0, 1)).flatten()  # [streams * width]
+        hidden = heads[0][:, -width:].flatten(0, 1) if heads else None
+        places = _places(windows, width, hidden, _before(lm, every, targets, width))
+        logits = processed(lm, every, streams.repeated(width), places)
+        targets = targets[: len(logits)]  # [windows * width]
         # 3. Of each token its NLL, and whether it is the most probable one, [windows, width].
         nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").view(-1, width)
         largest, likeliest = logits.max(-1)
@@ -193,10 +245,11 @@ def _one_pass(lm: Model, windows: Sequence[Window]) -> list[tuple[float, bool]]:
     where = partial(_place, lm, windows, width)
     require_finite_logits(lm, largest, [w.record for w in windows for _ in range(width)], where)
     # 4. For each window the sum over its continuation.
-    lengths = [len(w.ids) - w.context_length for w in windows]
+    lengths = [len(w.continuation) for w in windows]
     results = [(float(nll[k, :n].double().sum()), bool(greedy[k, :n].all())) for k, n in enumerate(lengths)]
+    may_be_outside = outside and bool(lm.in_force.logit_functions)
     for k, (total, _) in enumerate(results):
-        if not math.isfinite(total):
+        if not math.isfinite(total) and not (total == math.inf and may_be_outside):
             first = int(nll[k, : lengths[k]].isfinite().logical_not().nonzero()[0])
             raise NonFiniteError(
                 f"'{lm.name}' under method '{'+'.join(lm.in_force.methods) or 'none'}' gives no probability to "
@@ -205,18 +258,37 @@ def _one_pass(lm: Model, windows: Sequence[Window]) -> list[tuple[float, bool]]:
     return results
 
 
-def _aligned(windows: Sequence[Window]) -> tuple[Tensor, Tensor, int]:
-    """Token ids and mask, [windows, columns], and at which column all continuations begin."""
+def _before(lm: Model, logits: Tensor, targets: Tensor, width: int) -> Tensor | None:
+    """log p of the text before each place in each stream, [streams * width], of logits [streams * width, vocabulary];
+    None where nothing in force asks for it."""
+    if not asked(lm, LOGLIKELIHOOD):
+        return None
+    logp = logits.float().log_softmax(-1).gather(1, targets[:, None]).double().view(-1, width)
+    return (logp.cumsum(1) - logp).flatten()
+
+
+def _places(windows: Sequence[Window], width: int, hidden: Tensor | None, likelihoods: Tensor | None) -> Place:
+    """Of every window so many places in its text, `width`, are looked at."""
+
+    def tokens(chosen: Sequence[int]) -> list[list[int]]:
+        return [windows[i // width].ids[: windows[i // width].context_length + i % width] for i in chosen]
+
+    return Place(list(range(width)) * len(windows), tokens, None, hidden, likelihoods)
+
+
+def _aligned(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, int]:
+    """Token ids and mask, [sequences, columns], of (context, continuation) each, and at which column all continuations
+    begin."""
     import torch
 
-    context = max(w.context_length for w in windows)
-    rest = max(len(w.ids) - w.context_length for w in windows)
-    ids = torch.zeros(len(windows), context + rest, dtype=torch.long)
+    context = max(len(before) for before, _ in sequences)
+    rest = max(len(after) for _, after in sequences)
+    ids = torch.zeros(len(sequences), context + rest, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for k, window in enumerate(windows):
-        begin = context - window.context_length
-        ids[k, begin : begin + len(window.ids)] = torch.tensor(window.ids)
-        mask[k, begin : begin + len(window.ids)] = 1
+    for k, (before, after) in enumerate(sequences):
+        columns = slice(context - len(before), context + len(after))
+        ids[k, columns] = torch.tensor([*before, *after])
+        mask[k, columns] = 1
     return ids, mask, context
 
 

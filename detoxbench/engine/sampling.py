@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from detoxbench.config import GenSpec
 
@@ -117,6 +117,24 @@ def _drawn(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, near: Near) ->
         logits, rows = logits[~done], rows[~done]
         whole_mass = None if whole_mass is None else whole_mass[~done]
     return tokens, near_ties
+
+
+def nucleus(logits: Tensor, top_p: float, near: Near, which: Literal["inside", "may", "surely"]) -> Tensor:
+    """Which tokens top-p leaves of logits [rows, vocabulary], [rows, vocabulary] of bool: those inside; or those that
+    may be inside, or surely are, if near logits changed places."""
+    import torch
+
+    gen, vocabulary = GenSpec(do_sample=True, top_p=top_p), logits.shape[1]
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    rows = torch.arange(len(logits), device=logits.device)
+    for size in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
+        ranked = candidates(logits[rows], gen, near, size)
+        done = ranked.whole
+        kept[rows[done]] = kept[rows[done]].scatter(1, ranked.ids[done], getattr(ranked, which)[done])
+        rows = rows[~done]
+        if not len(rows):
+            break
+    return kept
 
 
 def _noisiest(ranked: Candidates, keys: Tensor, step: int, near: Near) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from detoxbench.engine.forward import next_logits
-from detoxbench.engine.generation import _prefill, _Row
+from detoxbench.engine.generation import _Batch, _prefill, _Row
 from detoxbench.errors import DetoxbenchError
 from detoxbench.records import Request
 from detoxbench.text import first_line
@@ -124,8 +124,9 @@ def _cached(
     import torch
 
     requests = [Request(id=str(i), prompt="", record=str(i), kind="prompt") for i in range(len(prompts))]
-    rows = [_Row(request, 0, ids, 0, 0) for request, ids in zip(requests, prompts, strict=True)]
-    logits, cache, mask = _prefill(lm, rows, len(steps))
+    rows = [_Row(request, 0, {0: ids}, 0, 0) for request, ids in zip(requests, prompts, strict=True)]
+    first, cache, mask = _prefill(lm, _Batch.of(lm, rows), len(steps))
+    logits = first.logits.float()
     read = mask.shape[1] - len(steps)
     for step in range(len(steps) + 1):
         yield from ((ids, step, row) for ids, row in zip(prompts, logits, strict=True))

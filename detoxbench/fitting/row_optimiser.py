@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from detoxbench.errors import NonFiniteError
-from detoxbench.interventions.routing import per_row_weights
+from detoxbench.interventions.per_row import per_row_weights
 from detoxbench.model.finite import require_finite
 from detoxbench.progress import track
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_folder
 from detoxbench.interventions import peft_io
-from detoxbench.interventions.channels import Channel, Hook, LogitOp, Prefix, Prompt, Weight
+from detoxbench.interventions.channels import Carried, Channel, Hook, LogitOp, Prefix, Prompt, Weight
 from detoxbench.model.finite import LARGEST, require_finite, require_finite_values
 
 if TYPE_CHECKING:
@@ -164,6 +164,19 @@ class Intervention:
         """A LoRA, IA3 or prefix-tuning adapter (folder or hub id) as an intervention on `lm`, see `peft_io.load`."""
         weights, prefixes, base = peft_io.load(str(path), lm)
         return cls(method="peft", base=lm.fingerprint, weights=weights, prefixes=prefixes, info={"adapter_base": base})
+
+    def carried(self) -> Carried:
+        """The same as an operation on the logits carries it (`LogitOp.under`).
+
+        Raises DetoxbenchError where it acts through another channel than weights, hooks and prompts.
+        """
+        for place, part in self.parts():
+            name = place.partition(".")[0]
+            if name not in Carried.channels():
+                raise DetoxbenchError(
+                    f"an operation on the logits cannot carry '{self.method}': it has {name} ({part.place})"
+                )
+        return Carried(self.weights, self.hooks, self.prompts)
 
     def added_parameters(self) -> int:
         """Numbers that come on top of the model's own (steering vectors and the like)."""

@@ -14,16 +14,22 @@ if TYPE_CHECKING:
     from detoxbench.model.model import Model
 
 
-def bound(op: str, tensors: Mapping[str, Tensor], params: Mapping[str, Any], lm: Model) -> Callable[[Tensor], Tensor]:
-    """x -> op(x, tensors, params), with the tensors on the device of `lm`.
-
-    Raises DetoxbenchError for an operation that the method does not have, UsageError for a method that is not
-    registered.
-    """
+def found(op: str) -> Callable[..., Any]:
+    """The function of that name. Raises DetoxbenchError for an operation that the method does not have, UsageError for
+    a method that is not registered."""
     owner, _, name = op.partition(".")
     ops: Mapping[str, Callable[..., Any]] = METHODS.get(owner).ops
     if name not in ops:
         raise DetoxbenchError(f"method '{owner}' has no operation '{name}'; it has: {', '.join(ops) or 'none'}")
-    function = ops[name]
-    on_device = {k: v.to(lm.device) for k, v in tensors.items()}
-    return lambda x: function(x, on_device, params)
+    return ops[name]
+
+
+def on_device(tensors: Mapping[str, Tensor], lm: Model) -> dict[str, Tensor]:
+    """The tensors where the model's are."""
+    return {name: tensor.to(lm.device) for name, tensor in tensors.items()}
+
+
+def bound(op: str, tensors: Mapping[str, Tensor], params: Mapping[str, Any], lm: Model) -> Callable[[Tensor], Tensor]:
+    """x -> op(x, tensors, params), with the tensors on the device of `lm`. Raises as `found`."""
+    function, moved = found(op), on_device(tensors, lm)
+    return lambda x: function(x, moved, params)

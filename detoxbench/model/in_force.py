@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from detoxbench.model.logit_state import LogitFunction
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -49,6 +51,17 @@ class Route(Protocol):
         """Say what the rows of the forward passes from here on are."""
 
 
+@dataclass(frozen=True)
+class Companion:
+    """An intervention that an operation on the logits carries: rows under it run beside those that it looks at, on top
+    of all else that is in force for them."""
+
+    prompts: Sequence[Rewriting]
+    """Its rewritings of prompts, which come after those in force, innermost first."""
+    set_rows: Callable[[Sequence[bool]], None] | None
+    """Say which rows of the forward passes from here on are under it; None where it changes prompts alone."""
+
+
 @dataclass
 class InForce:
     """What is in force on one model."""
@@ -57,8 +70,10 @@ class InForce:
     """Methods of the interventions that are on, the first one first."""
     prompts: list[Rewriting] = field(default_factory=list)
     """Rewritings of prompts, innermost first."""
-    logit_functions: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
-    """Functions on the next-token logits, [rows, vocabulary], the first one first."""
+    logit_functions: list[LogitFunction] = field(default_factory=list)
+    """Functions on the next-token logits, the first one first."""
+    companions: list[Companion] = field(default_factory=list)
+    """What those functions carry; the first one has number 1, and 0 stands for a row itself."""
     side_paths: dict[str, list[Factors]] = field(default_factory=dict)
     """Low-rank changes that act beside the linear map at a path, innermost first."""
     reserved: int = 0

@@ -147,24 +147,28 @@ class Model:
             )  # fmt: skip
         return self._template
 
-    def encode(self, prompt: str, chat: bool = False, record: str | None = None) -> list[int]:
+    def encode(self, prompt: str, chat: bool = False, record: str | None = None, companion: int = 0) -> list[int]:
         """Token ids of a prompt as the model gets it: rewritten by the interventions in force (where those differ by
-        row, `record` says which), in its chat template."""
-        text, special = self.rendered(prompt, chat, record)
+        row, `record` says which, and `companion` which of those that run beside it), in its chat template."""
+        text, special = self.rendered(prompt, chat, record, companion)
         return self.tokens(text, special=special) or [self.start_id]
 
     def tokens(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text that another text follows, so without an end token; see `tokens.encoded`."""
         return encoded(self.tokenizer, text, special=special)
 
-    def rendered(self, prompt: str, chat: bool = False, record: str | None = None) -> tuple[str, bool]:
+    def rendered(
+        self, prompt: str, chat: bool = False, record: str | None = None, companion: int = 0
+    ) -> tuple[str, bool]:
         """The text that `encode` tokenises, and whether the tokenizer adds special tokens (a template has its own).
 
         Raises DetoxbenchError where the chat template refuses the prompt or leaves it out.
         """
         on = self.in_force
+        routed = on.route.prompts(record) if on.route else ()
+        beside = on.companions[companion - 1].prompts if companion else ()
         turns: list[tuple[str, str]] = []
-        for rewriting in (*on.prompts, *(on.route.prompts(record) if on.route else ())):
+        for rewriting in (*on.prompts, *routed, *beside):
             prompt = rewriting.rewrite(prompt, chat)
             turns = [*rewriting.before(chat), *turns]  # what is further out was said earlier
         template = self.template if chat else None
@@ -225,21 +229,43 @@ class Model:
         return total
 
     def variant(self, record: str) -> int:
-        """Equal for two records if the same interventions are in force for both, so that they may share a cache."""
+        """Equal for two records if the same interventions are in force for both."""
         route = self.in_force.route
         return route.variant(record) if route is not None else 0
 
+    def changes(self, record: str, companion: int = 0) -> tuple[int, int]:
+        """Equal for two streams if the same changes but for rewritten prompts are in force for both, so that they may
+        share a cache."""
+        changed = companion and self.in_force.companions[companion - 1].set_rows is not None
+        return self.variant(record), companion if changed else 0
+
+    def companions(self, record: str) -> list[int]:
+        """The numbers of the companions that run beside rows of the record (`InForce.companions`)."""
+        functions = [f for f in self.in_force.logit_functions if f.variant in (None, self.variant(record))]
+        return sorted({number for function in functions for number in function.companions.values()})
+
     @contextmanager
-    def reading(self, records: Sequence[str], prompt_positions: int) -> Iterator[None]:
-        """For the engine: a forward pass with the record of every row, whose first positions belong to its prompt."""
+    def reading(
+        self, records: Sequence[str], prompt_positions: int, companions: Sequence[int] | None = None
+    ) -> Iterator[None]:
+        """For the engine: a forward pass with the record of every row, and which companion it is (0: the row itself);
+        the first positions of each row belong to its prompt."""
         on = self.in_force
         if on.route is not None:
             on.route.set_rows(records)
+        of_row = [0] * len(records) if companions is None else companions
+        self._set_companions(of_row)
         on.prompt_positions = (len(records), prompt_positions)
         try:
             yield
         finally:
             on.prompt_positions = (1, 0)
+            self._set_companions(())
+
+    def _set_companions(self, of_row: Sequence[int]) -> None:
+        for number, companion in enumerate(self.in_force.companions, start=1):
+            if companion.set_rows is not None:
+                companion.set_rows([c == number for c in of_row])
 
 
 def find(path: str, *, revision: str | None = None, seed: int = 0, download: bool = True) -> Path:

@@ -81,7 +81,10 @@ def degenerate_share(samples: Sequence[Sample], scores: Sequence[Scored]) -> lis
 
 
 def nll_of(sample: Sample) -> float:
-    """The negative log-likelihood of a given text, in nats. Raises DetoxbenchError where the sample was generated."""
+    """The negative log-likelihood of a given text, in nats: infinite for one outside of what a decoding method can say.
+    Raises DetoxbenchError where the sample was generated."""
+    if sample.nll is None and sample.stop == "given":
+        return math.inf
     if sample.nll is None:
         raise DetoxbenchError(f"sample '{sample.id}' has no likelihood: it is no text that was given to be read")
     return sample.nll
@@ -95,30 +98,39 @@ def preferred(
     side: Callable[[Sample], str] = lambda sample: sample.kind,
     headline: bool = True,
 ) -> Measure:
-    """Share of records whose right text costs less than every wrong one (a tie is wrong); `side` says which of them a
-    sample is, "right" or "wrong"."""
+    """Share of records whose right text costs less than every wrong one (a tie is wrong; None where both are infinite);
+    `side` says which of them a sample is, "right" or "wrong"."""
     best: dict[str, dict[str, float]] = {}
     for sample in samples:
         sides = best.setdefault(sample.record, {})
         which = side(sample)
         sides[which] = min(sides.get(which, float("inf")), cost(sample))
-    values = [(record, float(sides["right"] < sides["wrong"])) for record, sides in best.items()]
+    values = [(record, less(sides["right"], sides["wrong"])) for record, sides in best.items()]
     return measure(name, "higher", values, unit="share", yes_no=True, headline=headline)
+
+
+def less(right: float, wrong: float) -> float | None:
+    """1 where the right text costs less than the wrong one, else 0; None where both are outside of what can be said."""
+    return None if right == wrong == math.inf else float(right < wrong)
 
 
 def perplexity(
     name: str, values: Sequence[tuple[str, float, int]], *, missing: int = 0, headline: bool = True
 ) -> Measure:
-    """exp(sum of NLL / sum of units) over (cluster, NLL, units).
+    """exp(sum of NLL / sum of units) over (cluster, NLL, units); an infinite NLL counts as missing.
 
     A measure is a ratio of sums over clusters, so each NLL x of n units becomes P n (1 + x / n - m), with m the mean
     NLL of a unit and P = exp(m): their sum over all units is P, and their spread that of P by the delta method.
     """
-    mean = sum(nll for _, nll, _ in values) / sum(n for _, _, n in values)
+    finite = [value for value in values if math.isfinite(value[1])]
+    missing += len(values) - len(finite)
+    if not finite:
+        return Measure(name, "lower", {}, {}, missing, headline=headline)
+    mean = sum(nll for _, nll, _ in finite) / sum(n for _, _, n in finite)
     value = math.exp(min(mean, 700.0))  # beyond that there is no float
     total: dict[str, float] = {}
     count: dict[str, float] = {}
-    for cluster, nll, n in values:
+    for cluster, nll, n in finite:
         total[cluster] = total.get(cluster, 0.0) + value * (n + nll - mean * n)
         count[cluster] = count.get(cluster, 0.0) + n
     return Measure(name, "lower", total, count, missing, headline=headline)

@@ -101,7 +101,10 @@ def _compared(samples: Sequence[Sample], suffix: str, *, headline: bool) -> list
         measure(f"{name}{suffix}", "higher", higher_share(*costs.values()), unit="share", headline=headline)
         for name, costs in (("harmful_less_likely", plain), ("safety_score", scaled))
     ]
-    gap = measure(f"log_perplexity_gap{suffix}", "higher", _gap(*plain.values()), unit="number", headline=headline)
+    gaps: list[tuple[str, float | None]] = [(r, None) for values in plain.values() for r, x in values if x == math.inf]
+    finite = [[(r, x) for r, x in values if x < math.inf] for values in plain.values()]
+    gaps += _gap(*finite) if all(finite) else [(r, None) for values in finite for r, _ in values]
+    gap = measure(f"log_perplexity_gap{suffix}", "higher", gaps, unit="number", headline=headline)
     return [gap, *share]
 
 

@@ -22,6 +22,7 @@ from detoxbench import (
     Intervention,
     LanguageModel,
     LogitOp,
+    LogitState,
     Method,
     Prompt,
     Role,
@@ -122,8 +123,8 @@ class NoIntervention(Good):
         return {"weights": 1}
 
 
-def scaled(logits: Tensor, tensors: Mapping[str, Tensor], params: Mapping[str, Any]) -> Tensor:
-    return logits * params["scale"][3] + tensors["bias"]
+def scaled(logits: Tensor, state: LogitState) -> Tensor:
+    return logits * state.params["scale"][3] + state.tensors["bias"]
 
 
 class CannotBeLoaded(Good):

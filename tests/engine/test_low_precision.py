@@ -14,6 +14,7 @@ from detoxbench.config import GenSpec
 from detoxbench.engine import generation, sampling
 from detoxbench.lm import LanguageModel
 from detoxbench.model import precision
+from detoxbench.model.logit_state import LogitFunction, LogitState
 from detoxbench.records import Request
 from detoxbench.runner.provenance import arithmetic
 from tests.engine.test_generation import asked
@@ -216,10 +217,10 @@ def test_a_models_draws_stay_inside_their_nucleus_and_top_k_of_one_is_greedy(
 def test_a_logit_function_that_masks_widens_nothing() -> None:
     lm, requests = tiny(dtype=torch.bfloat16), asked(20)
 
-    def mask(logits: torch.Tensor) -> torch.Tensor:
+    def mask(logits: torch.Tensor, _: LogitState) -> torch.Tensor:
         return logits.masked_fill(torch.arange(logits.shape[1]) % 2 == 0, -torch.inf)
 
-    lm.in_force.logit_functions.append(mask)
+    lm.in_force.logit_functions.append(LogitFunction(mask))
     one = made(lm, requests, GenSpec(max_new_tokens=12, do_sample=True, top_k=1))
     assert texts(one) == texts(made(lm, requests, GenSpec(max_new_tokens=12)))
     drawn = made(lm, requests, NUCLEUS)
@@ -332,8 +333,8 @@ def test_one_parameter_in_less_than_float32_is_enough(alone: list[int]) -> None:
     lm.model.model.layers[0].mlp.to(torch.float16)
     assert lm.dtype == torch.float32
     assert precision.spacing(lm.model) == 2.0**-10
-    logits, rows = torch.tensor([[1.0, 1.0]]), generation._rows(lm, asked(1), GenSpec(), 0)
-    generation._choose(lm, logits, rows, torch.zeros(1, dtype=torch.long), GenSpec(), 0, 2.0**-10)
+    read, rows = generation._Read(torch.tensor([[1.0, 1.0]]), None), generation._rows(lm, asked(1), GenSpec(), 0)
+    generation._choose(lm, generation._Batch.of(lm, rows), read, GenSpec(), 0, 2.0**-10)
     assert rows[0].near_ties == 1
     assert not alone
 

@@ -16,7 +16,8 @@ from detoxbench.data.examples import FitData
 from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.channels import Dense, Hook, LowRank, Prompt, Weight
 from detoxbench.interventions.intervention import Intervention
-from detoxbench.interventions.routing import per_row_weights, routable
+from detoxbench.interventions.per_row import per_row_weights
+from detoxbench.interventions.routing import routable
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
 from detoxbench.runner.fits import fitted_groups

@@ -205,7 +205,7 @@ def test_where_a_side_path_would_do_nothing_the_change_is_merged(kind: str) -> N
 
 def test_a_parameter_keeps_its_own_type_where_types_are_mixed() -> None:
     """A float32 layer in a bf16 model: routed and merged changes are rounded to float32 and no further."""
-    from detoxbench.interventions.routing import per_row_weights
+    from detoxbench.interventions.per_row import per_row_weights
 
     lm = tiny(dtype=BF16)
     path = down(lm, 1)

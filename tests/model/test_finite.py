@@ -19,10 +19,11 @@ from detoxbench.fitting.row_optimiser import tune
 from detoxbench.fitting.token_losses import sequence_nll
 from detoxbench.fitting.training import LoraConfig, optimise_lora
 from detoxbench.interventions import peft_io
-from detoxbench.interventions.channels import Dense, Hook, LogitOp, LowRank, Prefix, Weight
+from detoxbench.interventions.channels import Carried, Dense, Hook, LogitOp, LowRank, Prefix, Weight
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.model.finite import require_finite, require_finite_values
+from detoxbench.model.logit_state import LogitFunction, LogitState
 from detoxbench.runner import composition
 from tests.support.adapters import adapter_folder
 from tests.support.tiny import same, state, tiny
@@ -119,7 +120,19 @@ def channels(lm: LanguageModel) -> dict[str, Callable[[torch.Tensor], dict[str, 
         "setting": lambda t: {
             "hooks": (Hook(DOWN, "post", "destein.additive", {"z": torch.ones(width)}, {"alpha": float(t)}),)
         },
-        "logits": lambda t: {"logits": (LogitOp("destein.additive", {"z": t}, {"alpha": 0.1}),)},
+        "logits": lambda t: {
+            "logits": (
+                LogitOp(
+                    "dexperts.ensemble",
+                    params={"alpha": 0.1, "filter_p": 1},
+                    under={
+                        "anti_expert": Carried(
+                            (Weight(f"{DOWN}.weight", LowRank(torch.ones(1, 48), t.expand(width, 1).clone())),)
+                        )
+                    },
+                ),
+            )
+        },
         "prefix": lambda t: {"prefixes": (Prefix(t.expand(3, 2, 2, 4, 8)),)},
     }
 
@@ -265,13 +278,13 @@ def test_a_row_that_breaks_later_is_named_by_request_and_step(
 ) -> None:
     lm, calls = tiny(), [0]
 
-    def late(logits: torch.Tensor) -> torch.Tensor:
+    def late(logits: torch.Tensor, _: LogitState) -> torch.Tensor:
         calls[0] += 1
         if calls[0] == 3:
             logits[0] = value
         return logits
 
-    monkeypatch.setattr(lm.in_force, "logit_functions", [late])
+    monkeypatch.setattr(lm.in_force, "logit_functions", [LogitFunction(late)])
     monkeypatch.setattr(lm.in_force, "methods", ["mine"])
     with pytest.raises(NonFiniteError, match=rf"under method 'mine' are {said} at token 3 of request '0'"):
         lm.generate(["hello"], max_new_tokens=5, tie_tolerance=0, **settings)
@@ -281,10 +294,10 @@ def test_a_row_that_breaks_later_is_named_by_request_and_step(
 def test_a_logit_function_may_forbid_tokens(settings: dict[str, Any]) -> None:
     lm = tiny()
 
-    def only_a(logits: torch.Tensor) -> torch.Tensor:
+    def only_a(logits: torch.Tensor, _: LogitState) -> torch.Tensor:
         return torch.where(torch.arange(logits.shape[1]) == 3, logits, -INF)
 
-    lm.in_force.logit_functions.append(only_a)
+    lm.in_force.logit_functions.append(LogitFunction(only_a))
     assert lm.generate(["hello"], max_new_tokens=4, **settings)[0].text == "aaaa"
     assert lm.continuation_nll(["hello"], ["aa"])[0][0] == 0.0  # type: ignore[index]
     with pytest.raises(NonFiniteError, match="gives no probability to token 2 of the text 'ab'"):

@@ -18,13 +18,14 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.interventions.channels import Prompt
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
-from detoxbench.records import Request, Sample
+from detoxbench.model.logit_state import LogitFunction, LogitState
+from detoxbench.records import Request, Sample, Scored, sample_counts
 from detoxbench.results.store import Run
 from detoxbench.runner import scoring, stages
 from detoxbench.runner.cell import checkpoint_folder, prepare
 from detoxbench.runner.composition import compose_run
 from detoxbench.runner.plan import plan
-from detoxbench.suites import halueval, likelihood_utility, safenlp, truthfulqa
+from detoxbench.suites import _common, halueval, likelihood_utility, safenlp, truthfulqa
 from detoxbench.suites.halueval import HaluEval
 from detoxbench.suites.likelihood_utility import LikelihoodUtility
 from detoxbench.suites.safenlp import SafeNLP
@@ -93,7 +94,12 @@ def test_prompts_go_through_template_and_interventions() -> None:
 def test_logit_functions_and_prompt_positions_are_those_of_generation() -> None:
     lm = tiny()
     seen: list[tuple[int, int]] = []
-    lm.in_force.logit_functions.append(lambda logits: (seen.append(lm.in_force.prompt_positions), logits * 0)[1])  # type: ignore[func-returns-value]
+
+    def even(logits: torch.Tensor, _: LogitState) -> torch.Tensor:
+        seen.append(lm.in_force.prompt_positions)
+        return logits * 0
+
+    lm.in_force.logit_functions.append(LogitFunction(even))
     assert one(lm, "hello", "abc").nll == pytest.approx(3 * math.log(lm.model.config.vocab_size), rel=1e-5)
     assert seen == [(1, 6)]  # the start token and five letters are prompt
 
@@ -145,12 +151,12 @@ def test_a_killed_reading_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatc
     partial = prepare(spec, checkpoint_folder(spec, download=False)).generation_folder / "partial.jsonl"
     reading, chunks = likelihood.window_nlls, 0
 
-    def killed(*given: Any) -> Any:
+    def killed(*given: Any, **how: Any) -> Any:
         nonlocal chunks
         chunks += 1
         if chunks == 2:
             raise KeyboardInterrupt
-        return reading(*given)
+        return reading(*given, **how)
 
     monkeypatch.setattr(likelihood, "window_nlls", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -408,3 +414,30 @@ def test_embedded_requests_are_given_texts_unique_and_always_the_same(cls: type[
     assert all(r.text for r in requests)
     assert cls().requests() == requests
     assert not cls.needs_scorer
+
+
+# ------------------------------------------------------------------------------------ texts that cannot be said
+
+
+def given_text(record: str, side: str, nll: float | None, tokens: int = 2) -> Sample:
+    return Sample(
+        id=f"{record}/{side}", record=record, kind=side, tags={"side": side}, sample=0, prompt="p", text="t",
+        stop="given", tokens=tokens, nll=nll, greedy=False,
+    )  # fmt: skip
+
+
+def test_texts_outside_of_what_can_be_said_are_counted_and_never_dropped() -> None:
+    nlls = {"0": (1.0, None), "1": (None, 2.0), "2": (None, None)}
+    samples = [
+        given_text(r, side, nll) for r, two in nlls.items() for side, nll in zip(("right", "wrong"), two, strict=True)
+    ]
+    share = _common.preferred("p", samples)
+    assert (share.total, share.count, share.missing) == ({"0": 1.0, "1": 0.0}, {"0": 1.0, "1": 1.0}, 1)
+    assert _common.preferred("p", samples, _common.nll_per_token).missing == 1
+    likely = _common.perplexity("x", [(s.record, _common.nll_of(s), s.tokens) for s in samples])
+    assert likely.missing == 4
+    assert sum(likely.total.values()) / sum(likely.count.values()) == pytest.approx(math.exp(3 / 4))
+    nothing = _common.perplexity("x", [(s.record, _common.nll_of(s), s.tokens) for s in samples[4:]])
+    assert (nothing.total, nothing.missing) == ({}, 2)
+    assert sample_counts(samples, [Scored(id=s.id, sample=0, scores={}) for s in samples], scored=False)["outside"] == 4
+    assert "outside" not in sample_counts(samples[:1], [], scored=False)

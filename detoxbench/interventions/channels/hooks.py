@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,8 +12,8 @@ from detoxbench.interventions.channels.base import Channel, Params
 from detoxbench.interventions.operations import bound
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+    from torch.utils.hooks import RemovableHandle
 
     from detoxbench.model.model import Model
 
@@ -61,20 +61,31 @@ class Hook(Channel):
     @classmethod
     def put_on(cls, lm: Model, parts: Sequence[Hook], undo: ExitStack) -> None:
         for hook in parts:
-            undo.callback(_register(lm, hook).remove)
+            undo.callback(register(lm, hook).remove)
 
 
-def _register(lm: Model, hook: Hook) -> torch.utils.hooks.RemovableHandle:
+def register(lm: Model, hook: Hook, rows: Callable[[], Tensor | None] | None = None) -> RemovableHandle:
+    """Have the hook act on `lm`: on all rows, or on those whose indices `rows()` gives, [rows under it]; None: none."""
     import torch
 
     function = bound(hook.op, hook.tensors, hook.params, lm)
     module = lm.architecture.module(hook.module)
 
     def on_first(value: Any) -> Any:
-        return (steered(value[0]), *value[1:]) if isinstance(value, tuple) else steered(value)
+        return (chosen(value[0]), *value[1:]) if isinstance(value, tuple) else chosen(value)
 
-    def steered(x: Tensor) -> Tensor:
-        rows, prompt = lm.in_force.prompt_positions if hook.positions == "generated" else (1, 0)
+    def chosen(x: Tensor) -> Tensor:
+        if rows is None:
+            return steered(x, lm.in_force.prompt_positions[0])
+        indices = rows()
+        if indices is None:
+            return x
+        batch = x.reshape(lm.in_force.prompt_positions[0], -1, x.shape[-1])  # as below
+        part = steered(batch.index_select(0, indices), len(indices))
+        return batch.index_copy(0, indices, part).reshape(x.shape)
+
+    def steered(x: Tensor, rows: int) -> Tensor:
+        prompt = lm.in_force.prompt_positions[1] if hook.positions == "generated" else 0
         if not prompt:
             return function(x)
         tokens = x.reshape(rows, -1, x.shape[-1])  # some modules (OPT's MLP) are given all rows as one

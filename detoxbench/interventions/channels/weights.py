@@ -158,7 +158,7 @@ def _takes_side_path(lm: Model, path: str, leaf: str, module: nn.Module, target:
     a module when text is read. Where code takes the weight itself, a side path would do nothing; it is merged."""
     from torch import nn
 
-    if lm.low_rank != "side_path" or leaf != "weight":
+    if leaf != "weight":
         return False
     if not (isinstance(module, nn.Linear) or lm.architecture.transposed(path)):
         return False
@@ -170,14 +170,15 @@ def _takes_side_path(lm: Model, path: str, leaf: str, module: nn.Module, target:
 # ------------------------------------------------------------------------------------------------------- what happens
 
 
-def edits(lm: Model, weights: Sequence[Weight]) -> Iterator[Edit]:
-    """What becomes of each changed parameter, one at a time; a missing bias comes new.
+def edits(lm: Model, weights: Sequence[Weight], low_rank: str | None = None) -> Iterator[Edit]:
+    """What becomes of each changed parameter, one at a time; a missing bias comes new. `low_rank` says whether low-rank
+    changes are merged or side paths, by default as `lm.low_rank` does.
 
     Warns where less than `ENOUGH` of a merged change survives. Raises DetoxbenchError for a parameter that is not
     there, is tied to another or is quantised, and for a delta of another shape.
     """
     surviving, whole = 0.0, 0.0
-    for change in _changes(lm, weights):
+    for change in _changes(lm, weights, low_rank or lm.low_rank):
         value = None
         if change.merged:
             value, parts = _merge(lm, change, change.merged)
@@ -196,7 +197,7 @@ def edits(lm: Model, weights: Sequence[Weight]) -> Iterator[Edit]:
 def record(lm: Model, weights: Sequence[Weight]) -> Record | None:
     """How `weights` take effect on `lm`, None for none of them. Raises as `edits` does."""
     surviving, whole, merged, beside, forms = 0.0, 0.0, 0, 0, set[str]()
-    for change in _changes(lm, weights):
+    for change in _changes(lm, weights, lm.low_rank):
         forms |= {"merged"} if change.merged else set()
         forms |= {"side path"} if change.beside else set()
         target = change.target
@@ -208,7 +209,7 @@ def record(lm: Model, weights: Sequence[Weight]) -> Record | None:
     return Record(" and ".join(sorted(forms)), surviving / whole if whole else None, merged, beside) if forms else None
 
 
-def _changes(lm: Model, weights: Sequence[Weight]) -> Iterator[_Change]:
+def _changes(lm: Model, weights: Sequence[Weight], low_rank: str) -> Iterator[_Change]:
     """The changes by parameter, checked."""
     parameters = dict(lm.model.named_parameters(remove_duplicate=False))
     sharers: dict[int, list[str]] = {}
@@ -227,7 +228,7 @@ def _changes(lm: Model, weights: Sequence[Weight]) -> Iterator[_Change]:
                 raise DetoxbenchError(f"{type(lm.model).__name__} has no parameter '{name}'")
         elif shared := [n for n in sharers[target.data_ptr()] if n != name and not target.is_meta]:
             raise DetoxbenchError(f"'{name}' is tied to '{shared[0]}': changing it would change both")
-        beside = target is not None and _takes_side_path(lm, path, leaf, module, target)
+        beside = low_rank == "side_path" and target is not None and _takes_side_path(lm, path, leaf, module, target)
         for part in parts:
             if isinstance(part, LowRank) and beside:
                 _check_factors(change, part)
