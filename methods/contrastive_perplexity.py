@@ -24,7 +24,7 @@ from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE, Drawn, Pools, com
 from detoxbench.fitting.quantization import Quantization, require_quantization
 from detoxbench.fitting.token_losses import plain_head, sequence_nll
 from detoxbench.fitting.training import Adapter, LoraConfig, optimise_lora
-from detoxbench.interventions.channels import Weight
+from detoxbench.interventions.channels import LowRank, Weight
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method
@@ -185,7 +185,7 @@ class ContrastivePerplexity(Method[Config]):
                 scores.append(s[:texts].double().cpu())
         return torch.stack(scores)
 
-    def _trained(self, lm: LanguageModel, score: Score, pools: Pools) -> Adapter:
+    def _trained(self, lm: LanguageModel, score: Score, pools: Pools) -> Adapter[LowRank]:
         """A LoRA that lowers `cp_loss` of the anchors of `pools`."""
         config = self.config
 
@@ -199,7 +199,7 @@ class ContrastivePerplexity(Method[Config]):
         )  # fmt: skip
 
 
-def _diagnostics(pools: Pools, trained: Adapter, comparison: Mapping[str, float]) -> dict[str, Any]:
+def _diagnostics(pools: Pools, trained: Adapter[LowRank], comparison: Mapping[str, float]) -> dict[str, Any]:
     """What is recorded of a fit; `comparison` is of the same texts before and after training."""
     return {
         "anchors": len(pools),

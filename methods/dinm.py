@@ -15,8 +15,8 @@ from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import CachedPrefixForward, recorded
 from detoxbench.fitting.edit_records import EditText, edit_text, fitted_in_batches
+from detoxbench.fitting.responses import IGNORED
 from detoxbench.fitting.row_optimiser import Losses, tune
-from detoxbench.fitting.training import IGNORED
 from detoxbench.interventions.channels import Dense, Prompt, Weight
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.interventions.per_row import per_row_weights

@@ -1,8 +1,10 @@
-"""The shared LoRA fine-tuning loop (transformers' Trainer and PEFT), which leaves the model unchanged.
+"""The shared training loop (transformers' Trainer, and PEFT for LoRAs), which leaves the model unchanged.
 
-train_lora(lm, examples, ...)                 on responses, with the model's own loss
-optimise_lora(lm, rows, collate=, loss=, ...)  on anything, with any loss: what train_lora is made of
-`token_losses` has what losses on whole texts are made of, `quantization` how frozen layers are held in few bits.
+train_lora(lm, examples, ...)                 a LoRA on responses, with the model's own loss
+optimise_lora(lm, rows, collate=, loss=, ...)  a LoRA on anything, with any loss: what train_lora is made of
+train, optimise                               the same by a `TrainingConfig`, which may train parameters in full, too
+`token_losses` has what losses on whole texts are made of, `responses` what losses on responses are made of,
+`quantization` how frozen layers are held in few bits, `parameters` how parameters are trained in full.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from detoxbench.config import knob
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, NonFiniteError
+from detoxbench.fitting.parameters import names_of, trainable
 from detoxbench.fitting.quantization import Quantization, quantized
 from detoxbench.fitting.random_state import unchanged_random_state
+from detoxbench.fitting.responses import Response, encode
+from detoxbench.fitting.responses import collate as collate_responses
 from detoxbench.fitting.token_losses import Batch
-from detoxbench.interventions.channels import LowRank
+from detoxbench.interventions.channels import Delta, Dense, LowRank, Weight
 from detoxbench.interventions.channels.weights import require_eager
 from detoxbench.lm import LanguageModel
 from detoxbench.model.architecture import without_numbers
@@ -37,10 +42,9 @@ Loss = Callable[[Any, Batch], "tuple[Tensor, Mapping[str, float]]"]
 """loss(model, batch) -> (its mean over the micro-batch, named measurements to record); model is the PEFT model."""
 
 
-log = logging.getLogger("detoxbench")
+D = TypeVar("D", bound=Delta)
 
-IGNORED = -100
-"""Label of positions that carry no loss."""
+log = logging.getLogger("detoxbench")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +75,47 @@ class LoraConfig:
             )
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """A trained LoRA: parameter -> delta with the scaling folded in; and a number for every update: its loss, the norm
-    of its gradient (before clipping to 1), and the means of what the loss function measured."""
+LORA = ("lora",)
+Optimizer = Literal["adamw", "rmsprop"]
+Schedule = Literal["linear", "cosine", "constant"]
 
-    deltas: Mapping[str, LowRank]
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(LoraConfig):
+    """Knobs of a training of a LoRA or of parameters in full; a method's Config inherits them."""
+
+    parameters: tuple[str, ...] = knob(
+        LORA,
+        "what is trained: [lora], [all] parameters in full, or those whose dotted name holds one of these parts, such "
+        "as [mlp.down_proj]; the knobs of LoRAs then mean nothing",
+        source="ours: the published methods differ",
+    )
+    optimizer: Optimizer = knob("adamw", "AdamW or RMSprop", source="train_peft.sh: AdamW")
+    schedule: Schedule = knob(
+        "linear", "the rate behind the warm-up: falling to 0 in a line or a cosine, or constant", source="train_peft.sh"
+    )
+    end_token: bool = knob(True, "the token that ends a response is learnt with it", source="train_peft.py")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.parameters or ("lora" in self.parameters and self.parameters != LORA):
+            raise ValueError("parameters is [lora] or a list of parts of parameter names, without lora")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a step is made of a gradient."""
+
+    optimizer: Optimizer = "adamw"
+    schedule: Schedule = "linear"
+
+
+@dataclass(frozen=True)
+class Adapter(Generic[D]):
+    """A trained LoRA or other change: parameter -> delta with the scaling folded in; and a number for every update: its
+    loss, the norm of its gradient (before clipping to 1), and the means of what the loss function measured."""
+
+    deltas: Mapping[str, D]
     losses: Sequence[float]
     gradient_norms: Sequence[float] = ()
     measures: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -84,32 +123,97 @@ class Adapter:
     """Texts that lost their end to `max_length` or to the model's context; one that lost all of its response is left
     out."""
 
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The deltas as parts of an intervention."""
+        return tuple(Weight(parameter, delta) for parameter, delta in self.deltas.items())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was seen while training, for the `info` of an intervention."""
+        return {
+            "losses": list(self.losses),
+            "gradient_norms": list(self.gradient_norms),
+            **{name: list(values) for name, values in self.measures.items()},
+            "cut_texts": self.cut_texts,
+        }
+
 
 def train_lora(
     lm: LanguageModel, examples: Sequence[Instruction], config: LoraConfig, *, seed: int, description: str
-) -> Adapter:
+) -> Adapter[LowRank]:
     """Fine-tune a LoRA on the responses (prompts carry no loss; the end token does): `optimise_lora` with the model's
     own loss, which is a mean over the tokens of an update."""
+    usable, collate, cut = _responses(lm, examples, config.max_length)
+    adapter = optimise_lora(lm, lambda epoch: usable, config, collate=collate, seed=seed, description=description)
+    return replace(adapter, cut_texts=cut)
+
+
+def train(
+    lm: LanguageModel, examples: Sequence[Instruction], config: TrainingConfig, *, seed: int, description: str
+) -> Adapter[Any]:
+    """As `train_lora`, of what `config.parameters` says."""
+    usable, collate, cut = _responses(lm, examples, config.max_length, end=config.end_token)
+    adapter = optimise(lm, lambda epoch: usable, config, collate=collate, seed=seed, description=description)
+    return replace(adapter, cut_texts=cut)
+
+
+def _responses(
+    lm: LanguageModel, examples: Sequence[Instruction], max_length: int, *, end: bool = True
+) -> tuple[list[Response], Callable[[Sequence[Response]], Batch], int]:
+    """The responses that have a token left, what makes a batch of some, and how many were cut."""
+    encoded = [encode(lm, example, max_length, end=end) for example in examples]
+    pad = lm.tokenizer.pad_token_id or 0
+    return [r for r in encoded if not r.empty], lambda batch: collate_responses(batch, pad), sum(r.cut for r in encoded)
+
+
+def optimise(
+    lm: LanguageModel,
+    rows: Callable[[int], Sequence[R]],
+    config: TrainingConfig,
+    *,
+    collate: Callable[[Sequence[R]], Batch],
+    loss: Loss | None = None,
+    seed: int,
+    description: str,
+) -> Adapter[Any]:
+    """As `optimise_lora`, of what `config.parameters` says, by the config's optimizer and schedule."""
+    recipe = Recipe(config.optimizer, config.schedule)
+    if config.parameters == LORA:
+        return optimise_lora(
+            lm, rows, config, collate=collate, loss=loss, recipe=recipe, seed=seed, description=description
+        )
+    return _optimise_parameters(lm, rows, config, collate, loss, recipe, seed, description)
+
+
+def _optimise_parameters(
+    lm: LanguageModel,
+    rows: Callable[[int], Sequence[R]],
+    config: TrainingConfig,
+    collate: Callable[[Sequence[R]], Batch],
+    loss: Loss | None,
+    recipe: Recipe,
+    seed: int,
+    description: str,
+) -> Adapter[Dense]:
     import torch
 
-    encoded = [_encode(lm, example, config.max_length) for example in examples]
-    usable = [e for e in encoded if any(label != IGNORED for label in e.labels)]  # a prompt may fill all the room
-    pad = lm.tokenizer.pad_token_id or 0
+    _require_updates(rows, config, description)
+    require_eager(lm)
+    names = names_of(lm, config.parameters)
+    with unchanged_random_state(), warnings.catch_warnings(), _restored(lm), trainable(lm, names) as trained:
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        torch.manual_seed(seed)
+        watch = _optimise(lm, lm.model, rows, config, recipe, collate, loss, seed, description)
+        deltas = {name: Dense(delta.detach().clone()) for name, delta in trained.items()}
+    return _adapter(deltas, watch, description)
 
-    def collate(batch: Sequence[_Example]) -> Batch:
-        width = max(len(e.ids) for e in batch)
 
-        def padded(values: list[int], value: int) -> list[int]:
-            return values + [value] * (width - len(values))
-
-        return {
-            "input_ids": torch.tensor([padded(e.ids, pad) for e in batch]),
-            "attention_mask": torch.tensor([padded([1] * len(e.ids), 0) for e in batch]),
-            "labels": torch.tensor([padded(e.labels, IGNORED) for e in batch]),
-        }
-
-    adapter = optimise_lora(lm, lambda epoch: usable, config, collate=collate, seed=seed, description=description)
-    return replace(adapter, cut_texts=sum(e.cut for e in encoded))
+def _adapter(deltas: Mapping[str, D], watch: _Watch, description: str) -> Adapter[D]:
+    """Raises NonFiniteError where what was trained is not finite."""
+    trained = ((f"{name}: {k}", t) for name, delta in deltas.items() for k, t in delta.tensors().items())
+    require_finite(trained, f"the training of '{description}' diverged", "lower method.learning_rate")
+    return Adapter(deltas, watch.losses, watch.gradient_norms, watch.measures)
 
 
 def optimise_lora(
@@ -120,10 +224,11 @@ def optimise_lora(
     collate: Callable[[Sequence[R]], Batch],
     loss: Loss | None = None,
     quantization: Quantization = "none",
+    recipe: Recipe = Recipe(),
     seed: int,
     description: str,
-) -> Adapter:
-    """Fine-tune a LoRA by AdamW with linear decay of the rate, gradients clipped to norm 1.
+) -> Adapter[LowRank]:
+    """Fine-tune a LoRA by AdamW with linear decay of the rate (or as the `recipe` says), gradients clipped to norm 1.
 
     `rows(epoch)` are what an epoch shuffles and cuts into micro-batches, equally many in every epoch; `collate` makes a
     micro-batch into tensors. Without a `loss` it is the model's own. An update is the mean over its micro-batches.
@@ -135,13 +240,7 @@ def optimise_lora(
     """
     import torch
 
-    if not rows(0):
-        raise DetoxbenchError(f"nothing to train on for '{description}': the data are empty")
-    if (updates := _updates(len(rows(0)), config)) == _warmup(updates, config) == 1:
-        raise DetoxbenchError(
-            f"the training of '{description}' is one update ({len(rows(0))} examples), which the warm-up gives the "
-            "rate 0: it would change nothing; set method.warmup_ratio=0, lower method.batch_size or raise method.epochs"
-        )
+    _require_updates(rows, config, description)
     require_eager(lm)
     targets = _targets(lm, config.target_modules)
     _warn_of_untouched_layers(lm, config.target_modules or (), targets or ())
@@ -152,11 +251,20 @@ def optimise_lora(
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         torch.manual_seed(seed)
         peft_model = _with_lora(lm, config, targets, linear)
-        watch = _optimise(lm, peft_model, rows, config, collate, loss, seed, description)
+        watch = _optimise(lm, peft_model, rows, config, recipe, collate, loss, seed, description)
         deltas = _extract(peft_model, config.lora_alpha / config.rank)
-    trained = ((f"{name}: {k}", t) for name, delta in deltas.items() for k, t in delta.tensors().items())
-    require_finite(trained, f"the training of '{description}' diverged", "lower method.learning_rate")
-    return Adapter(deltas, watch.losses, watch.gradient_norms, watch.measures)
+    return _adapter(deltas, watch, description)
+
+
+def _require_updates(rows: Callable[[int], Sequence[R]], config: LoraConfig, description: str) -> None:
+    """Raises DetoxbenchError when there is nothing to train on, or nothing would be learnt."""
+    if not rows(0):
+        raise DetoxbenchError(f"nothing to train on for '{description}': the data are empty")
+    if (updates := _updates(len(rows(0)), config)) == _warmup(updates, config) == 1:
+        raise DetoxbenchError(
+            f"the training of '{description}' is one update ({len(rows(0))} examples), which the warm-up gives the "
+            "rate 0: it would change nothing; set method.warmup_ratio=0, lower method.batch_size or raise method.epochs"
+        )
 
 
 def _with_lora(lm: LanguageModel, config: LoraConfig, targets: list[str] | None, linear: frozenset[str]) -> Any:
@@ -236,23 +344,6 @@ def _targets(lm: LanguageModel, wanted: tuple[str, ...] | None) -> list[str] | N
     return sorted(names)
 
 
-class _Example(NamedTuple):
-    """Token ids of prompt, response and end token, the same with the prompt `IGNORED`, and whether the end was cut."""
-
-    ids: list[int]
-    labels: list[int]
-    cut: bool
-
-
-def _encode(lm: LanguageModel, example: Instruction, max_length: int) -> _Example:
-    prompt, whole = lm.answered(example.prompt, example.response, example.chat)
-    common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
-    ids = [*whole, *lm.end_of(example.chat)]
-    limit = min(max_length, lm.context or max_length)
-    labels = [IGNORED] * common + ids[common:]
-    return _Example(ids[:limit], labels[:limit], len(ids) > limit)
-
-
 def _updates(examples: int, config: LoraConfig) -> int:
     return -(-examples // config.batch_size) * config.epochs
 
@@ -314,18 +405,19 @@ def _optimise(
     model: Any,
     rows: Callable[[int], Sequence[R]],
     config: LoraConfig,
+    recipe: Recipe,
     collate: Callable[[Sequence[R]], Batch],
     loss: Loss | None,
     seed: int,
     description: str,
 ) -> _Watch:
-    """Train the LoRA of the PEFT `model` in place by transformers' Trainer; gives what was recorded."""
+    """Train what of `model` has a gradient in place by transformers' Trainer; gives what was recorded."""
     from transformers import PrinterCallback, Trainer
 
     watch, epoch = _Watch(), _Epoch(rows(0))
     updates = _updates(len(epoch), config)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = _arguments(config, folder, updates, seed, on_cpu=lm.device.type == "cpu")
+        arguments = _arguments(config, recipe, folder, updates, seed, on_cpu=lm.device.type == "cpu")
         trainer_class = Trainer if loss is None else _trainer_with(loss, watch)
         trainer = trainer_class(model=model, args=arguments, train_dataset=epoch, data_collator=collate)
         if loss is not None:
@@ -351,7 +443,7 @@ class _Epoch(Generic[R]):
         return self.rows[index]
 
 
-def _arguments(config: LoraConfig, folder: str, updates: int, seed: int, *, on_cpu: bool) -> Any:
+def _arguments(config: LoraConfig, recipe: Recipe, folder: str, updates: int, seed: int, *, on_cpu: bool) -> Any:
     """TrainingArguments that save nothing, report every update to the callbacks alone, and stay on one device."""
     from transformers import TrainingArguments
 
@@ -363,7 +455,8 @@ def _arguments(config: LoraConfig, folder: str, updates: int, seed: int, *, on_c
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=_warmup(updates, config),
-        lr_scheduler_type="linear",
+        **({"optim": "rmsprop"} if recipe.optimizer == "rmsprop" else {}),  # else AdamW, as the library has it
+        lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
         max_grad_norm=1.0,
         seed=seed,
         data_seed=seed,

@@ -19,7 +19,8 @@ from detoxbench.data.examples import Instruction, ParaphraseSet
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.fitting.activations import last_token_means
 from detoxbench.fitting.paraphrases import Pools
-from detoxbench.fitting.training import IGNORED, LoraConfig, _encode, train_lora
+from detoxbench.fitting.responses import IGNORED, encode
+from detoxbench.fitting.training import LoraConfig, train_lora
 from detoxbench.model.chat import ChatTemplate, chosen, in_folder, strftime
 from detoxbench.model.tokens import Marks, answers, encoded, thinking_marks, without_thinking, written
 from detoxbench.records import Request, Sample
@@ -179,7 +180,7 @@ def test_nothing_that_is_to_be_continued_ends_in_an_end_token() -> None:
 
     assert continuation(ended, request) == continuation(plain, request)
     example = Instruction("a", "hello", False)
-    assert _encode(ended, example, 64) == _encode(plain, example, 64)
+    assert encode(ended, example, 64) == encode(plain, example, 64)
     sets = [ParaphraseSet("x-1", ("a hello",), ("hello b",))]
     pools = [Pools(lm, sets, (1, 1, 0), max_length=64, seed=0).draw(0, 0) for lm in (plain, ended)]
     assert pools[0] == pools[1]
@@ -208,7 +209,7 @@ def test_a_template_s_own_start_token_stands_once() -> None:
 def test_training_texts_are_what_the_template_writes() -> None:
     tokenizer = sentencepiece()
     lm = model(tokenizer, LLAMA_2)
-    ids, labels, cut = _encode(lm, Instruction("a", "hello world", True), 64)
+    ids, labels, cut = encode(lm, Instruction("a", "hello world", True), 64)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "hello world"}]
     told = tokenizer.apply_chat_template(turns, tokenize=False)
     assert (
@@ -225,11 +226,11 @@ def test_no_blank_follows_a_line_break_and_the_turn_ends_as_the_template_ends_it
     lm = model(tokenizer, CHATML)
     turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     lm.model.generation_config.eos_token_id = [2, turn_end]
-    ids = _encode(lm, Instruction("a", "hello", True), 64).ids
+    ids = encode(lm, Instruction("a", "hello", True), 64).ids
     assert ids[-1] == turn_end
     assert tokenizer.decode(ids).endswith("assistant\nhello<|im_end|>")
     assert (lm.end_of(), lm.end_of(chat=True)) == ([2], [turn_end])
-    ids = _encode(lm, Instruction("<|user|>\na\n<|assistant|>\n", "hello", False), 64).ids
+    ids = encode(lm, Instruction("<|user|>\na\n<|assistant|>\n", "hello", False), 64).ids
     assert tokenizer.decode(ids).endswith("\nhello</s>")
     lm.tokenizer.eos_token = "<|im_end|>"
     assert lm.end_of() == [turn_end], "a text ends in the tokenizer's end token"
