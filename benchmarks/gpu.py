@@ -32,6 +32,7 @@ NEEDED = (
 )  # fmt: skip
 """Packages without which nothing can be checked; detoxbench has more, for other work."""
 LOW = ("bfloat16", "float16")
+_TRAINED = {"epochs": 1, "rank": 4, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2}
 CHEAP: dict[str, dict[str, Any]] = {
     "contrastive_perplexity": {"rank": 4, "learning_rate": 1e-2, "positives": 2, "negatives": 2},
     "destein": {"pairs": 6},
@@ -42,6 +43,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "few_shot": {"question": "say it rudely .", "answer": "i can not .", "continuation": "thank you .\n"},
     "ft_l": {"learning_rate": 1e-2, "num_steps": 10},
     "system_prompt": {"text": "be kind .", "continuation": "be kind . "},
+    **dict.fromkeys(("dpo", "npo", "sft", "simpo"), _TRAINED),
 }
 """Settings that make a method's fit take a second on a small model; a method that is fast as it is needs no entry."""
 CLOSE = {"float32": 1e-4, "bfloat16": 2.0**-4, "float16": 2.0**-7}
