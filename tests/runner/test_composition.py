@@ -282,7 +282,7 @@ def test_one_wrong_cell_refuses_all() -> None:
     [
         (
             ["method=destien"],
-            "unknown method 'destien' (did you mean 'destein'?); known: contrastive_perplexity, destein, ",
+            "unknown method 'destien' (did you mean 'destein'?); known: ",
         ),
         (["suite=safedit"], "unknown suite 'safedit' (did you mean 'safeedit'?)"),
         (["scorer=embeded"], "unknown scorer 'embeded' (did you mean 'embedded'?)"),
