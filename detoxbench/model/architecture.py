@@ -32,6 +32,17 @@ _ATTENTION_OUT = (
     "attn.out_proj",
 )
 _MLP_DOWN = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2", "mlp.fc2", "mlp.fc_out", "ffn.down_proj")
+_MLP_UP = (
+    "mlp.up_proj",
+    "mlp.c_fc",
+    "mlp.dense_h_to_4h",
+    "fc1",
+    "mlp.fc1",
+    "mlp.fc_in",
+    "ffn.up_proj",
+    "mlp.gate_up_proj",
+)
+_MLP_GATE = "mlp.gate_proj"
 _FINAL_NORM = (
     "model.norm",
     "transformer.ln_f",
@@ -75,6 +86,14 @@ class Architecture:
     def mlp_down(self, layer: int) -> str:
         """Path of the MLP's down-projection (intermediate -> hidden)."""
         return self._first(_MLP_DOWN, self.layer(layer), "MLP down-projection")
+
+    def mlp_in(self, layer: int) -> list[str]:
+        """Paths of the MLP's maps from the hidden state (hidden -> intermediate): up-projection and, in a gated MLP,
+        the gate (of Phi-3, both are one map)."""
+        parent = self.layer(layer)
+        up = self._first(_MLP_UP, parent, "MLP up-projection")
+        gate = f"{parent}.{_MLP_GATE}"
+        return [up, gate] if gate in dict(self._model.named_modules()) else [up]
 
     @property
     def final_norm(self) -> str:
