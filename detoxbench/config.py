@@ -43,23 +43,28 @@ def knob(
     le: float | None = None,
     lt: float | None = None,
     text: bool = False,
+    required: bool = False,
 ) -> Any:
     """A field that can change a number: it is part of the run's identity. `source` says where its default is from.
 
     `text` marks words that a model reads or writes: typed in an override, \\n and \\t stand for line break and tab.
+    `required` marks what must be given: its default is empty (`required_fields`).
     """
     bounds = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
-    return dataclasses.field(
-        default=default, metadata={"identity": True, "help": help, "source": source, "bounds": bounds, "text": text}
-    )
+    known = {"identity": True, "help": help, "source": source, "bounds": bounds, "text": text, "required": required}
+    return dataclasses.field(default=default, metadata=known)
 
 
-def runtime(default: Any, help: str, *, ge: float | None = None, text: bool = False) -> Any:
+def runtime(default: Any, help: str, *, ge: float | None = None, text: bool = False, required: bool = False) -> Any:
     """A field that cannot change a number (where things lie, how they are shown), or whose content is hashed."""
     bounds = {} if ge is None else {"ge": ge}
-    return dataclasses.field(
-        default=default, metadata={"identity": False, "help": help, "source": "", "bounds": bounds, "text": text}
-    )
+    known = {"identity": False, "help": help, "source": "", "bounds": bounds, "text": text, "required": required}
+    return dataclasses.field(default=default, metadata=known)
+
+
+def required_fields(config: type[DataclassInstance] | DataclassInstance) -> list[str]:
+    """The fields that have no useful default and must be given."""
+    return [field.name for field in dataclasses.fields(config) if field.metadata.get("required")]
 
 
 def switch(help: str, *, source: str = "", **values: Any) -> Any:

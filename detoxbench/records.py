@@ -57,7 +57,8 @@ class BaseReading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One generated text, or one that was given (`stop` is "given").
+    """One text: generated ("eos", "length": how it ended), given and read ("given"), or written elsewhere ("stored");
+    or none, where nothing was stored for a request ("missing").
 
     `tokens` counts the new tokens, the end token included; of a given text, the tokens that were read.
     """
@@ -68,7 +69,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sample: int
     prompt: str
     text: str
-    stop: Literal["eos", "length", "given"]
+    stop: Literal["eos", "length", "given", "stored", "missing"]
     tokens: int
     nll: float | None = None
     """Of a given text: its negative log-likelihood after the prompt, summed over its tokens, in nats."""
@@ -83,6 +84,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The request's."""
     values: dict[str, list[float]] | None = None
     """Of a suite with a `probe`: what was measured inside the model, by name (one number, or one a layer)."""
+
+    @property
+    def answer(self) -> bool:
+        """Whether it is a text that answers its request: not one that was given, nor a missing one."""
+        return self.stop not in ("given", "missing")
 
     @property
     def label(self) -> str:
@@ -145,17 +151,18 @@ Counts = dict[str, int | None]
 def sample_counts(samples: Sequence[Sample], scores: Sequence[Scored], *, scored: bool) -> Counts:
     """What can be counted from samples and scores alone: part of a run's `counts`.
 
-    A count is None where it cannot be measured: `empty` and `truncated` where every text was given, `missing_scores`
-    where no scorer is asked, `degenerate` and `cut_texts` where no scorer has that column. `outside`, texts that a
-    decoding method cannot say, is there only where there are any.
+    A count is None where it cannot be measured: `empty` and `truncated` where every text was given, `truncated` also
+    where one was stored, `missing_scores` where no scorer is asked, `degenerate` and `cut_texts` where no scorer has
+    that column. `outside`, texts that a decoding method cannot say, is there only where there are any.
     """
     outside = sum(s.stop == "given" and s.nll is None and not s.values for s in samples)
-    generated = [s for s in samples if s.stop != "given"]
+    generated = [s for s in samples if s.answer]
+    ends_known = generated and all(s.stop != "stored" for s in generated)
     return {
         "samples": len(samples),
         "empty": sum(not s.text.strip() for s in generated) if generated else None,
         "degenerate": _count_above(scores, "degenerate", above=0.5),
-        "truncated": sum(s.stop == "length" for s in generated) if generated else None,
+        "truncated": sum(s.stop == "length" for s in generated) if ends_known else None,
         "missing_scores": sum(s.scores["main"] is None for s in scores) if scored else None,
         "cut_texts": _count_above(scores, "truncated", above=0),
         **({"outside": outside} if outside else {}),

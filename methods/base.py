@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
-from detoxbench.config import identity
+from detoxbench.config import identity, required_fields
 from detoxbench.data.examples import FitData, Role
+from detoxbench.errors import UsageError
 
 if TYPE_CHECKING:
     from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
+    from detoxbench.records import Request
 
 C = TypeVar("C")
 
@@ -87,11 +90,38 @@ class Method(ABC, Generic[C]):
         """
         return {}
 
+    def places(self) -> Mapping[str, str]:
+        """Where that lies of which `fingerprints` has the digest, as far as a setting of that name says it: for people,
+        who do not read digests."""
+        settings = {key: getattr(self.config, key, None) for key in self.fingerprints()}
+        return {key: place for key, place in settings.items() if isinstance(place, str)}
+
+    def given(self, setting: str) -> Any:
+        """The value of a setting that must be given. Raises UsageError where it was not."""
+        value, config = getattr(self.config, setting), type(self.config)
+        if not value:
+            (field,) = (field for field in fields(cast(Any, config)) if field.name == setting)
+            raise UsageError(f"'method.{setting}' must be given to method '{self.name}': {field.metadata['help']}")
+        return value
+
     def identity(self) -> dict[str, Any]:
         """What its numbers depend on in addition to seed and fit data, as it stands in run.json. Raises as
-        `fingerprints`."""
+        `fingerprints`, and UsageError for a setting that must be given and was not."""
         config: Any = self.config
+        for setting in required_fields(config):
+            self.given(setting)
         return {"name": self.name, "version": self.version, "config": identity(config), **self.fingerprints()}
+
+    delivers_texts: ClassVar[bool] = False
+    """It has texts that were written elsewhere (`texts`) instead of a change: the model then writes nothing, and what
+    `fit` returns is never applied."""
+
+    def texts(self, requests: Sequence[Request], n: int) -> Mapping[str, Sequence[str]]:
+        """Where it `delivers_texts`: request id -> its `n` texts. Those that are not in it have none, and are counted.
+
+        Asked before anything is loaded. Raises DetoxbenchError where too much is missing.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:

@@ -6,7 +6,6 @@ adapters: in weight space (Ext-Sub) or in logit space (DExperts).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,8 +16,6 @@ from detoxbench.fitting.training import LoraConfig, train_lora
 from detoxbench.interventions import peft_io
 from detoxbench.interventions.peft_io import Ia3, Lora, PrefixTuning
 from detoxbench.lm import LanguageModel
-
-log = logging.getLogger("detoxbench")
 
 Side = Literal["expert", "anti_expert"]
 ROLES: Mapping[Side, Role] = {"expert": Role.CIVIL_INSTRUCTIONS, "anti_expert": Role.TOXIC_INSTRUCTIONS}
@@ -68,9 +65,7 @@ def read_or_train(
     """The adapters of these sides; the anti-expert is trained with `seed` + 1. Raises DetoxbenchError for an adapter
     that does not fit, and as `train_lora`; warns where the adapters name another base model."""
     given = {side: peft_io.read(path, lm) for side, path in config.given(sides).items()}
-    bases = sorted({adapter.base for adapter in given.values() if adapter.base})
-    if len({name.rstrip("/").rpartition("/")[2].casefold() for name in [*bases, lm.name]}) > 1:
-        log.warning("the adapters name the base model %s; this is %s", " and ".join(bases), lm.name)
+    peft_io.warn_of_other_bases([adapter.base for adapter in given.values()], lm)
     modules: dict[Side, Mapping[str, Lora | Ia3 | PrefixTuning]] = {side: {} for side in SIDES}
     info: dict[str, Any] = {}
     for side in sides:

@@ -7,9 +7,10 @@ Only exact conversions are made. An adapter is refused, before a tensor is read,
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detoxbench.model.model import Model
+
+log = logging.getLogger("detoxbench")
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,14 @@ def load(path: str, lm: Model) -> tuple[tuple[Weight, ...], tuple[Prefix, ...], 
         else:
             prefixes.append(Prefix(part.kv))
     return tuple(weights), tuple(prefixes), adapter.base
+
+
+def warn_of_other_bases(bases: Iterable[str], lm: Model) -> None:
+    """Warn where the base models that adapters name (empty where they do not) have another name than `lm`, in the last
+    part of their path."""
+    named = sorted({base for base in bases if base})
+    if len({name.rstrip("/").rpartition("/")[2].casefold() for name in [*named, lm.name]}) > 1:
+        log.warning("the adapters name the base model %s; this is %s", " and ".join(named), lm.name)
 
 
 def save(weights: Sequence[Weight], folder: str | Path, lm: Model, *, owner: str) -> None:

@@ -23,9 +23,10 @@ def routable(lm: Model, intervention: Intervention) -> bool:
     """Whether it can differ from row to row: it acts through weights of linear maps, prompts and logits only, and what
     operations on the logits carry changes weights by low-rank side paths alone. Others are applied alone."""
     carried = _carried(intervention)
+    changed = (*intervention.weights, *carried)
     return (
         all(part.by_row for _, part in intervention.parts())
-        and all(is_linear(lm, w.parameter.rpartition(".")[0]) for w in (*intervention.weights, *carried))
+        and all(is_linear(lm, w.parameter.rpartition(".")[0]) and not w.tied for w in changed)
         and all(isinstance(w.delta, LowRank) for w in carried)
     )
 

@@ -58,6 +58,18 @@ def load(auto: str, folder: Path, dtype: str, thing: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def described(folder: Path, thing: str) -> tuple[Any, Any]:
+    """The configuration and the tokenizer of the model in `folder`; no weights. Raises as `load`."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, **_OFFLINE), _tokenizer(CAUSAL, folder, thing)
+    except DetoxbenchError:
+        raise
+    except Exception as error:
+        raise DetoxbenchError(f"{thing} cannot be loaded: {first_line(error)}") from error
+
+
 def _tokenizer(auto: str, folder: Path, thing: str) -> Any:
     """The tokenizer in `folder`. Raises DetoxbenchError for a token that the model's embedding has no row for."""
     import transformers

@@ -28,6 +28,11 @@ class Answers:
     samples: Sequence[Sample]
     scores: Sequence[Scored]
 
+    def present(self) -> Answers:
+        """Those whose texts are there."""
+        pairs = [(s, scored) for s, scored in zip(self.samples, self.scores, strict=True) if s.stop != "missing"]
+        return Answers([s for s, _ in pairs], [scored for _, scored in pairs])
+
 
 def base_run_id(identity: Mapping[str, Any]) -> str:
     """The id of the base model's run under the same suite, scorer, generation and seed."""
@@ -39,12 +44,18 @@ def aggregate(suite: Suite[Any], primary: str, answers: Answers, base: Answers |
     """The metrics of a run, and what can be counted from its samples and scores.
 
     `base` is `answers` itself where the run is the base's. It is None where there is no such run: then the metrics that
-    need it are not measured. `primary` is the column of the main scorer.
+    need it are not measured. `primary` is the column of the main scorer. Missing texts are in no metric; they are
+    counted, where there can be any.
     """
+    stored = any(sample.stop in ("stored", "missing") for sample in answers.samples)
+    if stored:
+        everything, answers = answers, answers.present()
     measures = _measures(suite, primary, answers)
     counts = sample_counts(answers.samples, answers.scores, scored=suite.needs_scorer)
+    if stored:
+        counts["missing_texts"] = len(everything.samples) - len(answers.samples)
     counts["equal_to_base"] = None if base is None or base is answers else equal_to_base(answers.samples, base.samples)
-    if not any(sample.stop != "given" for sample in answers.samples):
+    if not any(sample.answer for sample in answers.samples):
         return measures, counts
     if all(measure.name != "perplexity" for measure in measures):
         measures += perplexity_under_base(answers.samples, headline=hasattr(suite.config, "perplexity"))
@@ -105,7 +116,7 @@ def unneeded_interventions(suite: Suite[Any], primary: str, answers: Answers, ba
     base_answers = {(s.id, s.sample): (s, scored) for s, scored in zip(base.samples, base.scores, strict=True)}
     values: list[tuple[str, float | None]] = []
     for sample in answers.samples:
-        if sample.stop == "given":
+        if not sample.answer:
             continue
         before = base_answers.get((sample.id, sample.sample))
         score = main_score(*before, primary) if before else None

@@ -61,7 +61,7 @@ def words_reversed(text: str) -> str:
 
 def read_ones(samples: Sequence[Sample]) -> list[Sample]:
     """The samples that are read and judged: generated ones, the first `ANSWERS` of each request."""
-    return [sample for sample in samples if sample.stop != "given" and sample.sample < ANSWERS]
+    return [sample for sample in samples if sample.answer and sample.sample < ANSWERS]
 
 
 def reasons(samples: Sequence[Sample], base: Sequence[Sample]) -> list[Reason | None]:

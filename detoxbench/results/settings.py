@@ -29,24 +29,32 @@ def embedded(record: RunRecord) -> bool:
 
 
 def named_data(identities: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Identities of methods for people: fit data by name instead of by digest, where a name stands for one digest."""
-    names = ["; ".join(name for key, name in row.items() if key.startswith("fit.")) for row in data]
-    digests: dict[tuple[Any, str], set[str]] = {}
-    for method, name in zip(identities, names, strict=True):
-        digests.setdefault((method.get("name"), name), set()).add(str(method.get("fit_data")))
+    """Identities of methods for people: fit data, and what is taken from files, by name instead of by digest, where a
+    name stands for one digest."""
+    rows = list(zip(identities, map(_names, data), strict=True))
+    digests: dict[tuple[Any, str, str], set[str]] = {}
+    for method, names in rows:
+        for key, name in names.items():
+            digests.setdefault((method.get("name"), key, name), set()).add(str(method.get(key)))
     return [
-        {**method, "fit_data": name}
-        if name and "fit_data" in method and len(digests[method.get("name"), name]) == 1
-        else {**method}
-        for method, name in zip(identities, names, strict=True)
+        method | {k: n for k, n in names.items() if k in method and len(digests[method.get("name"), k, n]) == 1}
+        for method, names in ((dict(method), names) for method, names in rows)
     ]
+
+
+def _names(data: Mapping[str, str]) -> dict[str, str]:
+    """Of a run's names of data those that stand for a digest in its method's identity, by the key of that."""
+    fitted = "; ".join(name for key, name in data.items() if key.startswith("fit."))
+    taken = {key.removeprefix("method."): name for key, name in data.items() if key.startswith("method.")}
+    return taken | ({"fit_data": fitted} if fitted else {})
 
 
 def row_labels(identities: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[int]]:
     """Labels of configurations, sorted (the base first), and the index in `identities` that each belongs to.
 
-    A label is the method's name, and the knobs in which configurations of that name differ. Digests (of the fit data,
-    of files) and versions tell people little: they are in the label only where the knobs are not enough.
+    A label is the method's name, and the knobs in which configurations of that name differ; those that only some have,
+    only where they are needed. Digests (of the fit data, of files) and versions tell people little: they are in the
+    label only where the knobs are not enough.
     """
     by_name: dict[str, list[int]] = {}
     for i, identity in enumerate(identities):
@@ -58,6 +66,9 @@ def row_labels(identities: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
             rest = [{k: v for k, v in identities[i].items() if k not in {"name", "config"}} for i in same]
             knobs = [values | dict(flat(more)) for values, more in zip(knobs, rest, strict=True)]
         chosen = differing(knobs)
+        in_all = [key for key in chosen if all(key in values for values in knobs)]
+        if len({digest([values[key] for key in in_all]) for values in knobs}) == len(same):
+            chosen = in_all  # what only some have, as the settings of a part of a composition, is not needed
         for i, values in zip(same, knobs, strict=True):
             shown = [(k, values.get(k)) for k in chosen]
             numbers = [v if isinstance(v, int | float) else math.inf for _, v in shown]

@@ -16,6 +16,9 @@ from detoxbench.results.store import RunRecord
 from detoxbench.results.tables import EMBEDDED, LEVEL, Column, Row, Table
 from detoxbench.text import short
 
+MISSING_TEXTS = "missing_texts"
+"""The count of texts that were not stored; where texts are generated there is no such count."""
+
 
 def of_table(
     columns: Sequence[Column], rows: Sequence[Row], against: str | None, reference: int | None, *, embedded: bool
@@ -32,6 +35,7 @@ def of_table(
         *fidelity(rows),
         *_data_and_settings(rows),
         *_counted(rows),
+        *_missing_texts(rows),
         *_read_before(rows),
         *(note for name in rows[0].cells for note in _without_numbers(name, rows)),
     ]
@@ -77,6 +81,13 @@ def _other_seeds(rows: Sequence[Row], reference: Row, against: str | None) -> li
     return notes
 
 
+def _missing_texts(rows: Sequence[Row]) -> list[str]:
+    """The rows that have no text for some requests."""
+    missing = [(row, n) for row in rows if (n := row.counts.get(MISSING_TEXTS))]
+    shown = (f"{row.label} ({n} of {n + (row.counts.get('samples') or 0)})" for row, n in missing)
+    return [f"no text was stored for these samples, which are left out: {', '.join(shown)}"] if missing else []
+
+
 def _read_before(rows: Sequence[Row]) -> list[str]:
     """The rows that were fitted on texts which are prompts of the run."""
     read = {row.label: (row.counts.get("prompts_in_fit_data"), row.counts.get("requests")) for row in rows}
@@ -115,7 +126,7 @@ def _idle(rows: Sequence[Row]) -> list[str]:
 def _counted(rows: Sequence[Row]) -> list[str]:
     """The counts that are 0 in all rows, and those that were not counted."""
     never, unknown = [], []
-    for key in dict.fromkeys(key for row in rows for key in row.counts):
+    for key in dict.fromkeys(key for row in rows for key in row.counts if key != MISSING_TEXTS):
         name, without = key.replace("_", " "), [row.label for row in rows if row.counts.get(key) is None]
         if without:
             unknown.append(name if len(without) == len(rows) else f"{name} ({', '.join(without)})")
@@ -178,6 +189,12 @@ def _data_and_settings(rows: Sequence[Row]) -> list[str]:
         if names := [f"{k.removeprefix('fit.')} {v}" for k, v in row.data.items() if k.startswith("fit.")]:
             fitted.setdefault(" and ".join(names), []).append(row.label)
     notes += [f"fitted on {names}: {', '.join(labels)}" for names, labels in fitted.items()]
+    taken = {
+        r.label: [f"{k.removeprefix('method.')} {v}" for k, v in r.data.items() if k.startswith("method.")]
+        for r in rows
+    }
+    if told := [f"{label}: {', '.join(names)}" for label, names in taken.items() if names]:
+        notes.append(f"taken from elsewhere: {'; '.join(told)}")
     settings = []
     for row in rows:
         changed = [f"{k}={v}" for k, v in changed_settings(row.method).items()] if row.run_ids else []

@@ -57,6 +57,8 @@ class RunCell:
     """What is fitted on; under PER_RECORD all of it together."""
     records: Mapping[str, FitData]
     """Under PER_RECORD, the fit data of each of the suite's records, in their order."""
+    texts: Mapping[str, Sequence[str]] | None
+    """Of a method that delivers texts instead of a change: by request id (`Method.texts`)."""
     identity: Mapping[str, Any]
     """Everything that can change a number, as it stands in run.json."""
     keys: StageKeys
@@ -103,9 +105,10 @@ class RunCell:
         return is_whole and not Run(self.folder).record().counts.get("failed_scores")
 
     def data_names(self) -> dict[str, str]:
-        """The names of the data for the fit and for the prompts, by setting."""
+        """The names of the data for the fit, of what the method takes from files, and of the prompts, by setting."""
         names = fit_names(self.spec.fit, self.data, self.per_record)
         by_setting = {f"fit.{role}": name for role, name in names.items()}
+        by_setting |= {f"method.{key}": place_name(place) for key, place in self.method.places().items()}
         if hasattr(self.spec.suite, "data"):
             by_setting["suite.data"] = f"{self._asked_data}, {len(self.requests)} requests"
         return by_setting
@@ -176,7 +179,8 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> RunCell:
         "seed": spec.seed,
     }
     keys = stage_keys(whole_identity, probed=suite.probe is not None)
-    return RunCell(spec, suite, method, judges, requests, data, records, whole_identity, keys)
+    texts = _texts(spec, suite, method, requests)
+    return RunCell(spec, suite, method, judges, requests, data, records, texts, whole_identity, keys)
 
 
 def stage_keys(identity: Mapping[str, Any], *, probed: bool) -> StageKeys:
@@ -236,6 +240,20 @@ def _data(
     data = data.replace(edit_records=tuple(edits.values()))
     records = {key: data.replace(edit_records=(edit,)) for key, edit in edits.items()}
     return data, records, digest([data_digest, edits])
+
+
+def _texts(
+    spec: RunSpec, suite: Suite[Any], method: Method[Any], requests: Sequence[Request]
+) -> Mapping[str, Sequence[str]] | None:
+    """What a method delivers instead of a change. Raises UsageError for a suite that needs a model."""
+    if not method.delivers_texts:
+        return None
+    if suite.probe is not None or any(request.text is not None for request in requests):
+        raise UsageError(
+            f"method '{method.name}' has texts and no model: suite '{suite.name}' reads texts that it brings itself or "
+            "looks inside the model; choose a suite that has prompts answered"
+        )
+    return method.texts(requests, spec.gen.n)
 
 
 def _method_identity(spec: RunSpec, method: Method[Any], data_digest: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from detoxbench.progress import bar
 from detoxbench.records import BaseReading, Request, Sample
 from detoxbench.results import broken_text
 from detoxbench.runner.cell import RunCell
-from detoxbench.runner.cost import added_prompt_tokens, relative_costs
+from detoxbench.runner.cost import Relative, added_prompt_tokens, relative_costs
 from detoxbench.runner.fits import FITS, Fit, all_fits, fitted_already, fitted_groups
 from detoxbench.runner.loaded import fitted_intervention, language_model
 from detoxbench.suites.base import Probe
@@ -40,7 +40,7 @@ class Generation(msgspec.Struct):
 
     tokens_per_second: float | None
     relative_speed: float | None
-    added_prompt_tokens: float
+    added_prompt_tokens: float | None
     contested: int
     cut_prompts: int
     device: str
@@ -67,15 +67,16 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
             return read_lines(samples_file, Sample), msgspec.json.decode(generation_file.read_bytes(), type=Generation)
         lm = language_model(cell)
         computes = _arithmetic(cell, lm)
-        answers, tokens_per_second = _answered(cell, lm)
+        answers, tokens_per_second = _answered(cell, lm) if cell.texts is None else (_stored(cell, lm), None)
         intervention, fit = all_fits(cell, lm) if cell.per_record else (fitted_intervention(cell), None)
         samples = _read_by_base(cell, lm, [g.sample for g in answers])
-        relative = relative_costs(cell, lm, intervention)
+        change = intervention if cell.texts is None else None
+        relative = relative_costs(cell, lm, change) if change else Relative(None, None)
         generation = Generation(
             tokens_per_second=tokens_per_second,
             relative_speed=relative.speed,
             forward_passes_per_token=relative.passes,
-            added_prompt_tokens=added_prompt_tokens(cell, lm, intervention),
+            added_prompt_tokens=added_prompt_tokens(cell, lm, change) if change else None,
             contested=sum(g.near_ties for g in answers),
             cut_prompts=sum(g.truncated_prompt > 0 for g in answers),
             device=str(lm.device),
@@ -112,6 +113,24 @@ def _answered(cell: RunCell, lm: LanguageModel) -> tuple[list[Generated], float 
                 seconds += took
                 advance(len(batch))
     return [done[key] for key in wanted], tokens / seconds if tokens else None
+
+
+def _stored(cell: RunCell, lm: LanguageModel) -> list[Generated]:
+    """The texts that the method delivers, as samples; no forward pass is made for them."""
+    from detoxbench.engine.generation import Generated
+
+    stored = []
+    for r in cell.requests:
+        found = (cell.texts or {}).get(r.id)
+        for k in range(cell.spec.gen.n):
+            text = "" if found is None else found[k]
+            tokens = len(lm.tokens(text, special=False)) if text else 0
+            sample = Sample(
+                id=r.id, record=r.record, kind=r.kind, tags=r.tags, sample=k, prompt=r.prompt, text=text,
+                stop="missing" if found is None else "stored", tokens=tokens,
+            )  # fmt: skip
+            stored.append(Generated(sample, 0, 0))
+    return stored
 
 
 def _read_by_base(cell: RunCell, lm: LanguageModel, samples: Sequence[Sample]) -> list[Sample]:

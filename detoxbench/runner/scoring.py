@@ -75,12 +75,17 @@ def _scored(cell: RunCell, samples: Sequence[Sample], asking: Mapping[str, Askin
 def _scored_chunk(
     cell: RunCell, chunk: Sequence[Sample], judges: Mapping[str, Score], chats: Container[str]
 ) -> list[Scored]:
-    texts = [s.text for s in chunk]
-    prompts = {on: [_before(s, chats, reads_on=on) for s in chunk] for on in (False, True)}
-    columns = {slot: ask(texts, prompts[cell.scorers[slot].reads_on]) for slot, ask in judges.items()}
+    there = [s for s in chunk if s.stop != "missing"]
+    texts = [s.text for s in there]
+    prompts = {on: [_before(s, chats, reads_on=on) for s in there] for on in (False, True)}
+    columns = {slot: iter(ask(texts, prompts[cell.scorers[slot].reads_on])) for slot, ask in judges.items()}
     return [
-        Scored(id=s.id, sample=s.sample, scores={slot: values[i] for slot, values in columns.items()})
-        for i, s in enumerate(chunk)
+        Scored(
+            id=s.id,
+            sample=s.sample,
+            scores={slot: None if s.stop == "missing" else next(values) for slot, values in columns.items()},
+        )
+        for s in chunk
     ]
 
 

@@ -165,7 +165,8 @@ def _record(done: _Done, measures: Sequence[Measure], counts: Counts, base_run_i
         spec=dataclasses.asdict(spec),
         metrics=attach(measures),
         counts=_counts(cell, done.answers.samples, counts, generation) | ({"failed_scores": failed} if failed else {}),
-        cost={key: _measured(measured_in, cost.measured) for key, cost in COSTS.items()},
+        # What texts cost that were written elsewhere is not known here, and not 0.
+        cost={k: None if cell.texts is not None else _measured(measured_in, c.measured) for k, c in COSTS.items()},
         diagnostics=fit.info,
         fit=fit.digest,
         data=cell.data_names(),
@@ -192,12 +193,13 @@ def _counts(cell: RunCell, samples: Sequence[Sample], sample_counts: Counts, gen
     )
     # What an adapter or a model in the method's settings was trained on is not known here.
     unknown = bool(cell.method.fingerprints()) and not read.shared
-    drawn = any(sample.stop != "given" for sample in samples) and cell.spec.gen.tie_tolerance > 0
+    written_here = cell.texts is None
+    drawn = any(sample.answer for sample in samples) and cell.spec.gen.tie_tolerance > 0 and written_here
     return {
         "requests": len(cell.requests),
         **sample_counts,
         "contested_tokens": generation.contested if drawn else None,
-        "cut_prompts": generation.cut_prompts,
+        "cut_prompts": generation.cut_prompts if written_here else None,
         "prompts_in_fit_data": None if unknown else read.shared,
     }
 

@@ -10,13 +10,18 @@ import pytest
 import detoxbench as db
 from benchmarks.gpu import CHEAP
 from detoxbench.authoring.conformance import CHECKS, FAMILIES, PROMPTS, Case, fault_of
-from detoxbench.config import digest, identity
+from detoxbench.config import digest, identity, required_fields
 from detoxbench.data.examples import FitData
-from detoxbench.errors import DetoxbenchError
+from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.methods.base import Method
+from tests.support import elsewhere
 from tests.support.tiny import tiny
 
 NAMES = db.methods.names()
+
+
+READY = [name for name in NAMES if not required_fields(db.methods.get(name).Config)]
+"""Methods that work without a setting."""
 
 
 def made(name: str, **changed: Any) -> Method[Any]:
@@ -31,9 +36,10 @@ CASES = [
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     name, family = request.param
-    return Case(made(name), family)
+    settings = elsewhere.settings(name, family, tmp_path_factory.mktemp(name))
+    return Case(db.methods.create(name, **settings), family)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -49,7 +55,7 @@ def test_it_changes_texts_unless_it_is_the_base_model(case: Case) -> None:
 
     plain = texts()
     with lm.applied(case.intervention):
-        assert (texts() == plain) == (case.method.name == "none")
+        assert (texts() == plain) == (case.method.name == "none" or case.method.delivers_texts)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,7 @@ def test_one_that_fits_each_record_keeps_it_too(each_record: Case, check: Callab
     assert fault_of(check, each_record) == ""
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if made(name).needs])
+@pytest.mark.parametrize("name", [name for name in READY if made(name).needs])
 def test_missing_data_is_named_with_the_remedy(name: str) -> None:
     role = sorted(r.value for r in made(name).needs)[0]
     with pytest.raises(DetoxbenchError, match=rf"'{name}' needs fit data in the role '{role}'.*fit\.{role}=FILE"):
@@ -73,3 +79,13 @@ def test_missing_data_is_named_with_the_remedy(name: str) -> None:
 def test_its_configuration_is_its_identity(name: str) -> None:
     cls = db.methods.get(name)
     assert digest(identity(cls.Config())) == digest(identity(made(name).Config()))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in READY])
+def test_what_must_be_given_is_asked_for_before_anything_is_loaded(name: str) -> None:
+    method, (setting, *_) = db.methods.create(name), required_fields(db.methods.get(name).Config)
+    for ask in (method.identity, lambda: method.fit(tiny(), FitData())):
+        if name == "generations" and ask is not method.identity:
+            continue  # it fits nothing
+        with pytest.raises(UsageError, match=f"'method.{setting}' must be given to method '{name}': "):
+            ask()

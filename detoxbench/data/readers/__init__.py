@@ -12,6 +12,7 @@
               harmful_prompts, harmless_prompts, for fits
     answers   question_answers (TriviaQA, NQ-open, GSM8K, XSum), truthfulqa, halueval
     labelled  labelled, and labelled_texts for fits: texts that people have called toxic or civil
+    stored    stored_texts: texts that were generated elsewhere
     texts     lambada, piqa, blimp, rated_sentences (SafeNLP)
 
 A reader takes a path; its half `parse_*` takes rows and also reads the embedded data, so that it keeps to the published
@@ -63,6 +64,7 @@ from detoxbench.data.readers.prompts import (
     toxicity_prompts,
 )
 from detoxbench.data.readers.safety import LABELS, is_safe
+from detoxbench.data.readers.stored import parse_stored_texts, stored_texts
 from detoxbench.data.readers.texts import (
     RatedSentence,
     blimp,
@@ -119,6 +121,7 @@ __all__ = [
     "parse_rated_sentences",
     "parse_safeedit",
     "parse_safeedit_inputs",
+    "parse_stored_texts",
     "parse_toxicity_prompts",
     "parse_truthfulqa",
     "piqa",
@@ -131,6 +134,7 @@ __all__ = [
     "rows",
     "safeedit",
     "safeedit_inputs",
+    "stored_texts",
     "toxicity_prompts",
     "truthfulqa",
 ]

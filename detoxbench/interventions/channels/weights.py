@@ -30,13 +30,17 @@ ENOUGH = 0.9
 
 @dataclass(frozen=True)
 class Weight(Channel):
-    """A change of one parameter, named as in `named_parameters()`."""
+    """A change of one parameter, named as in `named_parameters()`.
+
+    A parameter that others share (a head that is the embedding) is changed only where that is meant: `tied`.
+    """
 
     adds: ClassVar[bool] = False
     by_row: ClassVar[bool] = True
 
     parameter: str
     delta: Delta
+    tied: bool = False
 
     @property
     def place(self) -> str:
@@ -46,12 +50,13 @@ class Weight(Channel):
         return self.delta.tensors()
 
     def as_json(self) -> dict[str, Any]:
-        return {"parameter": self.parameter, "kind": type(self.delta).__name__}
+        tied = {"tied": True} if self.tied else {}
+        return {"parameter": self.parameter, "kind": type(self.delta).__name__, **tied}
 
     @classmethod
     def of(cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Weight:
         kinds: dict[str, type[Dense] | type[LowRank]] = {"Dense": Dense, "LowRank": LowRank}
-        return cls(document["parameter"], kinds[document["kind"]](**tensors))
+        return cls(document["parameter"], kinds[document["kind"]](**tensors), document.get("tied", False))
 
     @classmethod
     def put_on(cls, lm: Model, parts: Sequence[Weight], undo: ExitStack) -> None:
@@ -218,6 +223,7 @@ def _changes(lm: Model, weights: Sequence[Weight], low_rank: str) -> Iterator[_C
     deltas: dict[str, list[Delta]] = {}
     for weight in weights:
         deltas.setdefault(weight.parameter, []).append(weight.delta)
+    meant = {weight.parameter for weight in weights} - {weight.parameter for weight in weights if not weight.tied}
     for name, parts in deltas.items():
         path, _, leaf = name.rpartition(".")
         module, target = lm.architecture.module(path), parameters.get(name)
@@ -226,7 +232,9 @@ def _changes(lm: Model, weights: Sequence[Weight], low_rank: str) -> Iterator[_C
             new_bias = leaf == "bias" and getattr(module, "bias", False) is None
             if not new_bias or any(isinstance(part, LowRank) for part in parts):
                 raise DetoxbenchError(f"{type(lm.model).__name__} has no parameter '{name}'")
-        elif shared := [n for n in sharers[target.data_ptr()] if n != name and not target.is_meta]:
+        elif name not in meant and (
+            shared := [n for n in sharers[target.data_ptr()] if n != name and not target.is_meta]
+        ):
             raise DetoxbenchError(f"'{name}' is tied to '{shared[0]}': changing it would change both")
         beside = low_rank == "side_path" and target is not None and _takes_side_path(lm, path, leaf, module, target)
         for part in parts:

@@ -9,8 +9,8 @@ from detoxbench.results.tables import LEVEL, Cell, Column, Pairwise, Table
 from detoxbench.results.words import delta
 from detoxbench.text import short
 
-NOT_SHOWN = ("requests", "contested_tokens")
-"""Counts that are shown only where columns are named."""
+NOT_SHOWN = ("requests", "contested_tokens", "missing_texts")
+"""Counts that are shown only where columns are named; missing texts have a note."""
 
 
 class Grid(NamedTuple):
