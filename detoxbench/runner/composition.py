@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # Hydra takes 0.1 s to import, and `detoxbench list` does wit
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
+COMPOSITION = "compose"
+"""The method that is made of other methods."""
 VERSION_BASE = "1.3"
 """The Hydra behaviour that conf/ is written for."""
 
@@ -87,7 +89,23 @@ def load(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
         cfg = hydra_compose("config", settable(overrides), return_hydra_config=True)
         _unescape(cfg, overrides)
     with open_dict(cfg):
-        return cfg, cfg.pop("hydra")
+        hydra = cfg.pop("hydra")
+        _tune_parts(cfg, hydra.runtime.choices.get("model"))
+        return cfg, hydra
+
+
+def _tune_parts(cfg: DictConfig, model: str | None) -> None:
+    """Give each part of a composition the values of its method that this model needs (conf/tuned), as the method has
+    them alone; what is set for the part stays."""
+    from omegaconf import OmegaConf
+
+    files = options("tuned/method")
+    parts = OmegaConf.select(cfg, "method.parts") if cfg.get("method", {}).get("name") == COMPOSITION else None
+    for name, _, method in (str(part).partition(":") for part in parts or ()):
+        if file := files.get(f"{model}_{method or name}"):
+            given = OmegaConf.select(cfg, f"method.part.{name}") or {}
+            tuned: Any = OmegaConf.load(file)
+            OmegaConf.update(cfg, f"method.part.{name}", {**tuned["method"], **given}, force_add=True)
 
 
 def settable(overrides: Sequence[str]) -> list[str]:
@@ -222,7 +240,9 @@ def _component(kind: str, settings: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def _check_judge(sections: Mapping[str, Any]) -> None:
-    if getattr(sections["method"], "guide", None) == sections["scorer_name"]:
+    parts = getattr(sections["method"], "part", {}).values()
+    guides = [getattr(sections["method"], "guide", None), *(part.get("guide") for part in parts)]
+    if sections["scorer_name"] in guides:
         raise UsageError(
             f"method.guide={sections['scorer_name']} is the run's judge, which no method may see: name another guide"
         )
