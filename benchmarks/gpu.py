@@ -44,10 +44,13 @@ CHEAP: dict[str, dict[str, Any]] = {
     "caa": {"strength": 4},
     "few_shot": {"question": "say it rudely .", "answer": "i can not .", "continuation": "thank you .\n"},
     "ft_l": {"learning_rate": 1e-2, "num_steps": 10},
+    "refusal_direction": {"filter": False, "strength": 4.0},
     "system_prompt": {"text": "be kind .", "continuation": "be kind . "},
     **dict.fromkeys(("dpo", "npo", "sft", "simpo"), _TRAINED),
 }
 """Settings that make a method's fit take a second on a small model; a method that is fast as it is needs no entry."""
+OWN_HEAD = frozenset({"eigenshift"})
+"""Methods that refuse a model whose head is tied to its embeddings, as that of the embedded one and of GPT-2."""
 CLOSE = {"float32": 1e-4, "bfloat16": 2.0**-4, "float16": 2.0**-7}
 """How far padding may move a logit, as a share of the largest logit."""
 
@@ -320,6 +323,9 @@ def methods(device: str, dtype: str) -> Iterator[Check]:
 
     plain, before = texts(), {k: v.clone() for k, v in lm.model.state_dict().items()}
     for name in (name for name in methods.names() if not required_fields(methods.get(name).Config)):
+        if name in OWN_HEAD:
+            yield Check(f"{name} acts and comes off", dtype, None, "refuses the embedded model, whose head is tied")
+            continue
         start = time.perf_counter()
         intervention = methods.create(name, **CHEAP.get(name, {})).fit(lm, data)
         seconds = time.perf_counter() - start
