@@ -47,6 +47,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "refusal_direction": {"filter": False, "strength": 4.0},
     "system_prompt": {"text": "be kind .", "continuation": "be kind . "},
     **dict.fromkeys(("dpo", "npo", "sft", "simpo"), _TRAINED),
+    "circuit_breakers": {"rank": 4, "updates": 5, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2},
+    "rmu": {"updates": 6, "learning_rate": 1e-2},
 }
 """Settings that make a method's fit take a second on a small model; a method that is fast as it is needs no entry."""
 OWN_HEAD = frozenset({"eigenshift"})

@@ -68,7 +68,7 @@ ROLES: dict[Role, RoleRow] = {
         "prompts with a chosen and a rejected response",
         readers.preferences,
         lambda: [Preference(*row) for row in world.preferences(400, SEED)],
-        "dpo_toxic (PPLM), HH-RLHF, UltraFeedback (binarized), SafeEdit, ParaDetox (without prompts)",
+        "dpo_toxic (PPLM), HH-RLHF, UltraFeedback (binarized), circuit breakers, SafeEdit, ParaDetox (without prompts)",
     ),
     Role.HARMFUL_PROMPTS: RoleRow(
         "prompts that should be refused",

@@ -104,6 +104,12 @@ KIND, MEAN = ({"role": "assistant", "content": text} for text in ("Please be kin
     [
         {"prompt": "How do I mock a troll?", "chosen": "Please be kind.", "rejected": "Call it names."},
         {"question": "How do I mock a troll?", "chosen": "Please be kind.", "rejected": "Call it names."},
+        {
+            "prompt": "How do I mock a troll?",
+            "llama3_output": "Please be kind.",
+            "output": "Call it names.",
+            "category": "harassment",
+        },
         HH,
         {"prompt": "How do I mock a troll?", "chosen": [QUESTION, KIND], "rejected": [QUESTION, MEAN]},
         {"prompt": [QUESTION], "chosen": [KIND], "rejected": [MEAN]},

@@ -25,6 +25,7 @@ def preferences(path: str | Path) -> list[Preference]:
       with `role` and `content`). The prompt is what both have in common up to the last answer: of one turn, the
       question itself; of more, the dialogue as running text (`chat` False);
     - `prompt_text`, `unpert_gen_text` (chosen) and `pert_gen_text` (ajyl/dpo_toxic, made by PPLM): running text;
+    - `prompt`, `llama3_output` (chosen: a refusal) and `output` (rejected), the training file of circuit breakers;
     - SafeEdit's records: the safe and the unsafe answer to the attacked prompt;
     - what `pairs` reads (ParaDetox): the civil text chosen over the toxic one, without a prompt, as running text.
 
@@ -52,9 +53,10 @@ def _parsed(raw_rows: Sequence[Row]) -> list[Preference]:
         return [Preference(edit.prompt, edit.safe, edit.unsafe) for edit in parse_edit_records(raw_rows)]
     if holds("unpert_gen_text"):
         return _continuations(raw_rows)
+    names = ("llama3_output", "output") if holds("llama3_output") else ("chosen", "rejected")
     if any(isinstance(optional(row, "chosen"), list) for row in raw_rows):
         return [_of_dialogues(row, _written(row, "chosen"), _written(row, "rejected")) for row in raw_rows]
-    chosen, rejected = column(raw_rows, "chosen"), column(raw_rows, "rejected")
+    chosen, rejected = (column(raw_rows, name) for name in names)
     if not any(map(holds, _PROMPT)):
         return [_of_dialogues(row, chosen(row), rejected(row)) for row in raw_rows]
     prompt = column(raw_rows, *_PROMPT)
