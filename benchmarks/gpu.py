@@ -37,6 +37,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "contrastive_perplexity": {"rank": 4, "learning_rate": 1e-2, "positives": 2, "negatives": 2},
     "destein": {"pairs": 6},
     "dexperts": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
+    "guard_filter": {"threshold": 0.01},
     "gedi": {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-2},
     "safe_decoding": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
     "dinm": {"learning_rate": 1e-2},

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from detoxbench.interventions.channels import Hook as Hook
     from detoxbench.interventions.channels import LogitOp as LogitOp
     from detoxbench.interventions.channels import LowRank as LowRank
+    from detoxbench.interventions.channels import Output as Output
     from detoxbench.interventions.channels import Prefix as Prefix
     from detoxbench.interventions.channels import Prompt as Prompt
     from detoxbench.interventions.channels import Weight as Weight
@@ -115,6 +116,7 @@ _PUBLIC = {
     "Pair": "detoxbench.data.examples:Pair",
     "ParaphraseSet": "detoxbench.data.examples:ParaphraseSet",
     "Preference": "detoxbench.data.examples:Preference",
+    "Output": "detoxbench.interventions.channels:Output",
     "Prefix": "detoxbench.interventions.channels:Prefix",
     "Probe": "detoxbench.suites.base:Probe",
     "Prompt": "detoxbench.interventions.channels:Prompt",

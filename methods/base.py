@@ -112,6 +112,12 @@ class Method(ABC, Generic[C]):
             self.given(setting)
         return {"name": self.name, "version": self.version, "config": identity(config), **self.fingerprints()}
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether its change is in force where texts are given and read, for their likelihood. One that chooses among
+        whole texts is not; suites that read texts are then refused by name. Most methods need not set it."""
+        return True
+
     delivers_texts: ClassVar[bool] = False
     """It has texts that were written elsewhere (`texts`) instead of a change: the model then writes nothing, and what
     `fit` returns is never applied."""

@@ -84,6 +84,10 @@ class Compose(Method[Config]):
         return found
 
     @property
+    def reads_texts(self) -> bool:
+        return all(method.reads_texts for method in self.parts.values())
+
+    @property
     def needs(self) -> frozenset[Role]:
         return frozenset().union(*(method.needs for method in self.parts.values()))
 

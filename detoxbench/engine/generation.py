@@ -14,12 +14,14 @@ Why a sample does not depend on its neighbours:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
-from collections.abc import Container, Iterator, Sequence, Set
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -31,6 +33,7 @@ from detoxbench.engine.sampling import Near, noise_key, pick
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import precision
+from detoxbench.model.in_force import Outcome, OutputFunction
 from detoxbench.model.logit_state import HIDDEN, LOGLIKELIHOOD
 from detoxbench.model.tokens import answers
 from detoxbench.records import Request, Sample
@@ -100,8 +103,77 @@ def generate(
     model's context lose their beginning. Raises DetoxbenchError where `max_new_tokens` alone does not fit.
     """
     ends = lm.eos_ids if ends is None else ends
+    if lm.in_force.outputs:
+        yield from _chosen(lm, requests, gen, seed, ends, done)
+        return
     for batch in _batches(lm, _rows(lm, requests, gen, seed), gen):
         yield from _finished(lm, batch, gen, ends, done)
+
+
+def _chosen(
+    lm: Model,
+    requests: Sequence[Request],
+    gen: GenSpec,
+    seed: int,
+    ends: Set[int],
+    done: Container[tuple[str, int]],
+) -> Iterator[list[Generated]]:
+    """`generate` where choices among whole texts are in force: sample k is made of the candidates k c to k c + c - 1,
+    each a sample with noise of its own. Several candidates are drawn, also where one text would be the likeliest."""
+    outputs = lm.in_force.outputs
+    count = math.prod(function.candidates for function in outputs)
+    more = dataclasses.replace(gen, n=gen.n * count, do_sample=gen.do_sample or count > 1)
+    waiting: dict[tuple[str, int], dict[int, Generated]] = {}  # the candidates of each sample that there are
+    for batch in _batches(lm, _rows(lm, requests, more, seed), more):
+        for part in _finished(lm, batch, more, ends, _DoneCandidates(done, count)):
+            for made in part:
+                key = made.sample.id, made.sample.sample // count
+                waiting.setdefault(key, {})[made.sample.sample % count] = made
+            whole = {key: [of[i] for i in range(count)] for key, of in waiting.items() if len(of) == count}
+            waiting = {key: of for key, of in waiting.items() if key not in whole}
+            if whole:
+                yield _decided(outputs, whole)
+
+
+@dataclass(frozen=True)
+class _DoneCandidates(Container[tuple[str, int]]):
+    """The candidates of the samples that are done, `count` each."""
+
+    samples: Container[tuple[str, int]]
+    count: int
+
+    def __contains__(self, candidate: Any) -> bool:
+        request, number = candidate
+        return (request, number // self.count) in self.samples
+
+
+def _decided(
+    outputs: Sequence[OutputFunction], candidates: Mapping[tuple[str, int], list[Generated]]
+) -> list[Generated]:
+    """What becomes of the candidates of each sample, through one choice after the other."""
+    left = dict(candidates)
+    for function in outputs:
+        n = function.candidates
+        groups = [(key, of[i : i + n]) for key, of in left.items() for i in range(0, len(of), n)]
+        outcomes = function.decide(
+            [group[0].sample.prompt for _, group in groups], [[g.sample.text for g in group] for _, group in groups]
+        )
+        left = {key: [] for key in left}
+        for (key, group), outcome in zip(groups, outcomes, strict=True):
+            left[key].append(_outcome(group, outcome))
+    return [
+        msgspec.structs.replace(g, sample=msgspec.structs.replace(g.sample, sample=k)) for (_, k), (g,) in left.items()
+    ]
+
+
+def _outcome(group: Sequence[Generated], outcome: Outcome) -> Generated:
+    """The chosen one. A near-tie in any of them could have made it another one."""
+    chosen = group[outcome.chosen]
+    sample = chosen.sample
+    if outcome.text is not None:
+        full = sample.text if sample.full_text is None else sample.full_text
+        sample = msgspec.structs.replace(sample, text=outcome.text, full_text=full)
+    return Generated(sample, sum(g.near_ties for g in group), chosen.truncated_prompt)
 
 
 def _batches(lm: Model, rows: list[_Row], gen: GenSpec) -> Iterator[list[_Row]]:

@@ -1,7 +1,8 @@
 """What a method delivers: a small, reversible, serialisable change of a model.
 
 An intervention is tensors and names, never code. It acts through channels (`channels`): changes of weights, hooks on
-modules, processors of the logits, a prefix of keys and values, and rewritings of the prompt.
+modules, processors of the logits, a prefix of keys and values, rewritings of the prompt, and choices among whole
+texts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_folder
 from detoxbench.interventions import peft_io
-from detoxbench.interventions.channels import Carried, Channel, Hook, LogitOp, Prefix, Prompt, Weight
+from detoxbench.interventions.channels import Carried, Channel, Hook, LogitOp, Output, Prefix, Prompt, Weight
 from detoxbench.model.finite import LARGEST, require_finite, require_finite_values
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Intervention:
     logits: tuple[LogitOp, ...] = channel(LogitOp)
     prefixes: tuple[Prefix, ...] = channel(Prefix)
     prompts: tuple[Prompt, ...] = channel(Prompt)
+    outputs: tuple[Output, ...] = channel(Output)
     info: Mapping[str, Any] = field(default_factory=dict)
     """Diagnostics of the fit, as JSON values."""
 
@@ -113,6 +115,8 @@ class Intervention:
         document: dict[str, Any] = {"schema": SCHEMA_VERSION, "method": self.method, "base": self.base}
         for name, kind in self.channels().items():
             parts = getattr(self, name)
+            if kind.optional and not parts:
+                continue
             document[name] = [part.as_json() for part in parts] if kind.described else len(parts)
         return document
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from detoxbench.model.logit_state import LogitFunction
 
@@ -62,6 +62,25 @@ class Companion:
     """Say which rows of the forward passes from here on are under it; None where it changes prompts alone."""
 
 
+class Outcome(NamedTuple):
+    """What becomes of several candidates for one text."""
+
+    chosen: int
+    """Which of them it is, by index."""
+    text: str | None = None
+    """What stands in its place; None where it stays."""
+
+
+@dataclass(frozen=True)
+class OutputFunction:
+    """A choice among texts that were written whole, or their replacement (`interventions.channels.Output`)."""
+
+    candidates: int
+    """Texts that each choice is among."""
+    decide: Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[Outcome]]
+    """decide(prompts, candidates of each prompt)."""
+
+
 @dataclass
 class InForce:
     """What is in force on one model."""
@@ -74,6 +93,8 @@ class InForce:
     """Functions on the next-token logits, the first one first."""
     companions: list[Companion] = field(default_factory=list)
     """What those functions carry; the first one has number 1, and 0 stands for a row itself."""
+    outputs: list[OutputFunction] = field(default_factory=list)
+    """Choices among whole texts, the first one first."""
     side_paths: dict[str, list[Factors]] = field(default_factory=dict)
     """Low-rank changes that act beside the linear map at a path, innermost first."""
     reserved: int = 0

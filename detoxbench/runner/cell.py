@@ -246,9 +246,16 @@ def _texts(
     spec: RunSpec, suite: Suite[Any], method: Method[Any], requests: Sequence[Request]
 ) -> Mapping[str, Sequence[str]] | None:
     """What a method delivers instead of a change. Raises UsageError for a suite that needs a model."""
+    looks_inside = suite.probe is not None or any(request.text is not None for request in requests)
+    if looks_inside and not method.reads_texts:
+        raise UsageError(
+            f"method '{method.name}' chooses among whole texts, and suite '{suite.name}' reads texts that it brings "
+            "itself or looks inside the model: its numbers would be those of the base; choose a suite that has prompts "
+            "answered"
+        )
     if not method.delivers_texts:
         return None
-    if suite.probe is not None or any(request.text is not None for request in requests):
+    if looks_inside:
         raise UsageError(
             f"method '{method.name}' has texts and no model: suite '{suite.name}' reads texts that it brings itself or "
             "looks inside the model; choose a suite that has prompts answered"

@@ -4,8 +4,22 @@ from detoxbench.interventions.channels.base import Channel, Params
 from detoxbench.interventions.channels.deltas import Delta, Dense, LowRank
 from detoxbench.interventions.channels.hooks import Hook
 from detoxbench.interventions.channels.logits import Carried, LogitOp
+from detoxbench.interventions.channels.outputs import Output
 from detoxbench.interventions.channels.prefixes import Prefix
 from detoxbench.interventions.channels.prompts import Prompt
 from detoxbench.interventions.channels.weights import Weight
 
-__all__ = ["Carried", "Channel", "Delta", "Dense", "Hook", "LogitOp", "LowRank", "Params", "Prefix", "Prompt", "Weight"]
+__all__ = [
+    "Carried",
+    "Channel",
+    "Delta",
+    "Dense",
+    "Hook",
+    "LogitOp",
+    "LowRank",
+    "Output",
+    "Params",
+    "Prefix",
+    "Prompt",
+    "Weight",
+]

@@ -32,6 +32,9 @@ class Channel(ABC):
     described: ClassVar[bool] = True
     """It has more to save than its tensors. Of a channel that has not, a file holds only the number of its parts."""
 
+    optional: ClassVar[bool] = False
+    """A file and a digest name it only where it has parts. So do channels that were added when there were digests."""
+
     @property
     @abstractmethod
     def place(self) -> str:
