@@ -123,7 +123,7 @@ class CircuitBreakers(Method[Config]):
         return Intervention(method=self.name, base=lm.fingerprint, weights=trained.weights, info=info)
 
     def targets(self, lm: LanguageModel) -> tuple[int, ...]:
-        """Indices of hidden states, where 0 is the embedding's."""
+        """Which hidden states are broken, from 1: the first behind the first layer."""
         if self.config.targets is not None:
             return self.config.targets
         return tuple(dict.fromkeys(max(1, at_depth(lm, target, PUBLISHED_DEPTH)) for target in PUBLISHED_TARGETS))
@@ -155,10 +155,13 @@ class CircuitBreakers(Method[Config]):
 
         share = next(progress)
         harmful, others = halves(batch)
+        behind = [target - 1 for target in targets]
         with untrained(model):
-            harmful_before, others_before = states(lm, harmful)[list(targets)], states(lm, others)
-        cosine = cosine_similarity(states(lm, harmful)[list(targets)], harmful_before, dim=-1)  # [targets, tokens]
-        distance = (states(lm, others) - others_before).norm(dim=-1).mean()  # of [layers + 1, tokens]
+            harmful_before, others_before = states(lm, harmful)[behind], states(lm, others)  # [layers, tokens, width]
+        cosine = cosine_similarity(states(lm, harmful)[behind], harmful_before, dim=-1)  # [targets, tokens]
+        distances = (states(lm, others) - others_before).norm(dim=-1)  # [layers, tokens]
+        # The released mean is over the embedding's states, too, which no LoRA changes.
+        distance = distances.mean() * len(distances) / (len(distances) + 1)
         retain = self.config.retain_weight * share * distance
         measured = {
             "cosine": float(cosine.detach().mean()),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.data.examples import Instruction
+from detoxbench.fitting.activations import recorded
 from detoxbench.fitting.responses import Response, collate, encode
 from detoxbench.fitting.token_losses import Batch
 from detoxbench.lm import LanguageModel
@@ -45,10 +46,13 @@ def halves(batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def states(lm: LanguageModel, texts: Batch) -> Tensor:
-    """The hidden states of real tokens, [layers + 1, tokens, width], in float32: the embedding's, then those behind
-    each layer, the last one behind the final norm (`hidden_states` of transformers)."""
+    """The hidden states of real tokens, [layers, tokens, width], in float32: those behind each layer, the last one
+    behind the final norm (`hidden_states` of transformers without the embedding's)."""
     import torch
 
+    sites = [*lm.architecture.layers[:-1], lm.architecture.final_norm]
     decoder: Any = lm.architecture.decoder
-    read = decoder(**texts, use_cache=False, output_hidden_states=True).hidden_states
-    return torch.stack([state[texts["attention_mask"].bool()].float() for state in read])
+    with recorded(lm, sites) as seen:  # output_hidden_states=True would leave hooks of the library on the model
+        decoder(**texts, use_cache=False)
+    real = texts["attention_mask"].bool()
+    return torch.stack([seen[site][real].float() for site in sites])
