@@ -13,6 +13,7 @@ examples:
   detoxbench run experiment=ablation/destein_alpha
   detoxbench ablate runs --over method.alpha --where method=destein
   detoxbench ablate runs --over method.alpha,method.tau --where method=contrastive_perplexity --draw grid.svg
+  detoxbench ablate runs --over with.ext_sub,with.destein     do they add up? (method=compose parts=[ext_sub,destein])
 """
 
 
@@ -57,7 +58,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("runs_dir", nargs="?", default="runs", metavar="RUNS_DIR")
     parser.add_argument(
-        "--over", required=True, metavar="KEY[,KEY]", help="method.alpha, gen.temperature, fit.limit, ..."
+        "--over", required=True, metavar="KEY[,KEY]", help="method.alpha, gen.temperature, fit.limit, with.PART, ..."
     )
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only such runs; repeatable")
     parser.add_argument("--along", action="append", default=[], metavar="KEY", help="may vary along; repeatable")

@@ -11,11 +11,14 @@ from typing import Any
 import msgspec
 
 from detoxbench import methods
+from detoxbench.config import BASE
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.results.ablation_effects import Effects, effects
 from detoxbench.results.ablation_runs import (
+    PART,
     AblationRun,
     base_runs,
+    by_parts,
     by_setting,
     caused_by_knobs,
     choose,
@@ -94,6 +97,7 @@ def ablation(
 ) -> Ablation:
     """The runs under `folder` as a curve over one knob or a table over two ("method.alpha", "gen.temperature", ...).
 
+    over: one knob or two; with.PART and with.OTHER of compositions: which of these parts they have.
     where: "key=value" conditions that choose runs, by the same keys and model, method, suite, scorer and seed.
     along: keys that may change together with the knobs.
     against: what differences are to: "base" (method none under the same setting) or a value of a single knob; the base
@@ -106,14 +110,17 @@ def ablation(
         raise UsageError(f"--over takes one knob or two, by a comma (given: {','.join(over)})")
     notes: list[str] = []
     every = list(entries(Path(folder), notes))
+    parts = any(knob.startswith(PART) for knob in over)
+    if parts:
+        every, where = by_parts(every, over, where), ()
     chosen = choose(every, over, where, folder, notes)
     caused = caused_by_knobs(chosen, over, along)
     settings = by_setting(chosen, over)
     base = base_runs(every, settings)
 
-    record = chosen[0].record
+    record = next((entry.record for entry in chosen if entry.record.method != BASE), chosen[0].record)
     columns = _columns(record, metrics, all_metrics)
-    default = _defaults(over, record)
+    default = {} if parts else _defaults(over, record)
     values = [tuple(same[0].known[knob] for knob in over) for same in settings]
     reference = _reference(against, over, values, bool(base), default)
     rows = [*settings, base] if base else settings
@@ -125,11 +132,13 @@ def ablation(
         columns=columns,
         points=points[: len(settings)],
         base=points[-1] if base else None,
-        against=_reference_name(reference, values),
+        against=_reference_name(reference, over, values),
         trends=outcome.trends,
         interactions=outcome.interactions,
     )
     also = _warnings(result, record, along, caused, default) + _missing_notes(result)
+    if parts and len(over) == 2:
+        also.append("interaction: what the parts do together beyond the sum of what each does alone, 0 if they add up")
     return replace(result, notes=notes + also)
 
 
@@ -177,6 +186,8 @@ def _reference(
 
     Raises UsageError where `against` names a row that does not exist.
     """
+    if against in (None, "base") and _no_part(over) in values:
+        return values.index(_no_part(over))
     if against == "base" or (against is None and has_base):
         if not has_base:
             raise UsageError("--against base: there is no run of method=none under the same setting; run it first")
@@ -190,10 +201,16 @@ def _reference(
     raise UsageError(f"--against {against}: no such value; there are: base, {', '.join(names)}")
 
 
-def _reference_name(reference: int | None, values: Sequence[tuple[Any, ...]]) -> str | None:
+def _no_part(over: Sequence[str]) -> tuple[Any, ...]:
+    """The values of a composition of none of the parts, which is the base; () for other knobs."""
+    return (False,) * len(over) if over[0].startswith(PART) else ()
+
+
+def _reference_name(reference: int | None, over: Sequence[str], values: Sequence[tuple[Any, ...]]) -> str | None:
     if reference is None:
         return None
-    return "base" if reference == len(values) else written(values[reference][0])
+    base = reference == len(values) or values[reference] == _no_part(over)
+    return "base" if base else " ".join(map(written, values[reference]))
 
 
 def _warnings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from detoxbench.results.settings import differing, flat
 from detoxbench.results.store import Run, RunRecord, readable
 
 SECTIONS = ("method", "suite", "scorer", "gen", "model", "fit")
+COMPOSED = "compose"
+"""The method that is made of others."""
+PART = "with."
+"""With it begins a knob that says whether a composition has a part: with.destein is false or true."""
 DIGESTS = ("method.fit_data", "suite.requests")
 """Digests of data that may differ because of a knob: where data are, how many are used, whether a method needs them."""
 
@@ -54,7 +58,7 @@ def choose(
     """
     keys = {key for entry in every for key in entry.known}
     fitting = [entry for entry in every if all(_fits(entry, condition, keys) for condition in where)]
-    chosen = [e for e in fitting if all(knob in e.known for knob in over) and e.record.method != BASE]
+    chosen = [e for e in fitting if all(knob in e.known for knob in over) and e.identity["method"] != BASE]
     if not chosen:
         known = sorted({key for entry in fitting for key in entry.known})
         unknown = next((knob for knob in over if knob not in known), over[0])
@@ -152,7 +156,51 @@ def base_runs(every: Sequence[AblationRun], settings: Sequence[Sequence[Ablation
     shared = [_without_method(entry.identity) for same in settings for entry in same]
     if differing([{k: v for k, v in identity.items() if k != "seed"} for identity in shared]):
         return []
-    return [e for e in every if e.record.method == BASE and _without_method(e.identity) in shared]
+    return [e for e in every if e.identity["method"] == BASE and _without_method(e.identity) in shared]
+
+
+def by_parts(every: Sequence[AblationRun], over: Sequence[str], where: Sequence[str]) -> list[AblationRun]:
+    """For knobs with.PART: the compositions of such parts, in the order of the knobs, and the base's runs, which have
+    none of them. Instead of their method's settings they have these knobs, false or true. A condition of `where` on a
+    part's setting holds for all runs without that part.
+
+    Raises UsageError for another knob beside them, and where a part has other settings in one run than in another.
+    """
+    if other := [knob for knob in over if not knob.startswith(PART)]:
+        raise UsageError(f"--over {','.join(over)}: '{other[0]}' is no part: give one part or two, with.METHOD")
+    names = [knob.removeprefix(PART) for knob in over]
+    keys = {key for entry in every for key in entry.known}
+    chosen, seen = [], dict[str, AblationRun]()
+    for entry in every:
+        parts = _parts(entry)
+        if parts is None or parts != [name for name in names if name in parts]:
+            continue
+        if not all(_fits(entry, c, keys) or c.partition("=")[0] not in entry.known for c in where):
+            continue
+        for name in parts:
+            _check_part(name, seen.setdefault(name, entry), entry)
+        knobs = {f"{PART}{name}": name in parts for name in names}
+        fit = {key: value for key, value in entry.known.items() if key.startswith("fit.")}
+        identity = {**_without_method(entry.identity), **fit, "method": COMPOSED, **knobs}
+        chosen.append(replace(entry, identity=identity, known={**entry.known, **identity}))
+    return chosen
+
+
+def _parts(entry: AblationRun) -> list[str] | None:
+    """The parts of a composition, [] of the base; None of another method."""
+    if entry.record.method == COMPOSED:
+        return str(entry.identity.get("method.parts", "")).split("+")
+    return [] if entry.record.method == BASE else None
+
+
+def _check_part(name: str, one: AblationRun, other: AblationRun) -> None:
+    """Raises UsageError, naming it, where a part has two settings in two runs."""
+    settings = [{k: v for k, v in e.identity.items() if k.startswith(f"method.{name}.")} for e in (one, other)]
+    if keys := differing(settings):
+        raise UsageError(
+            f"{_varies(keys[0], [one, other])}, so the runs are not of the same '{name}': choose by "
+            f"--where {keys[0]}={written(one.known.get(keys[0]))}"
+        )
 
 
 def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,23 +89,7 @@ def load(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
         cfg = hydra_compose("config", settable(overrides), return_hydra_config=True)
         _unescape(cfg, overrides)
     with open_dict(cfg):
-        hydra = cfg.pop("hydra")
-        _tune_parts(cfg, hydra.runtime.choices.get("model"))
-        return cfg, hydra
-
-
-def _tune_parts(cfg: DictConfig, model: str | None) -> None:
-    """Give each part of a composition the values of its method that this model needs (conf/tuned), as the method has
-    them alone; what is set for the part stays."""
-    from omegaconf import OmegaConf
-
-    files = options("tuned/method")
-    parts = OmegaConf.select(cfg, "method.parts") if cfg.get("method", {}).get("name") == COMPOSITION else None
-    for name, _, method in (str(part).partition(":") for part in parts or ()):
-        if file := files.get(f"{model}_{method or name}"):
-            given = OmegaConf.select(cfg, f"method.part.{name}") or {}
-            tuned: Any = OmegaConf.load(file)
-            OmegaConf.update(cfg, f"method.part.{name}", {**tuned["method"], **given}, force_add=True)
+        return cfg, cfg.pop("hydra")
 
 
 def settable(overrides: Sequence[str]) -> list[str]:
@@ -192,6 +176,7 @@ def run_spec(cfg: DictConfig) -> RunSpec:
     for key in values:
         if key not in known:
             raise UsageError(f"unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")
+    _tune_parts(values)
     sections: dict[str, Any] = {}
     for key, build_section in builders.items():
         settings = values.pop(key, None)
@@ -215,6 +200,22 @@ def _resolved(cfg: DictConfig) -> Any:
         if match := re.search(r"Missing mandatory value: (\S+)", str(error)):
             raise UsageError(f"'{match[1]}' must be given: {match[1]}=...") from None
         raise UsageError(_first_line(error)) from None
+
+
+def _tune_parts(values: dict[str, Any]) -> None:
+    """Give each part of a composition the values of its method that the model of this name needs (conf/tuned), as the
+    method has them alone; what is set for the part stays."""
+    method, model = values.get("method"), values.get("model")
+    if not isinstance(method, dict) or not isinstance(model, Mapping) or method.get("name") != COMPOSITION:
+        return
+    from omegaconf import OmegaConf
+
+    files, settings = options("tuned/method"), dict(method.get("part") or {})
+    for name, _, part in (str(part).partition(":") for part in method.get("parts") or ()):
+        if file := files.get(f"{model.get('name')}_{part or name}"):
+            tuned: Any = OmegaConf.to_container(OmegaConf.load(file))
+            settings[name] = {**tuned["method"], **(settings.get(name) or {})}
+    method["part"] = settings
 
 
 def _builders() -> dict[str, Callable[[Mapping[str, Any]], Any]]:

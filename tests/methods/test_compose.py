@@ -40,10 +40,18 @@ def fitted(*parts: str, lm: db.LanguageModel | None = None, **part: dict[str, An
     return method.fit(lm or tiny(), fit_data(fit_spec()(limit=EXAMPLES), method.needs)[0])
 
 
-CHANNELS = {"weights": "dinm", "low-rank weights": "ext_sub", "hooks": "destein", "prompts": "self_reminder"}
+CHANNELS = {
+    "weights": "dinm",
+    "low-rank weights": "ext_sub",
+    "hooks": "destein",
+    "logits": "dexperts",
+    "prompts": "self_reminder",
+}
 """A method that acts through it."""
+FAST = {("dinm", "destein"), ("ext_sub", "dexperts"), ("destein", "self_reminder")}
+"""Every channel once; the others are slow tests."""
 PAIRS = [
-    pytest.param(pair, id="+".join(pair), marks=[pytest.mark.slow] if pair[0] > pair[1] else [])
+    pytest.param(pair, id="+".join(pair), marks=[] if pair in FAST else [pytest.mark.slow])
     for pair in itertools.permutations(CHANNELS.values(), 2)
 ]
 

@@ -340,3 +340,79 @@ def test_a_preset_expands_to_cells_that_differ_in_its_knobs_alone(name: str) -> 
 @pytest.mark.parametrize("name", CELLS)
 def test_every_cell_of_a_preset_composes(name: str) -> None:
     assert len(composition.cells([f"experiment=ablation/{name}"])) == CELLS[name]
+
+
+# ------------------------------------------------------------------------------------------------ compositions
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Callable[..., None]:
+    """A run of a composition of `parts` of two, each with a setting of its own, or of the base."""
+
+    def one(found: list[Measure], *parts: str, seed: int = 0, alpha: float = 0.4) -> None:
+        settings = {"a": {"alpha": alpha}, "b": {"beta": 2}}
+        of_parts = {f"{part}.config": settings[part] for part in parts} | {f"{part}.version": 1 for part in parts}
+        folder = stored.write(tmp_path, found, "compose" if parts else "none", seed, {"parts": "+".join(parts)})
+        document = json.loads((folder / "run.json").read_text())
+        method = {"name": "none", "version": 1} if not parts else document["identity"]["method"] | of_parts
+        document["identity"]["method"] = method | {"fit_data": "+".join(parts)}
+        document["run_id"] = f"{'+'.join(parts)} {seed} {alpha}"
+        document["spec"]["fit"] = {"limit": None}
+        (folder / "run.json").write_text(json.dumps(document))
+        folder.rename(folder.with_name(document["run_id"].replace("+", "_")))
+
+    return one
+
+
+def shares(share: float) -> list[Measure]:
+    values = {f"p{i}": float(i < share * N) for i in range(N)}
+    return [Measure("toxic", "lower", values, dict.fromkeys(values, 1.0), unit="share", binary=True)]
+
+
+def test_whether_parts_add_up_is_the_interaction_with_its_test(composed: Any, tmp_path: Path) -> None:
+    for parts, share in (((), 0.8), (("a",), 0.6), (("b",), 0.5), (("a", "b"), 0.2)):
+        composed(shares(share), *parts)
+    found = ablation(tmp_path, ["with.a", "with.b"])
+    assert [point.values for point in found.points] == [(False, False), (False, True), (True, False), (True, True)]
+    assert (found.base, found.against) == (None, "base")
+    assert found.points[3].cells["toxic"].difference.value == pytest.approx(-0.6)  # type: ignore[union-attr]
+    interaction = found.interactions["toxic"]
+    assert interaction.value == pytest.approx(0.2 - 0.6 - 0.5 + 0.8)
+    assert interaction.verdict == "differs" if interaction.p_holm < 0.05 else "unsupported"  # type: ignore[operator]
+    assert found.title.startswith("compose over with.a and with.b")
+    assert "beyond the sum of what each does alone" in text(found)
+
+
+def test_parts_that_add_up_have_no_interaction(composed: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base, a, b = (rng.normal(size=200) for _ in range(3))
+    for parts, effect in (((), 0 * a), (("a",), a - 1), (("b",), b - 1), (("a", "b"), a + b - 2)):
+        values = {f"p{i}": float(v) for i, v in enumerate(base + effect)}
+        composed([Measure("toxicity", "lower", values, dict.fromkeys(values, 1.0))], *parts)
+    found = ablation(tmp_path, ["with.a", "with.b"])
+    assert found.interactions["toxicity"].value == pytest.approx(0, abs=1e-9)
+    assert found.interactions["toxicity"].verdict == "unsupported"
+    assert found.trends["toxicity"]["with.a"].verdict == "better"
+
+
+def test_the_order_of_the_parts_is_that_of_the_knobs(composed: Any, tmp_path: Path) -> None:
+    for parts in ((), ("a",), ("b",), ("b", "a")):
+        composed(shares(0.5), *parts)
+    assert not ablation(tmp_path, ["with.a", "with.b"]).interactions, "the composition is of another order"
+    assert ablation(tmp_path, ["with.b", "with.a"]).interactions
+
+
+def test_a_part_with_other_settings_is_another_part(composed: Any, tmp_path: Path) -> None:
+    for parts in ((), ("a",), ("b",), ("a", "b")):
+        composed(shares(0.5), *parts)
+    composed(shares(0.5), "a", alpha=1.0)
+    with pytest.raises(UsageError, match=r"not of the same 'a': choose by --where method\.a\.config\.alpha="):
+        ablation(tmp_path, ["with.a", "with.b"])
+    found = ablation(tmp_path, ["with.a", "with.b"], where=["method.a.config.alpha=0.4"])
+    assert len(found.points) == 4, "those without the part stay"
+
+
+def test_another_knob_beside_parts_is_refused(composed: Any, tmp_path: Path) -> None:
+    composed(shares(0.5), "a")
+    with pytest.raises(UsageError, match=r"'method\.alpha' is no part: give one part or two, with\.METHOD"):
+        ablation(tmp_path, ["with.a", "method.alpha"])
