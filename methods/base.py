@@ -90,6 +90,12 @@ class Method(ABC, Generic[C]):
         """
         return {}
 
+    @property
+    def guides(self) -> Sequence[str]:
+        """The scorers that it is guided by, while it is fitted or when it acts: the run's judge may be none of them."""
+        guide = getattr(self.config, "guide", None)
+        return [guide] if guide else []
+
     def places(self) -> Mapping[str, str]:
         """Where that lies of which `fingerprints` has the digest, as far as a setting of that name says it: for people,
         who do not read digests."""

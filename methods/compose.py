@@ -91,6 +91,10 @@ class Compose(Method[Config]):
     def needs(self) -> frozenset[Role]:
         return frozenset().union(*(method.needs for method in self.parts.values()))
 
+    @property
+    def guides(self) -> Sequence[str]:
+        return [guide for method in self.parts.values() for guide in method.guides]
+
     def fingerprints(self) -> Mapping[str, str]:
         parts = zip(self._places(), self.parts.values(), strict=True)
         return {f"{place}.{key}": value for place, m in parts for key, value in m.fingerprints().items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from detoxbench.config import runtime
@@ -25,6 +25,10 @@ class FromIntervention(Method[Config]):
     """A method that begins with an intervention which lies on disk and belongs to this very model."""
 
     Config = Config
+
+    @property
+    def guides(self) -> Sequence[str]:
+        return saved.guides(self.config.path) if self.config.path else []
 
     def fingerprints(self) -> Mapping[str, str]:
         return {"path": saved.fingerprint(self.given("path"))}

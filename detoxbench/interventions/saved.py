@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,17 @@ def fingerprint(path: str) -> str:
     """16 hexadecimal digits of the content of its files. Raises as `locate`."""
     folder = locate(path)
     return digest(dict(zip(FILES, sha256_of_files([folder / name for name in FILES]), strict=True)))
+
+
+def guides(path: str) -> list[str]:
+    """The scorers that its choices among texts are guided by. Raises as `locate`, and DetoxbenchError for a file that
+    is none."""
+    file = locate(path) / FILES[0]
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return [str(part["guide"]) for part in document.get("outputs", [])]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DetoxbenchError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from None
 
 
 def load(path: str, lm: Model) -> Intervention:

@@ -241,9 +241,8 @@ def _component(kind: str, settings: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def _check_judge(sections: Mapping[str, Any]) -> None:
-    parts = getattr(sections["method"], "part", {}).values()
-    guides = [getattr(sections["method"], "guide", None), *(part.get("guide") for part in parts)]
-    if sections["scorer_name"] in guides:
+    name = sections["method_name"]
+    if sections["scorer_name"] in REGISTRIES["method"].get(name)(sections["method"], name=name).guides:
         raise UsageError(
             f"method.guide={sections['scorer_name']} is the run's judge, which no method may see: name another guide"
         )

@@ -179,6 +179,17 @@ def test_a_guide_of_a_part_is_never_the_judge() -> None:
         compose_run([*asked, "method.part.destein.guide=embedded"])
 
 
+def test_a_guide_that_a_saved_intervention_brings_is_never_the_judge(tmp_path: Path) -> None:
+    path = elsewhere.saved(tmp_path / "chosen", "best_of_n", guide="word_list", n=2)
+    for asked in (
+        ["method=intervention", f"method.path={path}"],
+        ["method=compose", "method.parts=[intervention]", f"method.part.intervention.path={path}"],
+    ):
+        compose_run([*asked, "scorer=embedded"])
+        with pytest.raises(UsageError, match="is the run's judge"):
+            compose_run([*asked, "scorer=word_list"])
+
+
 def test_identity_is_made_of_the_parts_and_not_of_their_names(tmp_path: Path) -> None:
     def identity(*parts: str, **part: dict[str, Any]) -> dict[str, Any]:
         return db.methods.create("compose", parts=list(parts), part=part).identity()
