@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from detoxbench.fitting.activations import last_token_means as last_token_means
     from detoxbench.fitting.token_losses import token_nlls as token_nlls
     from detoxbench.fitting.training import LoraConfig as LoraConfig
+    from detoxbench.fitting.training import TrainingConfig as TrainingConfig
+    from detoxbench.fitting.training import optimise as optimise
     from detoxbench.fitting.training import optimise_lora as optimise_lora
     from detoxbench.fitting.training import train_lora as train_lora
     from detoxbench.interventions.channels import Carried as Carried
@@ -111,6 +113,7 @@ _PUBLIC = {
     "Method": "detoxbench.methods.base:Method",
     "methods": "detoxbench.methods",
     "NonFiniteError": "detoxbench.errors:NonFiniteError",
+    "optimise": "detoxbench.fitting.training:optimise",
     "optimise_lora": "detoxbench.fitting.training:optimise_lora",
     "Observation": "detoxbench.suites.base:Observation",
     "Pair": "detoxbench.data.examples:Pair",
@@ -137,6 +140,7 @@ _PUBLIC = {
     "switch": "detoxbench.config:switch",
     "token_nlls": "detoxbench.fitting.token_losses:token_nlls",
     "train_lora": "detoxbench.fitting.training:train_lora",
+    "TrainingConfig": "detoxbench.fitting.training:TrainingConfig",
     "UsageError": "detoxbench.errors:UsageError",
     "Weight": "detoxbench.interventions.channels:Weight",
 }
