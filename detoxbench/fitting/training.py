@@ -15,10 +15,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
-from detoxbench.config import knob
+from detoxbench.config import digest, knob
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.fitting.parameters import names_of, trainable
@@ -76,6 +77,8 @@ class LoraConfig:
 
 
 LORA = ("lora",)
+TRAINING_VERSION = 1
+"""Raise it when the same training starts to give another LoRA: those that are kept are trained anew."""
 Optimizer = Literal["adamw", "rmsprop"]
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -143,10 +146,15 @@ def train_lora(
     lm: LanguageModel, examples: Sequence[Instruction], config: LoraConfig, *, seed: int, description: str
 ) -> Adapter[LowRank]:
     """Fine-tune a LoRA on the responses (prompts carry no loss; the end token does): `optimise_lora` with the model's
-    own loss, which is a mean over the tokens of an update."""
+    own loss, which is a mean over the tokens of an update. What was trained alike before is taken from the shelf, if
+    there is one (`sharing`)."""
     usable, collate, cut = _responses(lm, examples, config.max_length)
-    adapter = optimise_lora(lm, lambda epoch: usable, config, collate=collate, seed=seed, description=description)
-    return replace(adapter, cut_texts=cut)
+
+    def trained() -> Adapter[LowRank]:
+        adapter = optimise_lora(lm, lambda epoch: usable, config, collate=collate, seed=seed, description=description)
+        return replace(adapter, cut_texts=cut)
+
+    return _once(lm, usable, cut, config, Recipe(), seed, trained)
 
 
 def train(
@@ -154,8 +162,53 @@ def train(
 ) -> Adapter[Any]:
     """As `train_lora`, of what `config.parameters` says."""
     usable, collate, cut = _responses(lm, examples, config.max_length, end=config.end_token)
-    adapter = optimise(lm, lambda epoch: usable, config, collate=collate, seed=seed, description=description)
-    return replace(adapter, cut_texts=cut)
+
+    def trained() -> Adapter[Any]:
+        adapter = optimise(lm, lambda epoch: usable, config, collate=collate, seed=seed, description=description)
+        return replace(adapter, cut_texts=cut)
+
+    if config.parameters != LORA:
+        return trained()
+    return _once(lm, usable, cut, config, Recipe(config.optimizer, config.schedule), seed, trained)
+
+
+class Shelf(Protocol):
+    """Where LoRAs are kept that several fits train alike."""
+
+    def adapter(self, key: str, train: Callable[[], Adapter[LowRank]]) -> Adapter[LowRank]:
+        """The LoRA that is kept under the key; trained, and kept, if there is none."""
+
+
+_SHELF: ContextVar[Shelf | None] = ContextVar("shelf", default=None)
+
+
+@contextmanager
+def sharing(shelf: Shelf) -> Iterator[None]:
+    """While open, what is trained on responses is taken from the shelf where it is there."""
+    token = _SHELF.set(shelf)
+    try:
+        yield
+    finally:
+        _SHELF.reset(token)
+
+
+def _once(
+    lm: LanguageModel,
+    examples: Sequence[Response],
+    cut: int,
+    config: LoraConfig,
+    recipe: Recipe,
+    seed: int,
+    train: Callable[[], Adapter[LowRank]],
+) -> Adapter[LowRank]:
+    """From the shelf by all that the training reads: the model, the tokens, the knobs of a LoRA and the seed. A model
+    that something is in force on is another one, and trains anew."""
+    shelf = _SHELF.get()
+    if shelf is None or lm.in_force.methods:
+        return train()
+    knobs = {f.name: getattr(config, f.name) for f in fields(LoraConfig)}
+    model = [lm.fingerprint, str(lm.dtype), lm.device.type]
+    return shelf.adapter(digest([TRAINING_VERSION, model, examples, cut, knobs, asdict(recipe), seed]), train)
 
 
 def _responses(

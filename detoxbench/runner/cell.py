@@ -72,20 +72,24 @@ class RunCell:
     def _stages(self) -> Path:
         return Path(self.spec.runs_dir) / ".stages"
 
+    def stage(self, kind: str, key: str) -> Path:
+        """The folder of a stage, shared by all cells that have the same key for it."""
+        return self._stages / f"{kind}-{key}"
+
     @property
     def fit_folder(self) -> Path:
         """The folder of the stage that fits."""
-        return self._stages / f"fit-{self.keys.fit}"
+        return self.stage("fit", self.keys.fit)
 
     @property
     def generation_folder(self) -> Path:
         """The folder of the stage that generates and reads."""
-        return self._stages / f"generate-{self.keys.generation}"
+        return self.stage("generate", self.keys.generation)
 
     @property
     def score_folder(self) -> Path:
         """The folder of the stage that scores."""
-        return self._stages / f"score-{self.keys.run}"
+        return self.stage("score", self.keys.run)
 
     @property
     def per_record(self) -> bool:

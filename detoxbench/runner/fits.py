@@ -14,8 +14,10 @@ from detoxbench.config import digest
 from detoxbench.files.lines import appending, chained_lines, encode
 from detoxbench.files.sealing import seal, whole_or_aside
 from detoxbench.files.writing import write_atomic, write_folder
+from detoxbench.fitting.training import sharing
 from detoxbench.interventions.channels import weights
 from detoxbench.records import Request
+from detoxbench.runner.adapters import AdapterShelf
 from detoxbench.runner.cell import RunCell
 from detoxbench.runner.cost import Meter
 from detoxbench.runner.loaded import language_model
@@ -63,12 +65,13 @@ def fit_once(cell: RunCell) -> Fit:
     with cell.locked(cell.fit_folder):
         if whole_or_aside(cell.fit_folder):
             return msgspec.json.decode((cell.fit_folder / "fit.json").read_bytes(), type=Fit)
-        lm = language_model(cell)
-        with Meter(lm.device) as meter:
+        lm, shelf = language_model(cell), AdapterShelf(cell)
+        with sharing(shelf), Meter(lm.device) as meter:
             intervention = cell.method.fit(lm, cell.data)
         changes = weights.record(lm, intervention.weights)
         info = {**intervention.info, **weights.as_info(changes)}
-        fit = _fit_of(cell, intervention, changes, meter.seconds, meter.peak_mb, info)
+        seconds, peak_mb = meter.seconds + shelf.seconds, max((meter.peak_mb, *shelf.peaks_mb), key=lambda mb: mb or 0)
+        fit = _fit_of(cell, intervention, changes, seconds, peak_mb, info)
         fit.digest = intervention.digest()
 
         def fill(folder: Path) -> None:
