@@ -108,7 +108,7 @@ class RefusalDirection(Method[Config]):
 
     Config = Config
     paper = "Refusal in Language Models Is Mediated by a Single Direction (arXiv 2406.11717)"
-    licence = "Apache-2.0"
+    licence = "the released code has no licence file; nothing of it is used"
 
     @property
     def fidelity(self) -> str:
@@ -125,6 +125,10 @@ class RefusalDirection(Method[Config]):
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({Role.HARMFUL_PROMPTS, Role.HARMLESS_PROMPTS})
+
+    def examples(self, data: FitData) -> int:
+        kinds = (data.harmful_prompts or (), data.harmless_prompts or ())
+        return sum(min(len(queries), self.config.train + self._held_out(len(queries))) for queries in kinds)
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         data.require(self.needs, self.name)
@@ -158,9 +162,13 @@ class RefusalDirection(Method[Config]):
             },
         )
 
+    def _held_out(self, prompts: int) -> int:
+        """How many of so many prompts candidates are judged on."""
+        return min(self.config.validation, prompts // _SHARE_HELD_OUT)
+
     def _split(self, lm: LanguageModel, queries: Sequence[Query]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of the prompts of a seeded draw: for directions, and held out."""
-        held = min(self.config.validation, len(queries) // _SHARE_HELD_OUT)
+        held = self._held_out(len(queries))
         if not held:
             raise DetoxbenchError(
                 f"method '{self.name}' has {len(queries)} prompts of a kind, too few to hold one in {_SHARE_HELD_OUT} "
@@ -253,11 +261,11 @@ class RefusalDirection(Method[Config]):
 
     def _added(self, lm: LanguageModel, layer: int, vector: Tensor, strength: float) -> Hook:
         site = lm.architecture.layer(layer)
-        return Hook(site, "pre", f"{self.name}.add", {"vector": vector.clone()}, {"strength": strength})
+        return Hook(site, "pre", "refusal_direction.add", {"vector": vector.clone()}, {"strength": strength})
 
     def _ablated(self, lm: LanguageModel, vector: Tensor) -> list[Hook]:
         """Takes the direction out of every layer's input, and of what attention and MLP give (hook_utils.py:89-98)."""
-        op, parts, hooks = f"{self.name}.ablate", lm.architecture, []
+        op, parts, hooks = "refusal_direction.ablate", lm.architecture, []
         for layer, site in enumerate(parts.layers):
             hooks.append(Hook(site, "pre", op, {"vector": vector.clone()}))
             for module in (parts.attention_out(layer), parts.mlp_down(layer)):

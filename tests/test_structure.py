@@ -167,8 +167,24 @@ def test_every_setting_is_identity_or_runtime_and_explained(config: type) -> Non
         assert field.metadata["help"], f"{field.name} has no meaning"
 
 
+PUBLISHED = [
+    "aura",
+    "caa",
+    "dinm",
+    "destein",
+    "eigenshift",
+    "ext_sub",
+    "few_shot",
+    "ft_l",
+    "profs",
+    "refusal_direction",
+    "self_reminder",
+    "system_prompt",
+]
+
+
 def test_published_methods_name_the_source_of_every_default() -> None:
-    for name in ("destein", "dinm", "ext_sub", "self_reminder"):
+    for name in PUBLISHED:
         for field in dataclasses.fields(methods.get(name).Config):
             if field.metadata["identity"]:
                 assert field.metadata["source"], f"{name}.{field.name} has no source"

@@ -86,8 +86,9 @@ def changed_settings(method: Mapping[str, Any]) -> dict[str, str]:
     default = {f.name: f.default for f in fields(cls)}
     with suppress(TypeError):  # a setting that must be given has no default
         default = settings_of(cls())  # null switches are resolved to the values that they stand for
-    usual = msgspec.to_builtins({k: v for k, v in default.items() if v is not MISSING})
-    config = method.get("config", {})
+    # As JSON has them, as in run.json: lists for tuples.
+    usual = msgspec.json.decode(msgspec.json.encode({k: v for k, v in default.items() if v is not MISSING}))
+    config = msgspec.json.decode(msgspec.json.encode(method.get("config", {})))
     return {k: short(v) for k, v in config.items() if k not in usual or v != usual[k]}
 
 

@@ -178,6 +178,8 @@ def test_training_and_held_out_prompts_have_the_published_sizes_where_there_are_
     for count, sizes in ((12, (10, 2)), (160, (128, 32)), (500, (128, 32))):
         train, held = prompts(lm, [Query(f"where is {'a' * (i % 7)}{'b' * (i // 7)}") for i in range(count)])
         assert (len(train), len(held)) == sizes
+        data = FitData(harmful_prompts=[Query("a")] * count, harmless_prompts=[Query("a")] * 12)
+        assert db.methods.create("refusal_direction").examples(data) == sum(sizes) + 12
         if count == 160:
             assert not {tuple(x) for x in train} & {tuple(x) for x in held}
 

@@ -15,6 +15,7 @@ from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.records import Measure
 from detoxbench.results import paper
 from detoxbench.results.leaderboard import leaderboard
+from detoxbench.results.settings import changed_settings
 from detoxbench.results.stats import holm, paired_differences, panel
 from detoxbench.results.store import Run
 from detoxbench.runner.composition import options
@@ -441,6 +442,13 @@ def test_data_settings_version_and_commit_are_told_by_name(store, tmp_path):
     assert f"fitted on parallel_pairs own.tsv, 9 examples: {labels[1]}" in table.notes
     assert f"settings that are not the method's defaults: {labels[1]}: alpha=0.7; {labels[2]}: alpha=0.7" in table.notes
     assert "made by detoxbench 0.1, commit 0123456789ab with uncommitted changes" in table.notes
+
+
+def test_a_list_at_its_default_is_not_told():
+    """Defaults are tuples, what a run keeps are lists."""
+    usual = {"layers": [], "relocate": "per_record"}
+    assert changed_settings({"name": "dinm", "config": usual}) == {}
+    assert changed_settings({"name": "dinm", "config": usual | {"layers": [1]}}) == {"layers": "[1]"}
 
 
 def test_a_real_model_on_embedded_data_is_said_to_be_no_evidence(store, tmp_path):
