@@ -45,6 +45,7 @@ CHANNELS = {
     "low-rank weights": "ext_sub",
     "hooks": "destein",
     "logits": "dexperts",
+    "outputs": "best_of_n",
     "prompts": "self_reminder",
 }
 """A method that acts through it."""
