@@ -76,7 +76,7 @@ function scoresLine(o) {
       return tokens ? `${words.replace(/ ?nll$/, "")} ${(value / tokens).toFixed(2)} nats a token` : `${[...new Set(words.split(" "))].join(" ")} ${Number(value.toPrecision(3))}`;
     });
   return h("p", { class: "scores" }, o.stop === "given" ? null : [h("b", { class: `v ${verdictOf(o) === "toxic" ? "worse" : ""}` }, verdict), o.main === null ? "" : ` ${o.main.toFixed(2)}`],
-    [o.broken ? "broken" : "", o.stop === "length" ? "cut off at the limit" : "", o.nll === null ? "" : `${(o.nll / Math.max(1, o.tokens)).toFixed(2)} nats a token`, ...otherScores].filter(Boolean).map((text, i) => (i || o.stop !== "given" ? " · " : "") + visible(text)));
+    [o.broken ? "broken" : "", o.stop === "length" ? "cut off at the limit" : "", o.stop === "missing" ? "no text was stored" : "", o.nll === null ? "" : `${(o.nll / Math.max(1, o.tokens)).toFixed(2)} nats a token`, ...otherScores].filter(Boolean).map((text, i) => (i || o.stop !== "given" ? " · " : "") + visible(text)));
 }
 
 let numbered = 0;
