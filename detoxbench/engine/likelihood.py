@@ -87,7 +87,7 @@ def loglikelihoods(lm: Model, requests: Sequence[Request], wanted: Container[str
     the most probable one. A text with a token that a function in force leaves out of its candidates has no `nll`.
     Raises DetoxbenchError for a text that has no token of its own, and NonFiniteError like `window_nlls`.
     """
-    if lm.in_force.outputs:
+    if requests and lm.in_force.outputs:
         raise DetoxbenchError(
             f"'{lm.name}' is under '{'+'.join(lm.in_force.methods)}', which chooses among whole texts: a text that is "
             "given has no likelihood under it"

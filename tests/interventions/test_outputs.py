@@ -175,6 +175,13 @@ def test_the_methods_are_refused_where_texts_are_read_and_with_the_judge_as_guid
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_counts_every_candidate(tmp_path: Path) -> None:
+    result = db.run(["method=best_of_n", "suite=utility", "suite.limit=3", "with_base=false", f"runs_dir={tmp_path}"])
+    cost = result.record.cost
+    assert 3 < (cost["forward_passes_per_token"] or 0) <= 4  # prompts are read once for all four
+    assert 0 < (cost["relative_speed"] or 0) < 1
+
+
 def test_a_guide_learns_which_tokens_are_bad() -> None:
     lm = tiny()
     texts = [LabelledText("xyz"[: 1 + i % 3] + "a" * (i % 2), toxic=bool(i % 2)) for i in range(24)]
