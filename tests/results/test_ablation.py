@@ -308,6 +308,8 @@ CELLS = {
     "dinm_parts": 4, "dinm_constraint": 2, "dinm_location": 5, "dinm_tuning": 5, "dinm_instances": 3,
     "ext_sub_alpha": 4, "ext_sub_controls": 10,
     "cp_terms": 3, "cp_alpha_tau": 9, "cp_texts": 4,
+    "caa_layer": 12, "caa_one_pair": 4, "refusal_direction_strength": 4, "few_shot_shots": 4,
+    "profs_rank": 8, "aura_maps": 3,
 }  # fmt: skip
 
 
