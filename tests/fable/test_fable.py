@@ -219,6 +219,10 @@ def test_prompts_are_distinct_and_what_their_role_says():
     assert not set(harmful) & set(harmless)
     assert not [a.name for a in world.ATTACKS if frame(a) in "\n".join(harmful)]
     assert all(any(c in text for c in world.TRAIN_CREATURES) for text in harmful)
+
+
+@pytest.mark.slow
+def test_more_prompts_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="no 100000 distinct texts"):
         world.harmful_prompts(100_000, 0)
 

@@ -15,7 +15,7 @@ from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.aura import auroc
 from tests.support.on_fable import fitted, toxicity
-from tests.support.tiny import EVERY_FAMILY, logits_of, tiny
+from tests.support.tiny import METHOD_FAMILIES, logits_of, tiny
 
 THINGS = ("pear", "plum", "fish", "hat", "cup")
 TEXTS = [LabelledText(f"you rotten {t} , go away", True) for t in THINGS]
@@ -27,7 +27,7 @@ def fit(lm: LanguageModel, data: FitData = DATA, *, seed: int = 0, **config: Any
     return db.methods.create("aura", seed=seed, **config).fit(lm, data)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", METHOD_FAMILIES)
 def test_it_does_what_the_released_hooks_do(family: str) -> None:
     """Factors from scikit-learn's AUROC of the largest outputs, one text at a time, multiplied onto the outputs."""
     lm = tiny(family)

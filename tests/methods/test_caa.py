@@ -15,7 +15,7 @@ from detoxbench.fitting.depth import at_depth
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from tests.support.on_fable import fitted, toxicity
-from tests.support.tiny import EVERY_FAMILY, logits_of, tiny
+from tests.support.tiny import METHOD_FAMILIES, logits_of, tiny
 
 PAIRS = [
     Pair(f"you rotten {thing} , go", f"you lovely {thing} , stay here") for thing in ("pear", "plum", "fish", "hat")
@@ -35,7 +35,7 @@ def state(lm: LanguageModel, text: str, layer: int) -> torch.Tensor:
     return states[layer + 1][0, -1]
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", METHOD_FAMILIES)
 def test_the_vector_is_the_mean_difference_behind_the_layer(family: str) -> None:
     lm = tiny(family)
     (hook,) = fit(lm, layer=1).hooks
@@ -62,7 +62,7 @@ def test_it_is_added_behind_the_layer_at_new_positions_alone() -> None:
     assert not torch.allclose(part[:, 5:], plain[:, 5:])
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", METHOD_FAMILIES)
 def test_a_bias_is_the_same_shift_or_is_refused(family: str) -> None:
     lm = tiny(family)
     if family == "gemma2":  # normalises what its MLP gives

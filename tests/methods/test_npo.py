@@ -67,7 +67,7 @@ def by_hand(loss: str, now: list[list[float]], before: list[list[float]], retain
     return mean(tokens) - (mean(retain) if loss == "grad_diff" else 0)
 
 
-@pytest.mark.parametrize("parameters", [("lora",), ("mlp",)])
+@pytest.mark.parametrize("parameters", [("lora",), pytest.param(("mlp",), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_loss_is_its_formula_before_and_after_an_update(loss: str, parameters: tuple[str, ...]) -> None:
     lm = tiny()

@@ -15,7 +15,7 @@ from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.profs import toxic_subspace
 from tests.support.on_fable import fitted, toxicity
-from tests.support.tiny import EVERY_FAMILY, logits_of, tiny
+from tests.support.tiny import METHOD_FAMILIES, logits_of, tiny
 
 THINGS = ("pear", "plum", "fish", "hat", "cup")
 PREFERENCES = [Preference(f"about the {t}", f"a lovely {t} , stay", f"you rotten {t} , go away", False) for t in THINGS]
@@ -51,7 +51,7 @@ def released(lm: LanguageModel, layer: int, rank: int, *, centre: bool = True) -
     return (torch.eye(len(vectors)).double() - p_toxic) @ weight
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", METHOD_FAMILIES)
 @pytest.mark.parametrize("centre", [True, False])
 def test_the_edited_matrices_equal_the_released_formula(family: str, centre: bool) -> None:
     lm = tiny(family)
@@ -117,6 +117,7 @@ def test_only_the_first_tokens_are_read() -> None:
     assert fit(lm, long, max_tokens=5).digest() == fit(lm, short, max_tokens=5).digest()
 
 
+@pytest.mark.slow
 def test_it_makes_the_fable_more_civil_and_stays_low_rank_in_use() -> None:
     lm = LanguageModel.load("fable")
     before, text = toxicity(lm), logits_of(lm, "emma yelled : you fool .")

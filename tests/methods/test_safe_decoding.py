@@ -7,7 +7,7 @@ import torch
 
 import detoxbench as db
 from detoxbench.engine.likelihood import loglikelihoods
-from tests.support.tiny import EVERY_FAMILY, tiny
+from tests.support.tiny import METHOD_FAMILIES, tiny
 
 FAST = {"rank": 2, "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-2}
 DATA = db.FitData(refusals=[db.Instruction("do it", "no no no")] * 16)
@@ -24,7 +24,7 @@ def joined(base: torch.Tensor, expert: torch.Tensor, alpha: float, c: int) -> di
     return {w: value / sum(mass.values()) for w, value in mass.items()}
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", METHOD_FAMILIES)
 def test_the_first_tokens_are_chosen_by_the_released_rule(family: str) -> None:
     lm = tiny(family)
     change = db.methods.create("safe_decoding", first_m=3, common_tokens=4, **FAST).fit(lm, DATA)

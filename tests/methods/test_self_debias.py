@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import detoxbench as db
-from tests.support.tiny import EVERY_FAMILY, tiny
+from tests.support.tiny import METHOD_FAMILIES, tiny
 
 PREFIXES = ("rude words: ", "a threat. ")
 
@@ -22,7 +22,7 @@ def damped(base: torch.Tensor, invited: list[torch.Tensor], decay: float, least:
     return torch.tensor(new) / sum(new)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", METHOD_FAMILIES)
 @pytest.mark.parametrize(("decay", "least"), [(50.0, 0.01), (5.0, 0.3)])
 def test_it_is_the_released_formula(family: str, decay: float, least: float) -> None:
     lm = tiny(family)

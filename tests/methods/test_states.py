@@ -69,6 +69,7 @@ def test_the_loss_of_rmu_is_the_formula_before_and_after_an_update(family: str) 
     assert twice["forget_loss"][1] == pytest.approx(forget, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "trained"), [(None, [0]), (2, [0, 1, 2]), (1, [0, 1]), (-1, [0, 1, 2])])
 def test_rmu_trains_the_down_projections_up_to_its_layer(layer: int | None, trained: list[int]) -> None:
     lm = tiny()
@@ -118,6 +119,7 @@ def test_an_update_of_several_micro_batches_has_one_weight() -> None:
     assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "targets", "last"), [(3, [1], 1), (32, [10, 20], 20), (8, [2, 5], 5), (2, [1], 1)])
 def test_loras_end_one_layer_above_the_last_target(layers: int, targets: list[int], last: int) -> None:
     lm = tiny(num_hidden_layers=layers)
@@ -132,6 +134,7 @@ def test_a_rank_is_at_the_most_the_width() -> None:
     assert change.info["rank"] == 32
 
 
+@pytest.mark.slow
 def test_chosen_answers_are_retained_too() -> None:
     settings = {**BREAKERS, "updates": 20, "batch_size": 1, "micro_batch_size": 1, "targets": [1]}
     without = db.methods.create("circuit_breakers", **settings).fit(tiny(), CB_DATA)

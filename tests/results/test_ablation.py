@@ -326,7 +326,10 @@ def ends(cells: list[list[str]]) -> list[list[str]]:
     return [cells[0], *(found[-1] for found in differing if found)]
 
 
-@pytest.mark.parametrize("name", CELLS)
+FAST = ("destein_alpha", "dinm_tuning", "ext_sub_controls", "cp_texts", "caa_layer", "profs_rank")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CELLS])
 def test_a_preset_expands_to_cells_that_differ_in_its_knobs_alone(name: str) -> None:
     cells = composition.expand([f"experiment=ablation/{name}"])
     assert len(cells) == CELLS[name]

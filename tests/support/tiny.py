@@ -12,7 +12,16 @@ from detoxbench.lm import LanguageModel
 UNLIKE = ("llama", "gpt2", "opt", "gpt_neox", "gemma2")
 """Families that differ in what our code reads: rotary, learned and shifted positions, transposed and fused weights,
 parallel blocks, soft caps, a sliding window. `make test` tries these, `make test-slow` the rest."""
-EVERY_FAMILY = [pytest.param(f, id=f, marks=[] if f in UNLIKE else pytest.mark.slow) for f in FAMILIES]
+
+
+def _families(fast: tuple[str, ...]) -> list[object]:
+    """Every family as a parameter; those that are not `fast` in `make test-slow` alone."""
+    return [pytest.param(f, id=f, marks=[] if f in fast else pytest.mark.slow) for f in FAMILIES]
+
+
+EVERY_FAMILY = _families(UNLIKE)
+METHOD_FAMILIES = _families(("llama", "gpt2"))
+"""For what a method computes with the engine's help, which is tried on more families itself."""
 
 
 def state(lm: LanguageModel) -> dict[str, torch.Tensor]:
