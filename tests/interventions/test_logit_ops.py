@@ -32,7 +32,7 @@ from detoxbench.config import GenSpec
 from detoxbench.engine.likelihood import loglikelihoods
 from detoxbench.methods.dexperts import DExperts
 from detoxbench.model.logit_state import LogitFunction
-from tests.support.tiny import CHARACTERS, EVERY_FAMILY, same, state, tiny
+from tests.support.tiny import CHARACTERS, EVERY_FAMILY, METHOD_FAMILIES, same, state, tiny
 
 SAMPLED = GenSpec(max_new_tokens=10, do_sample=True, top_p=0.9, n=2)
 Op = Callable[[torch.Tensor, LogitState], torch.Tensor]
@@ -268,7 +268,7 @@ def test_a_row_that_an_operation_contests_is_computed_alone(op: Callable[..., Lo
 # ------------------------------------------------------------------------------------------- texts that are given
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", METHOD_FAMILIES)
 def test_given_texts_are_read_under_the_ensemble(family: str) -> None:
     lm, requests = tiny(family), asked(8, texts=True)
     sides = [Intervention(method="m", base=lm.fingerprint, weights=low_rank(lm, seed)) for seed in (1, 2)]

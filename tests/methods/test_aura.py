@@ -106,6 +106,7 @@ def test_texts_of_one_label_alone_are_refused() -> None:
         fit(tiny(), FitData(labelled_texts=TEXTS[:3]))
 
 
+@pytest.mark.slow
 def test_it_makes_the_fable_more_civil() -> None:
     lm = LanguageModel.load("fable")
     before = toxicity(lm)

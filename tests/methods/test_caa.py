@@ -99,6 +99,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         fit(tiny(), layer=7)
 
 
+@pytest.mark.slow
 def test_it_makes_the_fable_more_civil() -> None:
     lm = LanguageModel.load("fable")
     before = toxicity(lm)

@@ -63,11 +63,13 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(made(*request.param), "llama")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_every_pair_of_channels_keeps_what_a_method_must_keep(case: Case, check: Callable[[Case], None]) -> None:
     assert fault_of(check, case) == ""
 
 
+@pytest.mark.slow
 def test_one_part_is_the_method_itself() -> None:
     for name in CHANNELS.values():
         alone, part = elsewhere.fitted(name, **CHEAP_PARTS.get(name, {})), fitted(name)
@@ -91,6 +93,7 @@ def test_the_second_part_is_fitted_on_the_model_with_the_first_applied() -> None
     )
 
 
+@pytest.mark.slow
 def test_a_training_on_the_base_is_never_taken_for_one_on_a_changed_model() -> None:
     class Recording:
         trained = 0

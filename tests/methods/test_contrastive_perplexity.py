@@ -335,6 +335,7 @@ def deltas(intervention: db.Intervention) -> dict[str, torch.Tensor]:
     return {w.parameter: w.delta.b @ w.delta.a for w in intervention.weights}
 
 
+@pytest.mark.slow
 def test_accumulation_equals_a_larger_batch_with_a_centroid_for_each_anchor() -> None:
     fitted = [fit(batch_size=4, micro_batch_size=size) for size in (4, 1)]
     for key in ("losses", "gradient_norms"):  # AdamW would hide a gradient that is too large
@@ -459,6 +460,7 @@ def sided(likelier_toxic: bool) -> FitData:
     return FitData(paraphrase_sets=tuple(sets))
 
 
+@pytest.mark.slow
 def test_it_drives_toxic_texts_away_where_they_are_less_likely_to_begin_with() -> None:
     info = fit(data=sided(likelier_toxic=False), epochs=6, micro_batch_size=6).info
     assert info["anchors_with_likelier_negatives"] == info["negatives_below_centroid_before"] == 0
@@ -468,6 +470,7 @@ def test_it_drives_toxic_texts_away_where_they_are_less_likely_to_begin_with() -
     json.dumps(dict(info), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_sign_trap_is_measured_and_warned_of_and_the_hinge_is_out_of_it() -> None:
     """Toxic texts that are likelier than civil ones become likelier still (abs); the hinge has no pull on them."""
     data = sided(likelier_toxic=True)

@@ -28,11 +28,16 @@ def made(name: str, **changed: Any) -> Method[Any]:
     return db.methods.create(name, **CHEAP.get(name, {}), **changed)
 
 
+FAST = {
+    "none", "self_reminder", "few_shot", "destein", "dinm", "ext_sub", "contrastive_perplexity", "profs", "dexperts",
+    "best_of_n", "guard_filter",
+}  # fmt: skip
+"""One or two of every channel and way of fitting; `make test-slow` has all methods on all families."""
 CASES = [
-    pytest.param((name, family), id=f"{name}-{family}", marks=[] if family == FAMILIES[0] else pytest.mark.slow)
+    pytest.param((name, family), id=f"{name}-{family}", marks=[] if fast else pytest.mark.slow)
     for family in FAMILIES
     for name in NAMES
-    if not (name in OWN_HEAD and family == "gpt2")
+    for fast in (name in FAST and family == FAMILIES[0],)
 ]
 
 

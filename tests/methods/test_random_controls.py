@@ -24,6 +24,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["ext_sub", "dinm"])
 def test_every_delta_keeps_its_norm_and_place_and_loses_its_direction(source: str, tmp_path: Path) -> None:
     named = elsewhere.fitted(source)

@@ -184,6 +184,7 @@ def test_training_and_held_out_prompts_have_the_published_sizes_where_there_are_
             assert not {tuple(x) for x in train} & {tuple(x) for x in held}
 
 
+@pytest.mark.slow
 def test_it_makes_the_fable_refuse() -> None:
     lm = LanguageModel.load("fable")
     change = fitted(lm, "refusal_direction")

@@ -367,6 +367,7 @@ REPEATS = 1000
 """The coverage of a true 95 % interval then has a standard error of 0.7 points."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", simulation.ONE[:1] + simulation.ONE[2:3] + simulation.ONE[4:5], ids=lambda c: c.what)
 def test_one_runs_intervals_cover_as_they_say(case):
     covered, method = simulation.over_seeds(case, REPEATS, 11)

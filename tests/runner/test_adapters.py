@@ -33,6 +33,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
+@pytest.mark.slow
 def test_one_expert_and_one_anti_expert_serve_all_who_train_them_alike(tmp_path: Path, trainings: list[str]) -> None:
     runs = [ran(tmp_path / "shared", "ext_sub", f"method.alpha={alpha}") for alpha in (1.0, 0.5)]
     assert trainings == ["expert LoRA", "anti-expert LoRA"], "a sweep over alpha never trains again"

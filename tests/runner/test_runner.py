@@ -69,6 +69,7 @@ def test_costs_are_measured(done: tuple[Path, stages.RunResult]) -> None:
     assert cost["added_prompt_tokens"] == 0
 
 
+@pytest.mark.slow
 def test_runs_say_whether_they_have_the_same_intervention(done: tuple[Path, stages.RunResult]) -> None:
     """The base and prompts under any seed, here also in what each record has; not a fit that draws its examples."""
     folder, result = done
@@ -181,6 +182,7 @@ def test_a_failing_stage_leaves_no_run_and_the_next_try_finishes(
     assert not db.run(overrides(tmp_path)).cached
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch_size(done: tuple[Path, stages.RunResult], tmp_path: Path) -> None:
     small = db.run(overrides(tmp_path, "method=destein", "gen.batch_tokens=100"))
     for file in ("samples.jsonl", "scores.jsonl", "clusters.json"):

@@ -69,6 +69,7 @@ def test_the_same_search_tries_the_same_so_that_what_is_finished_is_found_again(
     assert alphas(list(search(SPACE, OBJECTIVE, trials=1, seed=4))) != first[:1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faked")
 def test_a_trial_that_fails_is_told_and_the_search_goes_on() -> None:
     space = ["method=destein", "method.alpha=0.1,0.21"]
@@ -80,6 +81,7 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on() -> None:
     assert best(list(search(SPACE, Bounds("toxic", {"perplexity": 1.0}, {}), trials=2))) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faked")
 def test_higher_is_better_where_the_metric_says_so() -> None:
     found = best(list(search(["method=destein", "method.alpha=0.1,0.3,0.5"], Bounds("kept", {}, {}), trials=8)))

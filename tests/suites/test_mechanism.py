@@ -210,6 +210,7 @@ def test_a_prompt_moves_activations_everywhere_and_leaves_the_probe_as_it_was() 
 SMALL = ["suite=mechanism", "suite.limit=20", "model=fable"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reminder = [*SMALL, "method=self_reminder"]
     whole = db.run([*reminder, f"runs_dir={tmp_path / 'whole'}"])

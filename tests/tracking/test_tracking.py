@@ -335,6 +335,7 @@ def test_online_mode_sends_all_of_it(reported: Reported) -> None:
     assert msgspec.json.decode(table)["data"] == sample_rows(reported.run, reported.base)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_serve_is_given_up_on_and_the_run_stays_for_later(
     reported: Reported, monkeypatch: pytest.MonkeyPatch
 ) -> None:

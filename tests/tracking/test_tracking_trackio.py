@@ -68,6 +68,7 @@ def same(stored: Stored, run: Any, base: Any) -> None:
     assert stored.blobs[digest] == (run.folder / "intervention" / "tensors.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_local_database_equals_run_json_also_when_the_run_is_reported_again(
     tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
