@@ -51,7 +51,8 @@ def ran(site: Path, folder: Path, *overrides: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("method", ["mean_steering", pytest.param("unlikelihood", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mean_steering", "unlikelihood"])
 def test_the_methods_change_what_is_said(site: Path, tmp_path: Path, method: str) -> None:
     ran(site, tmp_path, f"method={method}", STRONG[method], "suite=real_toxicity_prompts", "suite.prompts=12")
     assert len({file.read_bytes() for file in tmp_path.glob("runs/*/samples.jsonl")}) == 2

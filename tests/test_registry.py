@@ -34,6 +34,7 @@ def test_a_third_party_method_is_listed_described_and_planned(elsewhere: Path, t
     assert "method=whisper" in planned.stdout
 
 
+@pytest.mark.slow
 def test_a_third_party_method_runs_by_its_name(elsewhere: Path, tmp_path: Path) -> None:
     done = detoxbench(elsewhere, tmp_path, "run", "method=whisper", "suite=utility", "suite.limit=2", "with_base=false")
     assert done.returncode == 0, done.stderr

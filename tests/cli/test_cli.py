@@ -171,6 +171,7 @@ def test_finished_runs_answer_without_writing_anything(tmp_path: Path) -> None:
     assert done.stdout.count("(was there already)") == 2
 
 
+@pytest.mark.slow
 def test_results_lie_where_the_command_was_given_also_if_hydra_changes_folder(tmp_path: Path) -> None:
     done = detoxbench(tmp_path, "run", "suite=utility", "suite.limit=2", "hydra.job.chdir=true")
     assert (done.returncode, done.stderr) == (0, "")

@@ -78,6 +78,7 @@ def test_one_part_is_the_method_itself() -> None:
         assert part.info == {"order": [name], "parts": {name: dict(alone.info)}}
 
 
+@pytest.mark.slow
 def test_the_second_part_is_fitted_on_the_model_with_the_first_applied() -> None:
     lm = tiny()
     first = elsewhere.fitted("ext_sub")

@@ -234,7 +234,8 @@ def deltas(intervention: db.Intervention) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("family", "change"),
-    [*((family, {}) for family in ("llama", "gemma2", "phi", "gpt2", "gpt_neox", "opt")),
+    [*((family, {}) for family in ("llama", "gpt2")),
+     *(pytest.param(family, {}, marks=pytest.mark.slow) for family in ("gemma2", "phi", "gpt_neox", "opt")),
      ("llama", {"kl_grad": True, "norm_constraint": 1e-3}),
      ("gpt2", {"layers": (0, 2), "kl_positions": "next_token", "weight_decay": 0.1}),
      ("llama", {"location_padding": "left", "location_mask": "intersection"})],

@@ -62,6 +62,7 @@ def test_the_search_comes_to_the_bound_and_keeps_it() -> None:
     assert sum(trial.kept for trial in trials[10:]) >= 5, "it looks within the bounds; without them, it kept 2 of 12"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faked")
 def test_the_same_search_tries_the_same_so_that_what_is_finished_is_found_again() -> None:
     first, again = (alphas(list(search(SPACE, OBJECTIVE, trials=3, seed=3))) for _ in range(2))

@@ -41,6 +41,7 @@ def agent_commands(sweep: dict[str, Any]) -> list[list[str]]:
     return commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_commands_of_a_sweep_are_runs_of_ours(path: Path) -> None:
     sweep = yaml.safe_load(path.read_text())
