@@ -44,10 +44,10 @@ class BestOfN(Method[Config]):
         return guides.needs(self.config)
 
     def fingerprints(self) -> Mapping[str, str]:
-        return guides.fingerprints(self.config)
+        return guides.fingerprints(self.config.guide)
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         data.require(self.needs, self.name)
-        guide, tensors = guides.fitted(lm, data, self.config)
+        guide, tensors = guides.fitted(lm, data, self.config, self.name)
         choice = Output("choose", guide, tensors, candidates=self.config.n)
         return Intervention(method=self.name, base=lm.fingerprint, outputs=(choice,))

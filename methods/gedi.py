@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Instruction, Role
-from detoxbench.errors import DetoxbenchError
+from detoxbench.fitting.labelled import toxic_labels
 from detoxbench.fitting.training import LoraConfig, train_lora
 from detoxbench.interventions.channels import Carried, LogitOp, Weight
 from detoxbench.interventions.intervention import Intervention
@@ -89,17 +89,11 @@ class GeDi(Method[Config]):
         data.require(self.needs, self.name)
         info: dict[str, Any] = {}
         under = {}
+        texts = data.labelled_texts or ()
+        toxic_labels(texts, self.name)  # there are some of either
         for seed, name in enumerate(CLASSES):
-            texts = [
-                Instruction("", example.text, chat=False)
-                for example in data.labelled_texts or ()
-                if example.toxic == (name == "toxic")
-            ]
-            if not texts:
-                raise DetoxbenchError(
-                    f"fit.labelled_texts has no {name} text, and '{self.name}' learns from both classes"
-                )
-            adapter = train_lora(lm, texts, self.config, seed=self.seed + seed, description=f"LoRA of {name} texts")
+            of_class = [Instruction("", text.text, chat=False) for text in texts if text.toxic == (name == "toxic")]
+            adapter = train_lora(lm, of_class, self.config, seed=self.seed + seed, description=f"LoRA of {name} texts")
             under[name] = Carried(tuple(Weight(parameter, delta) for parameter, delta in adapter.deltas.items()))
             info |= {f"{name}_losses": list(adapter.losses), f"{name}_cut_texts": adapter.cut_texts}
         params = {key: getattr(self.config, key) for key in ("omega", "filter_p", "target_p")}

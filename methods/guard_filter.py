@@ -51,11 +51,11 @@ class GuardFilter(Method[Config]):
         return guides.needs(self.config)
 
     def fingerprints(self) -> Mapping[str, str]:
-        return guides.fingerprints(self.config)
+        return guides.fingerprints(self.config.guide)
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         data.require(self.needs, self.name)
-        guide, tensors = guides.fitted(lm, data, self.config)
+        guide, tensors = guides.fitted(lm, data, self.config, self.name)
         config = self.config
         judged = Output("replace", guide, tensors, threshold=config.threshold, text=config.refusal, reads=config.reads)
         return Intervention(method=self.name, base=lm.fingerprint, outputs=(judged,))

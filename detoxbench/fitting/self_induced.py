@@ -15,12 +15,12 @@ from detoxbench.config import GenSpec, knob, runtime
 from detoxbench.data.examples import Pair
 from detoxbench.engine.generation import generate
 from detoxbench.errors import DetoxbenchError
+from detoxbench.fitting import guides
 from detoxbench.lm import LanguageModel
 from detoxbench.model import checkpoint
 from detoxbench.model.model import find
 from detoxbench.records import Request
 from detoxbench.scorers.asking import Asking
-from detoxbench.scorers.base import HARM, require_meaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,8 @@ def fingerprints(config: PairConfig) -> Mapping[str, str]:
     """The guide's and the rewriter's, where they are used. Raises DetoxbenchError where one cannot work."""
     if config.pair_source != "self":
         return {}
-    guide = scorers.get(str(config.guide))(name=config.guide)
-    require_meaning(guide, HARM, "method.guide")
     rewriter = {"rewriter": checkpoint.fingerprint(find(config.rewriter))} if config.rewriter else {}
-    return {"guide": f"{config.guide} {guide.version} {guide.fingerprint()}", **rewriter}
+    return {**guides.fingerprints(config.guide), **rewriter}
 
 
 def induce(lm: LanguageModel, config: PairConfig, seed: int) -> tuple[list[Pair], dict[str, Any]]:

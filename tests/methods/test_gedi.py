@@ -52,5 +52,7 @@ def test_tokens_are_weighed_by_the_released_formula(family: str) -> None:
 
 
 def test_both_classes_are_needed() -> None:
-    with pytest.raises(db.DetoxbenchError, match=r"has no toxic text, and 'gedi' learns from both"):
+    with pytest.raises(
+        db.DetoxbenchError, match=r"'gedi' compares toxic with civil texts, and fit\.labelled_texts has no toxic one"
+    ):
         db.methods.create("gedi", **FAST).fit(tiny(), db.FitData(labelled_texts=TEXTS[:1] * 8))
