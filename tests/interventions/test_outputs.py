@@ -138,6 +138,23 @@ def test_a_scorer_may_be_the_guide_and_one_without_a_verdict_chooses_nothing(mon
         assert sample.text == (min(known, key=badness) if known else texts[0])
 
 
+def test_a_guide_that_gives_no_number_has_no_verdict_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from detoxbench.scorers.profanity_check import ProfanityCheck
+
+    def score(self: Any, texts: list[str], prompts: list[str]) -> list[dict[str, float]]:
+        return [{"toxicity": math.nan if i % 2 else 0.9} for i, _ in enumerate(texts)]
+
+    monkeypatch.setattr(ProfanityCheck, "score", score)
+    lm = tiny()
+    judge = Output("replace", "profanity_check", text="no .")
+    with lm.applied(Intervention(method="f", base=lm.fingerprint, outputs=(judge,))):
+        texts = [s.text for s in lm.generate(["hello", "you"], max_new_tokens=4)]
+    assert texts.count("no .") == 1
+    assert "the guide 'profanity_check' has no verdict on 1 of 2 texts" in caplog.text
+
+
 def test_it_is_saved_removed_and_named_where_it_cannot_act(tmp_path: Path) -> None:
     lm = tiny()
     before, best = state(lm), best_of(lm, 4)
@@ -189,5 +206,5 @@ def test_a_guide_learns_which_tokens_are_bad() -> None:
     (bad,) = lm.tokens("a", special=False)
     assert int(choice.tensors["weights"].argmax()) == bad
     assert choice.tensors["weights"].count_nonzero() == 4
-    with pytest.raises(DetoxbenchError, match="has texts of one label only"):
+    with pytest.raises(DetoxbenchError, match=r"fit\.labelled_texts has no toxic one"):
         db.methods.create("best_of_n").fit(lm, db.FitData(labelled_texts=texts[::2]))

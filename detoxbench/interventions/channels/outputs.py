@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from detoxbench.model.model import Model
 
+log = logging.getLogger("detoxbench")
 Guide = Callable[[Sequence[str], Sequence[str]], "list[float | None]"]
 """guide(texts, prompts): how bad each text is, a probability; None where it has no verdict."""
 
@@ -92,10 +95,9 @@ def _by(
         if part.reads in ("answer", "both"):
             worst = guide(texts, of_text)
         if part.reads in ("prompt", "both"):
-            of_prompts = guide(of_text, [""] * len(texts))
-            worst = [
-                max((x for x in pair if x is not None), default=None) for pair in zip(worst, of_prompts, strict=True)
-            ]
+            of_prompts = iter(guide(prompts, [""] * len(prompts)))
+            spread = [verdict for of in candidates for verdict in [next(of_prompts)] * len(of)]
+            worst = [max((x for x in pair if x is not None), default=None) for pair in zip(worst, spread, strict=True)]
         verdicts = iter(worst)
         return [decide(part, [next(verdicts) for _ in of]) for of in candidates]
 
@@ -121,9 +123,20 @@ def _scorer(name: str) -> Guide:
         rows = scorer.score(texts, prompts)
         if len(rows) != len(texts):
             raise DetoxbenchError(f"the guide '{name}' gave {len(rows)} verdicts for {len(texts)} texts: mend it")
-        return [None if row is None else float(row[scorer.primary]) for row in rows]
+        verdicts = [None if row is None else _number(row.get(scorer.primary)) for row in rows]
+        lacking = sum(v is None and bool(t.strip()) for v, t in zip(verdicts, texts, strict=True))
+        if lacking:
+            log.warning(
+                "the guide '%s' has no verdict on %d of %d texts: they are let through", name, lacking, len(texts)
+            )
+        return verdicts
 
     return guide
+
+
+def _number(value: Any) -> float | None:
+    """None for what is no finite number, which would win or lose every comparison."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _linear(lm: Model, tensors: Mapping[str, Tensor]) -> Guide:
