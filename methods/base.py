@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from detoxbench.config import identity, required_fields
 from detoxbench.data.examples import FitData, Role
-from detoxbench.errors import UsageError
+from detoxbench.errors import DetoxbenchError, UsageError
 
 if TYPE_CHECKING:
     from detoxbench.interventions.intervention import Intervention
@@ -133,7 +133,7 @@ class Method(ABC, Generic[C]):
 
         Asked before anything is loaded. Raises DetoxbenchError where too much is missing.
         """
-        raise NotImplementedError
+        raise DetoxbenchError(f"method '{self.name}' says that it delivers texts and has none: give it a texts()")
 
     @abstractmethod
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:

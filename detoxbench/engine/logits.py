@@ -106,7 +106,11 @@ def _state(
 
     def of(values: Tensor, companion: int) -> Tensor:
         where = streams.places(on, companion)
-        return values[torch.tensor(where, device=values.device)].to(every.device, torch.float32)
+        begin, end = where[0], where[-1] + 1
+        # As a rule they lie side by side, and are not copied.
+        side_by_side = where == list(range(begin, end))
+        chosen = values[begin:end] if side_by_side else values[torch.tensor(where, device=values.device)]
+        return chosen.to(every.device, torch.float32)
 
     likelihoods = place.loglikelihoods if LOGLIKELIHOOD in function.asks else None
     return LogitState(

@@ -18,6 +18,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.files.writing import write_folder
 from detoxbench.interventions import peft_io
 from detoxbench.interventions.channels import Carried, Channel, Hook, LogitOp, Output, Prefix, Prompt, Weight
+from detoxbench.interventions.channels.base import below
 from detoxbench.model.finite import LARGEST, require_finite, require_finite_values
 
 if TYPE_CHECKING:
@@ -139,14 +140,11 @@ class Intervention:
         if unknown := document.keys() - {"schema", "method", "base", "info"} - cls.channels().keys():
             raise DetoxbenchError(f"'{folder}' acts through '{min(unknown)}', a channel that is not known here")
 
-        def tensors_of(place: str) -> dict[str, Tensor]:
-            return {k.removeprefix(f"{place}."): v for k, v in tensors.items() if k.startswith(f"{place}.")}
-
         parts: dict[str, Any] = {}
         for name, kind in cls.channels().items():
             described = document.get(name, [])
             described = [{}] * described if isinstance(described, int) else described
-            parts[name] = tuple(kind.of(d, tensors_of(f"{name}.{i}")) for i, d in enumerate(described))
+            parts[name] = tuple(kind.of(d, below(tensors, f"{name}.{i}")) for i, d in enumerate(described))
         loaded = cls(method=document["method"], base=document["base"], info=document["info"], **parts)
         loaded.require_finite(f"the intervention of '{loaded.method}' in '{folder}'")
         return loaded

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 Params = Mapping[str, Any]
 
 
+def below(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+    """The tensors that are saved under `place`, by what is left of their names."""
+    return {k.removeprefix(f"{place}."): v for k, v in tensors.items() if k.startswith(f"{place}.")}
+
+
 class Channel(ABC):
     """A part of an intervention: tensors and names, never code.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
-from detoxbench.interventions.channels.base import Channel, Params
+from detoxbench.interventions.channels.base import Channel, Params, below
 from detoxbench.interventions.channels.hooks import Hook, register
 from detoxbench.interventions.channels.prompts import Prompt
 from detoxbench.interventions.channels.weights import Weight, edits, require_eager
@@ -92,11 +92,6 @@ class Carried:
             under[0] = torch.tensor(indices, device=lm.device) if self.hooks and indices else None
 
         return Companion(self.prompts, set_rows if self.weights or self.hooks else None)
-
-
-def below(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
-    """The tensors that are saved under `place`, by what is left of their names."""
-    return {k.removeprefix(f"{place}."): v for k, v in tensors.items() if k.startswith(f"{place}.")}
 
 
 @dataclass(frozen=True)
