@@ -126,9 +126,7 @@ def _scorer(name: str) -> Guide:
         verdicts = [None if row is None else _number(row.get(scorer.primary)) for row in rows]
         lacking = sum(v is None and bool(t.strip()) for v, t in zip(verdicts, texts, strict=True))
         if lacking:
-            log.warning(
-                "the guide '%s' has no verdict on %d of %d texts: they are let through", name, lacking, len(texts)
-            )
+            log.warning("the guide '%s' has no verdict on %d of %d texts", name, lacking, len(texts))
         return verdicts
 
     return guide
