@@ -121,7 +121,8 @@ class Method(ABC, Generic[C]):
     @property
     def reads_texts(self) -> bool:
         """Whether its change is in force where texts are given and read, for their likelihood. One that chooses among
-        whole texts is not; suites that read texts are then refused by name. Most methods need not set it."""
+        whole texts is not, nor one whose operation asks for the state after candidates; suites that read texts are then
+        refused by name. Most methods need not set it."""
         return True
 
     delivers_texts: ClassVar[bool] = False

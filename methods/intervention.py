@@ -28,7 +28,7 @@ class FromIntervention(Method[Config]):
 
     @property
     def guides(self) -> Sequence[str]:
-        return saved.guides(self.config.path) if self.config.path else []
+        return saved.told(self.config.path).guides if self.config.path else []
 
     def fingerprints(self) -> Mapping[str, str]:
         return {"path": saved.fingerprint(self.given("path"))}
@@ -49,6 +49,10 @@ class SavedIntervention(FromIntervention):
     """
 
     fidelity = "cannot be checked here (a change as it lies on disk: the run that fitted it says how near it is)"
+
+    @property
+    def reads_texts(self) -> bool:
+        return not self.config.path or saved.told(self.config.path).reads_texts
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         found = saved.load(self.given("path"), lm)

@@ -364,7 +364,7 @@ def answers(lm: LanguageModel) -> list[Any]:
         msgspec.structs.replace(r, text=f" {text}")
         for r, text in zip(requests, reversed([*PROMPTS, *PROMPTS]), strict=True)
     ]
-    if lm.in_force.outputs:  # a text that is given cannot be chosen among others
+    if not lm.in_force.reads_texts:
         return [texts]
     read = [g.sample.nll for batch in loglikelihoods(lm, given, {r.id for r in given}) for g in batch]
     return [texts, read]

@@ -29,12 +29,13 @@ from detoxbench.config import GenSpec
 from detoxbench.engine.forward import head_inputs, next_logits
 from detoxbench.engine.kv_cache import Cache
 from detoxbench.engine.logits import Place, Rounding, asked, processed, require_finite_logits, sensitivity
+from detoxbench.engine.lookahead import Lookahead
 from detoxbench.engine.sampling import Near, noise_key, pick
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import precision
 from detoxbench.model.in_force import Outcome, OutputFunction
-from detoxbench.model.logit_state import HIDDEN, LOGLIKELIHOOD
+from detoxbench.model.logit_state import AFTER, HIDDEN, LOGLIKELIHOOD
 from detoxbench.model.tokens import answers
 from detoxbench.records import Request, Sample
 
@@ -264,7 +265,7 @@ class _Batch:
         likelihoods = torch.zeros(len(streams.row), dtype=torch.float64) if asked(lm, LOGLIKELIHOOD) else None
         return cls(rows, streams, torch.tensor([row.key for row in rows]), likelihoods)
 
-    def place(self, hidden: Tensor | None) -> Place:
+    def place(self, hidden: Tensor | None, after: Lookahead | None) -> Place:
         """Where in their texts the rows are; `hidden` is what the head was given, [streams, width]."""
         return Place(
             [len(row.new) for row in self.rows],
@@ -272,7 +273,15 @@ class _Batch:
             self.keys.tolist(),
             hidden,
             self.likelihoods,
+            after,
         )
+
+    def ahead(self, lm: Model, cache: Cache, mask: Tensor) -> Lookahead | None:
+        """What reads candidates behind what the cache holds, mask [streams, held and one]; None where nothing in force
+        asks for it."""
+        if not asked(lm, AFTER):
+            return None
+        return Lookahead(lm, self.streams, cache, mask, {i for i, row in enumerate(self.rows) if row.done})
 
     def keep(self, rows: list[int]) -> Tensor:
         """Only these rows stay, by index: which streams those are, [streams that stay]."""
@@ -296,7 +305,8 @@ def _run(lm: Model, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -> None:
         prompt_columns = mask.shape[1] - gen.max_new_tokens
         for step in range(gen.max_new_tokens):
             # 2. The next token of every row, [rows], on the CPU.
-            tokens = _choose(lm, batch, read, gen, step, spacing)
+            with_next = mask[:, : prompt_columns + step + 1]  # [streams, held and one]
+            tokens = _choose(lm, batch, read, batch.ahead(lm, cache, with_next), gen, step, spacing)
             for row, token in zip(batch.rows, tokens.tolist(), strict=True):
                 if not row.done:
                     row.new.append(token)
@@ -460,7 +470,9 @@ def _sharing(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
     return first, shared
 
 
-def _choose(lm: Model, batch: _Batch, read: _Read, gen: GenSpec, step: int, spacing: float) -> Tensor:
+def _choose(
+    lm: Model, batch: _Batch, read: _Read, after: Lookahead | None, gen: GenSpec, step: int, spacing: float
+) -> Tensor:
     """The next token of every row (on the CPU). Near-ties are counted and, where the `spacing` of numbers is float32's,
     decided on the row computed alone."""
     import torch
@@ -468,7 +480,7 @@ def _choose(lm: Model, batch: _Batch, read: _Read, gen: GenSpec, step: int, spac
     exact, grown = spacing <= precision.FLOAT32, sensitivity(lm)
     tolerance = grown * gen.tie_tolerance if exact else 0.0
     relative = grown * (FLOAT32_LOSS * spacing if exact else spacing)
-    place = batch.place(read.hidden)
+    place = batch.place(read.hidden, after)
 
     def picked(rounding: Rounding) -> tuple[Tensor, Tensor]:
         logits = processed(lm, read.logits, batch.streams, place, rounding)
@@ -511,18 +523,22 @@ def _check(lm: Model, logits: Tensor, rows: Sequence[_Row], gen: GenSpec, step: 
 
 
 def _alone(lm: Model, row: _Row) -> Tensor:
-    """Next-token logits [1, vocabulary] of one row, from nothing but its own streams, without neighbours or cache."""
+    """Next-token logits [1, vocabulary] of one row, from nothing but its own streams, without neighbours, and read from
+    the beginning. There is a cache only where candidates are read behind it."""
     import torch
 
     batch = _Batch.of(lm, [row])
     prompts = [row.prompts[companion] for companion in batch.streams.companion]
     ids, mask = _padded([prompt + row.new for prompt in prompts])  # [streams, longest prompt and text]
     last = 1 if batch.likelihoods is None else len(row.new) + 1
-    read = _forward(lm, batch.streams, ids, mask, None, max(map(len, prompts)), last)
+    room = lm.in_force.reserved + ids.shape[1]
+    cache = Cache(lm.model.config.get_text_config(), room) if asked(lm, AFTER) else None
+    read = _forward(lm, batch.streams, ids, mask, cache, max(map(len, prompts)), last)
+    after = batch.ahead(lm, cache, torch.nn.functional.pad(mask, (0, 1), value=1)) if cache is not None else None
     if last > 1:
         batch.likelihoods = _loglikelihoods(read.logits[:, :-1], torch.tensor([row.new] * len(prompts)))
         read = read._replace(logits=read.logits[:, -1])
-    return processed(lm, read.logits, batch.streams, batch.place(read.hidden))
+    return processed(lm, read.logits, batch.streams, batch.place(read.hidden, after))
 
 
 def _sample(lm: Model, row: _Row, text: str, full: str | None) -> Sample:

@@ -6,6 +6,7 @@ parameters that was four fifths of a step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,18 @@ class Cache:
         for layer in self.past.layers:  # recurrent layers know this method alone
             layer.reorder_cache(rows)
 
+    def branched(self, rows: Tensor) -> Cache:
+        """A cache that begins with these rows of this one, in this order; a row may come several times. What is read
+        into it does not come here."""
+        branch = copy.copy(self)
+        branch.past = copy.copy(self.past)
+        # Keys and values are replaced whole; recurrent layers may be written into, so each gets a state of its own.
+        branch.past.layers = [
+            layer.shallow() if isinstance(layer, _layer()) else copy.deepcopy(layer) for layer in self.past.layers
+        ]
+        branch.select(rows)
+        return branch
+
     def move(self, rows: Tensor, positions: Tensor) -> None:
         """Row i becomes the `positions[i]` of the row `rows[i]`: `rows` [new rows], `positions` [new rows, positions].
 
@@ -56,7 +69,7 @@ def _buffers(new: Sequence[Tensor], held: Sequence[Tensor], room: int) -> list[T
 
 
 @cache
-def _layer() -> type:
+def _layer() -> Any:
     from transformers.cache_utils import DynamicLayer
 
     class Layer(DynamicLayer):  # type: ignore[misc]
@@ -70,6 +83,12 @@ def _layer() -> type:
         def hold(self, keys: Tensor, values: Tensor) -> None:
             """Replace everything held by these; new buffers are made when more tokens come."""
             self.keys, self.values, self.buffers = keys, values, []
+
+        def shallow(self) -> Layer:
+            """One that shows the same, with room for no more than what comes next."""
+            layer = copy.copy(self)
+            layer.room, layer.buffers = 0, []
+            return layer
 
         def reorder_cache(self, beam_idx: Tensor) -> None:
             if self.is_initialized:  # else it shares the keys and values of another layer

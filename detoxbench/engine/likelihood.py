@@ -87,10 +87,10 @@ def loglikelihoods(lm: Model, requests: Sequence[Request], wanted: Container[str
     the most probable one. A text with a token that a function in force leaves out of its candidates has no `nll`.
     Raises DetoxbenchError for a text that has no token of its own, and NonFiniteError like `window_nlls`.
     """
-    if requests and lm.in_force.outputs:
+    if requests and not lm.in_force.reads_texts:
         raise DetoxbenchError(
-            f"'{lm.name}' is under '{'+'.join(lm.in_force.methods)}', which chooses among whole texts: a text that is "
-            "given has no likelihood under it"
+            f"'{lm.name}' is under '{'+'.join(lm.in_force.methods)}', which acts only while texts are generated: a "
+            "text that is given has no likelihood under it"
         )
     for start in range(0, len(requests), CHUNK):
         chunk = requests[start : start + CHUNK]

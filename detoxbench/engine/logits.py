@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from detoxbench.engine.sampling import Near, nucleus
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import NonFiniteError
-from detoxbench.model.logit_state import HIDDEN, LOGLIKELIHOOD, LogitFunction, LogitState, Under
+from detoxbench.model.logit_state import AFTER, HIDDEN, LOGLIKELIHOOD, LogitFunction, LogitState, Under
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,10 +37,13 @@ class Place:
     """What the head was given, [streams, width]; None where nothing in force asks for it."""
     loglikelihoods: Tensor | None = None
     """log p of the text so far in each stream, [streams], float64; None where nothing in force asks for it."""
+    after: Callable[[Sequence[int], Tensor], Tensor] | None = None
+    """The hidden states of the rows whose indices are given, after candidates (`LogitState.after`); None where nothing
+    in force asks for it."""
 
 
 def asked(lm: Model, what: str) -> bool:
-    """Whether a function in force asks for this ("hidden", "loglikelihood")."""
+    """Whether a function in force asks for this ("hidden", "loglikelihood", "after")."""
     return any(what in function.asks for function in lm.in_force.logit_functions)
 
 
@@ -112,6 +116,7 @@ def _state(
         chosen = values[begin:end] if side_by_side else values[torch.tensor(where, device=values.device)]
         return chosen.to(every.device, torch.float32)
 
+    after = place.after if AFTER in function.asks else None
     likelihoods = place.loglikelihoods if LOGLIKELIHOOD in function.asks else None
     return LogitState(
         tensors=function.tensors,
@@ -127,6 +132,7 @@ def _state(
             name: Under(of(every, number), None if likelihoods is None else of(likelihoods, number))
             for name, number in function.companions.items()
         },
+        states_after=None if after is None else partial(after, on),
     )
 
 

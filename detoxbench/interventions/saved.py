@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.hashing import sha256_of_files
 from detoxbench.interventions.apply import require_base
 from detoxbench.interventions.intervention import Intervention
+from detoxbench.model.logit_state import AFTER
 
 if TYPE_CHECKING:
     from detoxbench.model.model import Model
@@ -40,15 +41,25 @@ def fingerprint(path: str) -> str:
     return digest(dict(zip(FILES, sha256_of_files([folder / name for name in FILES]), strict=True)))
 
 
-def guides(path: str) -> list[str]:
-    """The scorers that its choices among texts are guided by. Raises as `locate`, and DetoxbenchError for a file that
-    is none."""
+class Told(NamedTuple):
+    """What a saved intervention says of itself before it is loaded."""
+
+    guides: list[str]
+    """The scorers that its choices among texts are guided by."""
+    reads_texts: bool
+    """Whether it is in force where texts are given and read (`InForce.reads_texts`)."""
+
+
+def told(path: str) -> Told:
+    """Raises as `locate`, and DetoxbenchError for a file that is none."""
     file = locate(path) / FILES[0]
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        return [str(part["guide"]) for part in document.get("outputs", [])]
+        guides = [str(part["guide"]) for part in document.get("outputs", [])]
+        asked = {what for part in document.get("logits", []) for what in part.get("asks", [])}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DetoxbenchError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from None
+    return Told(guides, not guides and AFTER not in asked)
 
 
 def load(path: str, lm: Model) -> Intervention:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from detoxbench.model.logit_state import LogitFunction
+from detoxbench.model.logit_state import AFTER, LogitFunction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +103,11 @@ class InForce:
     """Which intervention is in force for which rows."""
     prompt_positions: tuple[int, int] = (1, 0)
     """Rows of the forward pass under way, and how many leading positions of each are prompt (`Model.reading`)."""
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether all of it is in force where texts are given and read, and not only where they are generated."""
+        return not self.outputs and all(AFTER not in function.asks for function in self.logit_functions)
 
     def of_rows(self, records: Sequence[str]) -> list[str]:
         """The methods that the rows of these records are under, the first one first."""

@@ -11,8 +11,8 @@ from detoxbench.errors import DetoxbenchError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-HIDDEN, LOGLIKELIHOOD = "hidden", "loglikelihood"
-ASKED = (HIDDEN, LOGLIKELIHOOD)
+HIDDEN, LOGLIKELIHOOD, AFTER = "hidden", "loglikelihood", "after"
+ASKED = (HIDDEN, LOGLIKELIHOOD, AFTER)
 """What an operation has to ask for before, because it is costly or has to be gathered on the way."""
 
 
@@ -54,6 +54,8 @@ class LogitState:
     near: float = 0.0
     """Logits closer than this may change their order by rounding."""
     carried: Mapping[str, Under] = field(default_factory=dict)
+    states_after: Callable[[Tensor], Tensor] | None = None
+    """`after`, for operations that ask for "after"."""
     contested: list[Tensor] = field(default_factory=list)
     """What `contest` was told, each [rows]."""
 
@@ -73,6 +75,21 @@ class LogitState:
         if found is None:
             raise DetoxbenchError("this operation on the logits looks at likelihoods: say LogitOp(asks=...)")
         return found
+
+    def after(self, ids: Tensor) -> Tensor:
+        """The last hidden state, as the head gets it, after each of the candidates `ids` for the next token: from
+        [rows, candidates] to [rows, candidates, width], float32. A candidate of -1 is none: it is not read, and its
+        state is zero, so that rows may have different numbers of them.
+
+        Each is one more token of its row, read on a copy of the row's cache: what it costs is counted in
+        `forward_passes_per_token`. Raises DetoxbenchError where the operation has not asked for "after".
+        """
+        if self.states_after is None:
+            raise DetoxbenchError(
+                "this operation on the logits looks behind candidates: say LogitOp(asks=...), and generate texts; "
+                "those that are given are not read that way"
+            )
+        return self.states_after(ids)
 
     def contest(self, rows: Tensor) -> None:
         """Say in which rows, [rows] of bool, a choice of the operation could fall otherwise if logits that are `near`

@@ -253,9 +253,9 @@ def _texts(
     looks_inside = suite.probe is not None or any(request.text is not None for request in requests)
     if looks_inside and not method.reads_texts:
         raise UsageError(
-            f"method '{method.name}' chooses among whole texts, and suite '{suite.name}' reads texts that it brings "
-            "itself or looks inside the model: its numbers would be those of the base; choose a suite that has prompts "
-            "answered"
+            f"method '{method.name}' acts only while texts are generated, and suite '{suite.name}' reads texts that it "
+            "brings itself or looks inside the model: its numbers would be those of the base; choose a suite that has "
+            "prompts answered"
         )
     if not method.delivers_texts:
         return None

@@ -164,7 +164,7 @@ def test_it_is_saved_removed_and_named_where_it_cannot_act(tmp_path: Path) -> No
     with lm.applied(best):
         texts = lm.generate(asked(3), SAMPLED)
         given = [Request(id="a", prompt="hello", record="a", kind="x", text="b")]
-        with pytest.raises(DetoxbenchError, match="under 'best', which chooses among whole texts"):
+        with pytest.raises(DetoxbenchError, match="under 'best', which acts only while texts are generated"):
             list(loglikelihoods(lm, given, {"a"}))
     assert lm.in_force.outputs == []
     assert same(before, state(lm))
@@ -182,7 +182,7 @@ def test_it_is_saved_removed_and_named_where_it_cannot_act(tmp_path: Path) -> No
 def test_the_methods_are_refused_where_texts_are_read_and_with_the_judge_as_guide(method: str, tmp_path: Path) -> None:
     runs = f"runs_dir={tmp_path}"
     with pytest.raises(
-        UsageError, match=rf"'{method}' chooses among whole texts, and suite 'likelihood_utility' reads"
+        UsageError, match=rf"'{method}' acts only while texts are generated, and suite 'likelihood_utility' reads"
     ):
         db.run([f"method={method}", "suite=likelihood_utility", runs])
     with pytest.raises(UsageError, match="is the run's judge, which no method may see"):

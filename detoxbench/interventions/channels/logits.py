@@ -99,8 +99,8 @@ class LogitOp(Channel):
     """A function on the next-token logits, [rows, vocabulary]: `op(logits, state) -> logits`, see `LogitState`.
 
     `under` are the interventions that it carries, by the names it asks the state for. `asks` names what else it looks
-    at: "hidden", "loglikelihood". `sensitivity` says how many times a rounding error of the logits may grow in what it
-    gives: near-ties are looked for within so many times the usual distance.
+    at: "hidden", "loglikelihood", "after". `sensitivity` says how many times a rounding error of the logits may grow in
+    what it gives: near-ties are looked for within so many times the usual distance.
     """
 
     compilable: ClassVar[bool] = True
