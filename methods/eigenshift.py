@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from detoxbench.config import knob, resolve_switches, runtime, switch
 from detoxbench.data.examples import FitData, Role
@@ -121,13 +121,12 @@ class EigenShift(Method[Config]):
 
 def own_head(lm: LanguageModel) -> str:
     """Path of the language-model head. Raises DetoxbenchError where it is tied to another parameter."""
-    head: Any = lm.model.get_output_embeddings()
-    path = next(name for name, module in lm.model.named_modules() if module is head)
+    path = lm.architecture.head
     parameters: Mapping[str, Tensor] = dict(lm.model.named_parameters(remove_duplicate=False))
     tied = [
         name
         for name, parameter in parameters.items()
-        if name != f"{path}.weight" and parameter.data_ptr() == head.weight.data_ptr()
+        if name != f"{path}.weight" and parameter.data_ptr() == parameters[f"{path}.weight"].data_ptr()
     ]
     if tied:
         raise DetoxbenchError(

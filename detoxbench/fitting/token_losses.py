@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import NonFiniteError
@@ -18,7 +19,13 @@ CHUNK = 64
 """Positions whose logits are held at a time in `token_nlls`."""
 
 
-def token_nlls(model: Any, batch: Batch, targets: Tensor, *, through_head: bool = True) -> tuple[Tensor, Tensor]:
+BeforeHead = Callable[["Tensor", "Tensor"], "Tensor"]
+"""(last hidden states [n, width], the row of each [n]) -> what the head gets in their place, [n, width]."""
+
+
+def token_nlls(
+    model: Any, batch: Batch, targets: Tensor, *, through_head: bool = True, before_head: BeforeHead | None = None
+) -> tuple[Tensor, Tensor]:
     """NLL of tokens given those before them, with a gradient: (nats [n], the row of each [n]), in fp32.
 
     `batch` holds input_ids and attention_mask, [rows, tokens]; `targets`, [rows, tokens - 1], says which of the second
@@ -26,6 +33,7 @@ def token_nlls(model: Any, batch: Batch, targets: Tensor, *, through_head: bool 
     vocabulary] is ever held. It is called as a module, hence a LoRA on it is trained; its logits are then computed
     again for the gradient, while under a frozen head each token's gradient is taken at once (`_at_once`).
     `through_head=False` takes the model's own logits, for models that do more after the head (`plain_head`).
+    `before_head` changes the states that the head gets, and may have what is trained.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -33,14 +41,16 @@ def token_nlls(model: Any, batch: Batch, targets: Tensor, *, through_head: bool 
 
     ids, mask = batch["input_ids"], batch["attention_mask"]
     labels, rows = ids[:, 1:][targets], targets.nonzero()[:, 0]
-    if not through_head:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][targets]
-        return cross_entropy(logits.float(), labels, reduction="none"), rows
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head, cap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
+    if not through_head:
+        with _changed_input(head, before_head):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][targets]
+        return cross_entropy(logits.float(), labels, reduction="none"), rows
     # A text model taken out of a multi-modal one (Llama 4) is its own base model.
     decoder = Architecture(causal).decoder if causal.base_model is causal else causal.base_model
     hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1][targets]
+    hidden = hidden if before_head is None else before_head(hidden, rows)
 
     def nll(part: Tensor, label: Tensor) -> Tensor:
         logits = head(part).float()
@@ -53,6 +63,27 @@ def token_nlls(model: Any, batch: Batch, targets: Tensor, *, through_head: bool 
         for part, label in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True)
     ]
     return torch.cat(parts), rows
+
+
+@contextmanager
+def _changed_input(head: Any, change: BeforeHead | None) -> Iterator[None]:
+    """While open, the head gets changed states, if there is a change."""
+    import torch
+
+    if change is None:
+        yield
+        return
+
+    def changed(_: Any, arguments: tuple[Any, ...]) -> Tensor:
+        states = arguments[0]  # [rows, tokens, width]
+        rows = torch.arange(len(states), device=states.device).repeat_interleave(states.shape[1])
+        return change(states.flatten(0, 1), rows).view_as(states)
+
+    handle = head.register_forward_pre_hook(changed)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _at_once(nll: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:

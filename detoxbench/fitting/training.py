@@ -3,6 +3,7 @@
 train_lora(lm, examples, ...)                 a LoRA on responses, with the model's own loss
 optimise_lora(lm, rows, collate=, loss=, ...)  a LoRA on anything, with any loss: what train_lora is made of
 train, optimise                               the same by a `TrainingConfig`, which may train parameters in full, too
+optimise_tensors(lm, tensors, rows, ...)       tensors of one's own beside a frozen model
 `token_losses` has what losses on whole texts are made of, `responses` what losses on responses are made of,
 `quantization` how frozen layers are held in few bits, `parameters` how parameters are trained in full.
 """
@@ -260,6 +261,36 @@ def _optimise_parameters(
         watch = _optimise(lm, lm.model, rows, config, recipe, collate, loss, seed, description)
         deltas = {name: Dense(delta.detach().clone()) for name, delta in trained.items()}
     return _adapter(deltas, watch, description)
+
+
+def optimise_tensors(
+    lm: LanguageModel,
+    tensors: Mapping[str, Tensor],
+    rows: Callable[[int], Sequence[R]],
+    config: TrainingConfig,
+    *,
+    collate: Callable[[Sequence[R]], Batch],
+    loss: Loss,
+    seed: int,
+    description: str,
+) -> Adapter[Dense]:
+    """Train tensors beside the model, which is frozen: copies of `tensors` in float32, by the config's optimizer and
+    schedule. `loss(trained, batch)` gets them by name and puts them to use. What is given back has them, as they ended,
+    for its deltas. Otherwise as `optimise_lora`.
+    """
+    import torch
+
+    _require_updates(rows, config, description)
+    require_eager(lm)
+    with unchanged_random_state(), _restored(lm):
+        lm.model.requires_grad_(False)
+        torch.manual_seed(seed)
+        started = {name: torch.nn.Parameter(t.detach().float().clone()) for name, t in tensors.items()}
+        trained = torch.nn.ParameterDict(started).to(lm.device)
+        recipe = Recipe(config.optimizer, config.schedule)
+        watch = _optimise(lm, trained, rows, config, recipe, collate, loss, seed, description)
+        ended = {name: Dense(tensor.detach().clone()) for name, tensor in trained.items()}
+    return _adapter(ended, watch, description)
 
 
 def _adapter(deltas: Mapping[str, D], watch: _Watch, description: str) -> Adapter[D]:

@@ -101,6 +101,12 @@ class Architecture:
         return self._first(_FINAL_NORM, "", "final norm")
 
     @property
+    def head(self) -> str:
+        """Path of the language-model head; its input [batch, tokens, hidden] is the last hidden state."""
+        head = self._model.get_output_embeddings()  # type: ignore[operator]
+        return next(name for name, module in self._model.named_modules() if module is head)
+
+    @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         return int(self._text_config.hidden_size)
