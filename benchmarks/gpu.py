@@ -43,6 +43,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "dinm": {"learning_rate": 1e-2},
     "ext_sub": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
     "caa": {"strength": 4},
+    "lm_steer": {"updates": 20, "batch_size": 8, "rank": 8, "epsilon": 0.1},
     "few_shot": {"question": "say it rudely .", "answer": "i can not .", "continuation": "thank you .\n"},
     "ft_l": {"learning_rate": 1e-2, "num_steps": 10},
     "refusal_direction": {"filter": False, "strength": 4.0},
