@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from detoxbench.interventions.channels import Channel as Channel
     from detoxbench.interventions.channels import Dense as Dense
     from detoxbench.interventions.channels import Hook as Hook
+    from detoxbench.interventions.channels import HookState as HookState
     from detoxbench.interventions.channels import LogitOp as LogitOp
     from detoxbench.interventions.channels import LowRank as LowRank
     from detoxbench.interventions.channels import Output as Output
@@ -95,6 +96,7 @@ _PUBLIC = {
     "EditRecord": "detoxbench.data.examples:EditRecord",
     "FitData": "detoxbench.data.examples:FitData",
     "Hook": "detoxbench.interventions.channels:Hook",
+    "HookState": "detoxbench.interventions.channels:HookState",
     "Instruction": "detoxbench.data.examples:Instruction",
     "Intervention": "detoxbench.interventions.intervention:Intervention",
     "knob": "detoxbench.config:knob",

@@ -62,7 +62,7 @@ class LanguageModel(Model):
         Prompt and text are tokenised together, as the text was read, and NLL(prompt + text) - NLL(prompt) is taken
         over the difference of their lengths (DeStein, evaluate_generations.py:77-109); of inputs longer than the
         context the beginning is cut, and tokens of the text that go with it are not counted. Raises DetoxbenchError
-        while an operation on the logits carries interventions.
+        while a hook or an operation on the logits carries interventions.
         """
         from detoxbench.engine.likelihood import Window, window_nlls
 

@@ -341,12 +341,24 @@ class _Read(NamedTuple):
 
 
 def _forward(
-    lm: Model, streams: Streams, ids: Tensor, mask: Tensor, cache: Cache | None, prompt_positions: int, last: int = 1
+    lm: Model,
+    streams: Streams,
+    ids: Tensor,
+    mask: Tensor,
+    cache: Cache | None,
+    prompt_positions: int,
+    *,
+    last: int = 1,
+    beside: Mapping[int, Sequence[int]] | None = None,
 ) -> _Read:
     """Read more of every stream, ids [streams, new] behind what the cache holds, mask [streams, held and new]: what the
-    last position gave. For `last` > 1 the logits are those of so many positions, [streams, last, vocabulary]."""
+    last position gave. For `last` > 1 the logits are those of so many positions, [streams, last, vocabulary].
+
+    `beside` says which streams hooks compare (`InForce.beside`), where that is not as `streams` has it.
+    """
+    beside = streams.beside(lm.in_force.compared) if beside is None else beside
     with (
-        lm.reading(streams.of_record, prompt_positions, streams.companion),
+        lm.reading(streams.of_record, prompt_positions, streams.companion, beside),
         head_inputs(lm, asked(lm, HIDDEN)) as heads,
     ):
         logits = next_logits(lm.model, ids.to(lm.device), mask.to(lm.device), cache, last)
@@ -373,21 +385,25 @@ def _prefill(lm: Model, batch: _Batch, more: int) -> tuple[_Read, Cache, Tensor]
     """
     import torch
 
-    # 1. The distinct prompts; of_stream [streams] says which one is whose.
-    streams, distinct = batch.streams, dict[_Prompt, int]()
-    of_stream = [
-        distinct.setdefault((lm.changes(record, companion), tuple(batch.rows[row].prompts[companion])), len(distinct))
+    # 1. The distinct prompts; of_stream [streams] says which one is whose, and beside which ones hooks compare.
+    streams = batch.streams
+    every = [
+        (lm.changes(record, companion), tuple(batch.rows[row].prompts[companion]))
         for row, companion, record in zip(streams.row, streams.companion, streams.of_record, strict=True)
     ]
-    firsts = [of_stream.index(i) for i in range(len(distinct))]  # a stream of each prompt
-    prompts = [prompt for _, prompt in distinct]
-    cache = Cache(lm.model.config.get_text_config(), lm.in_force.reserved + max(map(len, prompts)) + more)
+    beside = streams.beside(lm.in_force.compared)
+    of_stream = _distinct(every, beside)
+    firsts = [of_stream.index(i) for i in range(max(of_stream) + 1)]  # a stream of each prompt
+    prompts = [every[k] for k in firsts]
+    own = [streams.row[k] for k in firsts if not streams.companion[k]]
+    beside = {n: [of_stream[of_rows[row]] for row in own] for n, of_rows in beside.items()}
+    cache = Cache(lm.model.config.get_text_config(), lm.in_force.reserved + max(len(ids) for _, ids in prompts) + more)
     # 2. The beginnings that are shared: begun [prompts] says how many tokens, mask is [prompts, most of them].
-    begun, mask = _read_beginnings(lm, list(distinct), streams, firsts, cache)
+    begun, mask = _read_beginnings(lm, prompts, streams, firsts, cache)
     # 3. What is left: ids [prompts, left], mask [prompts, prompt columns], logits [prompts, vocabulary].
-    ids, left_mask = _padded([prompt[n:] for prompt, n in zip(prompts, begun, strict=True)])
+    ids, left_mask = _padded([prompt[n:] for (_, prompt), n in zip(prompts, begun, strict=True)])
     mask = torch.cat([mask, left_mask.to(lm.device)], dim=1)
-    read = _forward(lm, streams.some(firsts), ids, mask, cache, ids.shape[1])
+    read = _forward(lm, streams.some(firsts), ids, mask, cache, ids.shape[1], beside=beside)
     # 4. Columns for the tokens to come, [prompts, prompt columns and more].
     mask = torch.cat([mask, mask.new_ones(len(mask), more)], dim=1)
     # 5. From prompts to streams.
@@ -396,6 +412,16 @@ def _prefill(lm: Model, batch: _Batch, more: int) -> tuple[_Read, Cache, Tensor]
         cache.select(spread)
         read, mask = read.at(spread), mask[spread]
     return read, cache, mask
+
+
+def _distinct(prompts: Sequence[_Prompt], beside: Mapping[int, Sequence[int]]) -> list[int]:
+    """The number of each stream's prompt among the distinct ones, [streams]. Rows that hooks compare (`beside`, as
+    `Streams.beside`) have one in common only where all that stands beside them is equal, too."""
+    keys: list[tuple[_Prompt, ...]] = [(prompt,) for prompt in prompts]
+    for own, *others in zip(*beside.values(), strict=True):
+        keys[own] = (prompts[own], *(prompts[k] for k in others))
+    numbers: dict[tuple[_Prompt, ...], int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def _read_beginnings(
@@ -416,7 +442,9 @@ def _read_beginnings(
     # 1. Of the prompts that share a beginning, the longest one that any of them takes: ids [groups, width].
     longest = {i: max(n for f, n in zip(first, begun, strict=True) if f == i) for i in dict.fromkeys(first)}
     ids, group_mask = _padded([prompts[i][1][:length] for i, length in longest.items()])
-    _forward(lm, streams.some([firsts[i] for i in longest]), ids, group_mask, cache, ids.shape[1])
+    #    The prompts go on behind it, by one token or more.
+    some = streams.some([firsts[i] for i in longest])
+    _forward(lm, some, ids, group_mask, cache, ids.shape[1] + 1, beside={})
     # 2. Every prompt takes the row of its group, moved to the right by as much as its own beginning is shorter: its
     #    column c is column c - shorter of the group. Columns before the row's first token are masked below.
     columns = torch.arange(width)  # [width]
@@ -533,7 +561,7 @@ def _alone(lm: Model, row: _Row) -> Tensor:
     last = 1 if batch.likelihoods is None else len(row.new) + 1
     room = lm.in_force.reserved + ids.shape[1]
     cache = Cache(lm.model.config.get_text_config(), room) if asked(lm, AFTER) else None
-    read = _forward(lm, batch.streams, ids, mask, cache, max(map(len, prompts)), last)
+    read = _forward(lm, batch.streams, ids, mask, cache, max(map(len, prompts)), last=last)
     after = batch.ahead(lm, cache, torch.nn.functional.pad(mask, (0, 1), value=1)) if cache is not None else None
     if last > 1:
         batch.likelihoods = _loglikelihoods(read.logits[:, :-1], torch.tensor([row.new] * len(prompts)))

@@ -232,7 +232,7 @@ def _one_pass(lm: Model, windows: Sequence[Window], outside: bool) -> list[tuple
     width = ids.shape[1] - context + 1
     with (
         torch.inference_mode(),
-        lm.reading(streams.of_record, context, streams.companion),
+        lm.reading(streams.of_record, context, streams.companion, streams.beside(lm.in_force.compared)),
         head_inputs(lm, asked(lm, HIDDEN)) as heads,
     ):
         # 2. Logits [streams * width, vocabulary]. The last column predicts a token that is not given. Cutting it off

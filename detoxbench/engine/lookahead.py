@@ -45,7 +45,7 @@ class Lookahead:
         pairs = [(row, token) for row, tokens in zip(rows, ids.tolist(), strict=True) for token in tokens]
         missing = {pair for pair in pairs if pair[1] >= 0 and pair[0] not in self._finished} - self._read.keys()
         new = sorted(missing)
-        size = max(1, PASS_TOKENS // self._mask.shape[1])
+        size = max(1, PASS_TOKENS // (self._mask.shape[1] * (1 + len(self._lm.in_force.compared))))
         for start in range(0, len(new), size):
             self._states.append(self._pass(new[start : start + size]))
         self._read.update(zip(new, itertools.count(len(self._read)), strict=False))
@@ -59,9 +59,15 @@ class Lookahead:
         """The states after these candidates, [pairs, width], float32."""
         import torch
 
-        lm = self._lm
-        rows, ids = torch.tensor(pairs, device=lm.device).T  # a row's own stream has its index
-        streams = self._streams.some([row for row, _ in pairs])
-        with lm.reading(streams.of_record, 0, streams.companion), head_inputs(lm, True) as heads:
-            next_logits(lm.model, ids[:, None], self._mask[rows], self._cache.branched(rows))
-        return heads[0][:, -1].float()
+        lm, streams = self._lm, self._streams
+        # 1. Streams [those that hooks compare, pairs], the rows' own first; a row's own stream has its index.
+        rows = [row for row, _ in pairs]
+        beside = streams.beside(lm.in_force.compared) or {0: list(range(len(streams.records)))}
+        chosen = [of_rows[row] for of_rows in beside.values() for row in rows]
+        ids = torch.tensor([token for _, token in pairs] * len(beside), device=lm.device)
+        places = {n: range(i * len(rows), (i + 1) * len(rows)) for i, n in enumerate(beside)}
+        # 2. The states of the rows' own.
+        read, where = streams.some(chosen), torch.tensor(chosen, device=lm.device)
+        with lm.reading(read.of_record, 0, read.companion, places), head_inputs(lm, True) as heads:
+            next_logits(lm.model, ids[:, None], self._mask[where], self._cache.branched(where))
+        return heads[0][: len(rows), -1].float()

@@ -1,8 +1,9 @@
-"""The rows of a forward pass: those of the samples, and those that operations on the logits have beside them.
+"""The rows of a forward pass: those of the samples, and those that hooks and operations on the logits have beside
+them.
 
 A stream is one sequence that the model reads. Each row has one of its own, and one for every companion (a carried
-intervention, `InForce.companions`) of the operations that act on it. The rows' own streams come first, in their order;
-behind them those of the first companion, and so on, so that what differs by companion lies together.
+intervention, `InForce.companions`) of what acts on it. The rows' own streams come first, in their order; behind them
+those of the first companion, and so on, so that what differs by companion lies together.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ class Streams:
     def places(self, rows: Sequence[int], companion: int) -> list[int]:
         """Which streams are those of the `companion` beside these rows, by index."""
         return [self._where[i, companion] for i in rows]
+
+    def beside(self, companions: Sequence[int]) -> dict[int, list[int]]:
+        """Which streams are the rows' own (0), and which those of each of the `companions` beside them, each [rows];
+        empty where there are no companions (`InForce.beside`)."""
+        rows = range(len(self.records))
+        return {n: self.places(rows, n) for n in (0, *companions)} if companions else {}
 
     def some(self, streams: Sequence[int]) -> Streams:
         """Some of the streams, each as that of a row of its own."""

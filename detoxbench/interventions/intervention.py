@@ -168,15 +168,15 @@ class Intervention:
         return cls(method="peft", base=lm.fingerprint, weights=weights, prefixes=prefixes, info={"adapter_base": base})
 
     def carried(self) -> Carried:
-        """The same as an operation on the logits carries it (`LogitOp.under`).
+        """The same as a hook or an operation on the logits carries it (`Hook.under`, `LogitOp.under`).
 
-        Raises DetoxbenchError where it acts through another channel than weights, hooks and prompts.
+        Raises DetoxbenchError where it acts through another channel than weights, hooks and prompts, or carries more.
         """
         for place, part in self.parts():
             name = place.partition(".")[0]
             if name not in Carried.channels():
                 raise DetoxbenchError(
-                    f"an operation on the logits cannot carry '{self.method}': it has {name} ({part.place})"
+                    f"a hook or an operation on the logits cannot carry '{self.method}': it has {name} ({part.place})"
                 )
         return Carried(self.weights, self.hooks, self.prompts)
 

@@ -80,8 +80,8 @@ def _route(lm: Model, interventions: Mapping[str, Intervention], undo: ExitStack
         raise DetoxbenchError("interventions are routed already: leave that block first")
     if lm.in_force.companions:
         raise DetoxbenchError(
-            f"'{'+'.join(lm.in_force.methods)}' carries interventions for its operation on the logits, and nothing "
-            "that differs by record can stand on top of it: compose both into each record's intervention"
+            f"'{'+'.join(lm.in_force.methods)}' carries interventions, and nothing that differs by record can stand on "
+            "top of it: compose both into each record's intervention"
         )
     require_eager(lm)
     distinct = {id(i): i for i in interventions.values()}

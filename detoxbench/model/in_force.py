@@ -3,7 +3,7 @@ again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -53,8 +53,8 @@ class Route(Protocol):
 
 @dataclass(frozen=True)
 class Companion:
-    """An intervention that an operation on the logits carries: rows under it run beside those that it looks at, on top
-    of all else that is in force for them."""
+    """An intervention that a hook or an operation on the logits carries: rows under it run beside those that it looks
+    at, on top of all else that is in force for them."""
 
     prompts: Sequence[Rewriting]
     """Its rewritings of prompts, which come after those in force, innermost first."""
@@ -92,7 +92,9 @@ class InForce:
     logit_functions: list[LogitFunction] = field(default_factory=list)
     """Functions on the next-token logits, the first one first."""
     companions: list[Companion] = field(default_factory=list)
-    """What those functions carry; the first one has number 1, and 0 stands for a row itself."""
+    """What those functions and hooks carry; the first one has number 1, and 0 stands for a row itself."""
+    compared: list[int] = field(default_factory=list)
+    """Which of them hooks carry, which compare rows with them."""
     outputs: list[OutputFunction] = field(default_factory=list)
     """Choices among whole texts, the first one first."""
     side_paths: dict[str, list[Factors]] = field(default_factory=dict)
@@ -103,6 +105,9 @@ class InForce:
     """Which intervention is in force for which rows."""
     prompt_positions: tuple[int, int] = (1, 0)
     """Rows of the forward pass under way, and how many leading positions of each are prompt (`Model.reading`)."""
+    beside: Mapping[int, Tensor] = field(default_factory=dict)
+    """Of the forward pass under way the rows that are a sample's own (0), [samples], and for each of `compared` the row
+    beside each of those, [samples], by index. Empty where none was announced."""
 
     @property
     def reads_texts(self) -> bool:

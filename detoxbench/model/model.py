@@ -235,31 +235,41 @@ class Model:
 
     def changes(self, record: str, companion: int = 0) -> tuple[int, int]:
         """Equal for two streams if the same changes but for rewritten prompts are in force for both, so that they may
-        share a cache."""
+        share a cache; hooks that compare are left out, which act where prompts end."""
         changed = companion and self.in_force.companions[companion - 1].set_rows is not None
         return self.variant(record), companion if changed else 0
 
     def companions(self, record: str) -> list[int]:
         """The numbers of the companions that run beside rows of the record (`InForce.companions`)."""
         functions = [f for f in self.in_force.logit_functions if f.variant in (None, self.variant(record))]
-        return sorted({number for function in functions for number in function.companions.values()})
+        return sorted({*self.in_force.compared, *(n for function in functions for n in function.companions.values())})
 
     @contextmanager
     def reading(
-        self, records: Sequence[str], prompt_positions: int, companions: Sequence[int] | None = None
+        self,
+        records: Sequence[str],
+        prompt_positions: int,
+        companions: Sequence[int] | None = None,
+        beside: Mapping[int, Sequence[int]] | None = None,
     ) -> Iterator[None]:
-        """For the engine: a forward pass with the record of every row, and which companion it is (0: the row itself);
-        the first positions of each row belong to its prompt."""
+        """For the engine: a forward pass with the record of every row, and which companion it is (0: the row itself).
+
+        The first positions of each row belong to its prompt; more than there are say that the prompt goes on behind
+        them. `beside` are the rows of the companions that hooks compare with (`InForce.beside`).
+        """
+        import torch
+
         on = self.in_force
         if on.route is not None:
             on.route.set_rows(records)
         of_row = [0] * len(records) if companions is None else companions
         self._set_companions(of_row)
         on.prompt_positions = (len(records), prompt_positions)
+        on.beside = {n: torch.tensor(rows, device=self.device) for n, rows in (beside or {}).items()}
         try:
             yield
         finally:
-            on.prompt_positions = (1, 0)
+            on.prompt_positions, on.beside = (1, 0), {}
             self._set_companions(())
 
     def _set_companions(self, of_row: Sequence[int]) -> None:

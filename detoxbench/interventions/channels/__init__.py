@@ -2,8 +2,8 @@
 
 from detoxbench.interventions.channels.base import Channel, Params
 from detoxbench.interventions.channels.deltas import Delta, Dense, LowRank
-from detoxbench.interventions.channels.hooks import Hook
-from detoxbench.interventions.channels.logits import Carried, LogitOp
+from detoxbench.interventions.channels.hooks import Carried, Hook, HookState
+from detoxbench.interventions.channels.logits import LogitOp
 from detoxbench.interventions.channels.outputs import Output
 from detoxbench.interventions.channels.prefixes import Prefix
 from detoxbench.interventions.channels.prompts import Prompt
@@ -15,6 +15,7 @@ __all__ = [
     "Delta",
     "Dense",
     "Hook",
+    "HookState",
     "LogitOp",
     "LowRank",
     "Output",
