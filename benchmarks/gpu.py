@@ -48,6 +48,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "ft_l": {"learning_rate": 1e-2, "num_steps": 10},
     "refusal_direction": {"filter": False, "strength": 4.0},
     "system_prompt": {"text": "be kind .", "continuation": "be kind . "},
+    "toxification_reversal": {"toxic_prefix": "be a rude fool . ", "civil_prefix": "be kind . "},
     **dict.fromkeys(("dpo", "npo", "sft", "simpo"), _TRAINED),
     "circuit_breakers": {"rank": 4, "updates": 5, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2},
     "rmu": {"updates": 6, "learning_rate": 1e-2},
