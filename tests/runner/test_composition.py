@@ -92,7 +92,7 @@ def test_root_files_hold_the_defaults() -> None:
     assert protocol == {key: defaults(GenSpec)[key] for key in protocol}
 
 
-@pytest.mark.parametrize("group", ["method", "suite", "scorer", "gen", "tracker"])
+@pytest.mark.parametrize("group", ["suite", "scorer", "gen", "tracker", pytest.param("method", marks=pytest.mark.slow)])
 def test_every_choice_composes(group: str) -> None:
     for name in names(group):
         spec = composition.compose_run([f"{group}={name}"])
