@@ -293,13 +293,13 @@ def _moved_by_padding(lm: LanguageModel) -> tuple[float, float]:
     gen = GenSpec(max_new_tokens=2)
 
     def logits(rows: list[generation._Row]) -> Tensor:
-        found, cache, mask = generation._prefill(lm, rows, 2)
+        found, cache, mask = generation._prefill(lm, generation._Batch.of(lm, rows), 2)
         read = mask.shape[1] - 2
         output = lm.model(
             input_ids=torch.full((len(rows), 1), 5, device=lm.device), attention_mask=mask[:, : read + 1],
             position_ids=mask[:, :read].sum(1, keepdim=True), past_key_values=cache.past, use_cache=True,
         )  # fmt: skip
-        return torch.stack([found, output.logits[:, -1].float()], 1)
+        return torch.stack([found.logits.float(), output.logits[:, -1].float()], 1)
 
     rows = generation._rows(lm, _requests(lm, 8, (1, 40)), gen, 0)
     together, alone = logits(rows), torch.cat([logits([row]) for row in rows])

@@ -18,7 +18,9 @@ DATA = db.FitData(labelled_texts=TEXTS * 8)
 @pytest.mark.parametrize("family", METHOD_FAMILIES)
 def test_tokens_are_weighed_by_the_released_formula(family: str) -> None:
     lm, omega, filter_p, target_p = tiny(family), 4.0, 0.6, 0.55
-    method = db.methods.create("gedi", omega=omega, filter_p=filter_p, target_p=target_p, **FAST)
+    method = db.methods.create(
+        "gedi", omega=omega, filter_p=filter_p, target_p=target_p, target_modules=("all-linear",), **FAST
+    )
     change = method.fit(lm, DATA)
     sides = [
         db.Intervention(method="m", base=lm.fingerprint, weights=change.logits[0].under[name].weights)

@@ -27,7 +27,9 @@ def joined(base: torch.Tensor, expert: torch.Tensor, alpha: float, c: int) -> di
 @pytest.mark.parametrize("family", METHOD_FAMILIES)
 def test_the_first_tokens_are_chosen_by_the_released_rule(family: str) -> None:
     lm = tiny(family)
-    change = db.methods.create("safe_decoding", first_m=3, common_tokens=4, **FAST).fit(lm, DATA)
+    change = db.methods.create("safe_decoding", first_m=3, common_tokens=4, target_modules=("all-linear",), **FAST).fit(
+        lm, DATA
+    )
     expert = db.Intervention(method="m", base=lm.fingerprint, weights=change.logits[0].under["expert"].weights)
     with lm.applied(change):
         (sample,) = lm.generate(["hello"], max_new_tokens=6)
