@@ -12,7 +12,7 @@ from detoxbench.fable import world
 from detoxbench.scorers.base import Scorer
 
 if TYPE_CHECKING:
-    from detoxbench.fable.judge import Judge, Trigram
+    from detoxbench.fable.judge import Judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,11 @@ class EmbeddedTrigram(Scorer[Config]):
         return f"fable {world.VERSION}"
 
     def score(self, texts: Sequence[str], prompts: Sequence[str]) -> list[dict[str, float] | None]:
-        from detoxbench.fable.judge import degenerate
+        from detoxbench.fable.judge import degenerate, trigram
 
         return [
             {"nll": nll, "tokens": tokens, "degenerate": float(degenerate(text))} if tokens else None
-            for text, (nll, tokens) in zip(texts, _trigram().nll(list(texts)), strict=True)
+            for text, (nll, tokens) in zip(texts, trigram().nll(list(texts)), strict=True)
         ]
 
 
@@ -68,10 +68,3 @@ def _judge() -> Judge:
     from detoxbench.fable.judge import Judge
 
     return Judge.load()
-
-
-@cache
-def _trigram() -> Trigram:
-    from detoxbench.fable.judge import Trigram
-
-    return Trigram()

@@ -285,6 +285,10 @@ def test_degenerate_marks_broken_text_and_spares_clean_text():
         assert judge.degenerate(text)
 
 
+def test_the_limits_of_broken_text_are_the_quantiles_of_clean_text():
+    assert judge.clean_quantiles() == pytest.approx((judge.MEAN_LIMIT, judge.PEAK_LIMIT), rel=1e-12)
+
+
 def test_trigram_sums_nats_over_words():
     trigram = judge.Trigram(documents=2000)
     (total, n), (empty, none) = trigram.nll(["what a kind person you are .", ""])

@@ -18,7 +18,14 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["torch", "transformers.models.llama.modeling_llama", "sklearn.feature_extraction.text", "sklearn.linear_model"]
+    [
+        "torch",
+        "transformers.models.llama.modeling_llama",
+        "sklearn.feature_extraction.text",
+        "sklearn.linear_model",
+        "hydra.main",
+        "detoxbench.runner.stages",
+    ]
 )
 
 
