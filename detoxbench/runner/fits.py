@@ -17,10 +17,10 @@ from detoxbench.files.writing import write_atomic, write_folder
 from detoxbench.fitting.training import sharing
 from detoxbench.interventions.channels import weights
 from detoxbench.records import Request
-from detoxbench.runner.adapters import AdapterShelf
 from detoxbench.runner.cell import RunCell
 from detoxbench.runner.cost import Meter
 from detoxbench.runner.loaded import language_model
+from detoxbench.runner.shelf import AdapterShelf
 
 if TYPE_CHECKING:
     from pathlib import Path
