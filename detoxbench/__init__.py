@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from detoxbench.errors import NonFiniteError as NonFiniteError
     from detoxbench.errors import UsageError as UsageError
     from detoxbench.fitting.activations import last_token_means as last_token_means
+    from detoxbench.fitting.shelf import Learned as Learned
     from detoxbench.fitting.token_losses import token_nlls as token_nlls
     from detoxbench.fitting.training import LoraConfig as LoraConfig
     from detoxbench.fitting.training import TrainingConfig as TrainingConfig
@@ -105,6 +106,7 @@ _PUBLIC = {
     "last_token_means": "detoxbench.fitting.activations:last_token_means",
     "Leaderboard": "detoxbench.results.leaderboard:Leaderboard",
     "leaderboard": "detoxbench.results.leaderboard:leaderboard",
+    "Learned": "detoxbench.fitting.shelf:Learned",
     "LogitOp": "detoxbench.interventions.channels:LogitOp",
     "LogitState": "detoxbench.model.logit_state:LogitState",
     "LoraConfig": "detoxbench.fitting.training:LoraConfig",

@@ -44,15 +44,17 @@ def knob(
     lt: float | None = None,
     text: bool = False,
     required: bool = False,
+    applied: bool = False,
 ) -> Any:
     """A field that can change a number: it is part of the run's identity. `source` says where its default is from.
 
     `text` marks words that a model reads or writes: typed in an override, \\n and \\t stand for line break and tab.
     `required` marks what must be given: its default is empty (`required_fields`).
+    `applied` marks what no learning reads: it only acts when what was learned is applied (`Method.learned_once`).
     """
     bounds = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
     known = {"identity": True, "help": help, "source": source, "bounds": bounds, "text": text, "required": required}
-    return dataclasses.field(default=default, metadata=known)
+    return dataclasses.field(default=default, metadata={**known, "applied": applied})
 
 
 def runtime(default: Any, help: str, *, ge: float | None = None, text: bool = False, required: bool = False) -> Any:
@@ -67,13 +69,18 @@ def required_fields(config: type[DataclassInstance] | DataclassInstance) -> list
     return [field.name for field in dataclasses.fields(config) if field.metadata.get("required")]
 
 
-def switch(help: str, *, source: str = "", **values: Any) -> Any:
+def applied_fields(config: type[DataclassInstance] | DataclassInstance) -> list[str]:
+    """The knobs that no learning reads."""
+    return [field.name for field in dataclasses.fields(config) if field.metadata.get("applied")]
+
+
+def switch(help: str, *, source: str = "", applied: bool = False, **values: Any) -> Any:
     """A knob that chooses between what we do and what others did: `values` are its values at fidelity=default,
     at reference (the released code) and, where it differs from both, at paper.
 
     null stands for the value at the configuration's `fidelity`, a `runtime` field; `resolve_switches` puts it there.
     """
-    field = knob(None, help, source=source)
+    field = knob(None, help, source=source, applied=applied)
     return dataclasses.field(default=None, metadata={**field.metadata, "switch": values})
 
 

@@ -8,9 +8,10 @@ from dataclasses import fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
-from detoxbench.config import identity, required_fields
+from detoxbench.config import applied_fields, identity, required_fields
 from detoxbench.data.examples import FitData, Role
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.fitting.shelf import Learned, once
 
 if TYPE_CHECKING:
     from detoxbench.interventions.intervention import Intervention
@@ -139,6 +140,18 @@ class Method(ABC, Generic[C]):
     @abstractmethod
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         """Learn the change from `data`. Must leave `lm` exactly as found (weights, hooks, flags, random state)."""
+
+    def learned_once(self, lm: LanguageModel, data: FitData, learn: Callable[[], Learned]) -> Learned:
+        """What `learn` gives. Within a run it is kept: fits that differ in knobs marked as `applied` alone, which
+        `learn` must not read, learn once, so that a sweep over a strength costs one fit."""
+
+        def reads() -> Any:
+            known, applied = self.identity(), applied_fields(self.config)  # type: ignore[arg-type]
+            config = {name: value for name, value in known["config"].items() if name not in applied}
+            examples = {role: data.by_role.get(role) for role in sorted(self.needs)}
+            return [{**known, "config": config}, self.seed, examples]
+
+        return once(lm, reads, learn)
 
     def fit_many(self, lm: LanguageModel, records: Sequence[FitData], wanted: Sequence[int]) -> Iterator[Intervention]:
         """PER_RECORD: one intervention for each of the `wanted` among all `records`, in that order.

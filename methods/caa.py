@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Pair, Role
 from detoxbench.fitting.activations import last_token_means
 from detoxbench.fitting.depth import at_depth
+from detoxbench.fitting.shelf import Learned
 from detoxbench.fitting.shifts import added, as_bias
 from detoxbench.interventions.channels import Hook
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PUBLISHED_LAYER, PUBLISHED_DEPTH = 13, 32  # of LLaMA 2 7B chat
 
@@ -30,7 +28,9 @@ PUBLISHED_LAYER, PUBLISHED_DEPTH = 13, 32  # of LLaMA 2 7B chat
 class Config:
     """Along what, where and how strongly it steers."""
 
-    strength: float = knob(1.0, "times the mean difference that is added", source="paper, section 3: multiplier 1")
+    strength: float = knob(
+        1.0, "times the mean difference that is added", source="paper, section 3: multiplier 1", applied=True
+    )
     layer: int | None = knob(
         None, "layer behind which it is added; null: as deep as 13 of 32", source="paper, section 4: found by a sweep"
     )
@@ -47,12 +47,18 @@ class Config:
         ge=1,
     )
     positions: Literal["generated", "all"] = knob(
-        "generated", "steer the new tokens alone, or the prompt too", source="utils/helpers.py:4-13: behind the prompt"
+        "generated",
+        "steer the new tokens alone, or the prompt too",
+        source="utils/helpers.py:4-13: behind the prompt",
+        applied=True,
     )
     civil_text: str = knob("", "with toxic_text: the one pair, and no fit data", text=True, source="ActAdd: Love")
     toxic_text: str = knob("", "with civil_text: the one pair, and no fit data", text=True, source="ActAdd: Hate")
     export: Literal["hook", "bias"] = knob(
-        "hook", "bias: the shift as a bias of the MLP's down-projection, which any runtime can hold", source="ours"
+        "hook",
+        "bias: the shift as a bias of the MLP's down-projection, which any runtime can hold",
+        source="ours",
+        applied=True,
     )
 
     def __post_init__(self) -> None:
@@ -106,16 +112,17 @@ class CAA(Method[Config]):
         config = self.config
         layer = at_depth(lm, PUBLISHED_LAYER, PUBLISHED_DEPTH) if config.layer is None else config.layer
         site, pairs = lm.architecture.layer(layer), self._drawn(data)
-        vector, cut = self._vector(lm, site, pairs)
+        tensors, cut = self.learned_once(lm, data, lambda: self._vector(lm, site, pairs))
+        vector = tensors["vector"]
         params = {"strength": config.strength}
-        hook = Hook(site, "post", "caa.add", {"vector": vector}, params, config.positions)
+        hook = Hook(site, "post", "caa.add", tensors, params, config.positions)
         biased = config.export == "bias"
         return Intervention(
             method=self.name,
             base=lm.fingerprint,
             weights=(as_bias(lm, layer, config.strength * vector),) if biased else (),
             hooks=() if biased else (hook,),
-            info={"layer": layer, "pairs": len(pairs), "vector_norm": float(vector.norm()), "cut_texts": cut},
+            info={"layer": layer, "pairs": len(pairs), "vector_norm": float(vector.norm()), **cut},
         )
 
     def _drawn(self, data: FitData) -> list[Pair]:
@@ -127,8 +134,8 @@ class CAA(Method[Config]):
             return pairs
         return random.Random(self.seed).sample(pairs, min(len(pairs), self.config.pairs))
 
-    def _vector(self, lm: LanguageModel, site: str, pairs: list[Pair]) -> tuple[Tensor, int]:
-        """Mean over pairs of civil - toxic, [width]; how many texts were cut."""
+    def _vector(self, lm: LanguageModel, site: str, pairs: list[Pair]) -> Learned:
+        """`vector`: mean over pairs of civil - toxic, [width]; how many texts were cut."""
         (toxic, cut_toxic), (civil, cut_civil) = (
             last_token_means(
                 lm,
@@ -140,7 +147,7 @@ class CAA(Method[Config]):
             )
             for side, name in enumerate(("toxic", "civil"))
         )
-        return (civil - toxic)[0].mean(0), cut_toxic + cut_civil
+        return Learned({"vector": (civil - toxic)[0].mean(0)}, {"cut_texts": cut_toxic + cut_civil})
 
 
 CAA.ops = {"add": added}

@@ -17,6 +17,7 @@ from detoxbench.data.examples import FitData, Pair, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting import self_induced
 from detoxbench.fitting.activations import head_probes, last_token_means
+from detoxbench.fitting.shelf import Learned
 from detoxbench.interventions.channels import Dense, Hook, Weight
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
@@ -35,7 +36,9 @@ log = logging.getLogger("detoxbench")
 class Config(self_induced.PairConfig):
     """Where, how strongly and along what it steers."""
 
-    alpha: float = knob(0.4, "strength of the shift", source="run_toxicity_experiment.py: --alpha 0.4", ge=0)
+    alpha: float = knob(
+        0.4, "strength of the shift", source="run_toxicity_experiment.py: --alpha 0.4", ge=0, applied=True
+    )
     pairs: int = knob(20, "steering pairs drawn from the source", source="run_toxicity_experiment.py: --count 20", ge=1)
     token_window: int = knob(8, "last tokens whose activations are averaged", source="act_utils.py:168-174", ge=1)
     fidelity: Literal["default", "reference", "paper"] = runtime("default", "what switches that are null stand for")
@@ -43,6 +46,7 @@ class Config(self_induced.PairConfig):
         "switch: sphere: subtract on the unit sphere and restore the norm (released code); head_sphere: on the sphere "
         "of each head (its unreachable branch); additive: h - alpha z (paper)",
         source="lss_utils.py:79-84, 37-78; paper, section 3.3",
+        applied=True,
         default="sphere",
         reference="sphere",
         paper="additive",
@@ -63,19 +67,26 @@ class Config(self_induced.PairConfig):
     )
     layers: tuple[int, ...] | None = knob(None, "layers to steer; null is all", source="lss_utils.py:142-175")
     positions: Literal["all", "generated"] = knob(
-        "all", "steer prompt and new tokens, or only the positions behind the prompt", source="lss_utils.py:79-84: all"
+        "all",
+        "steer prompt and new tokens, or only the positions behind the prompt",
+        source="lss_utils.py:79-84: all",
+        applied=True,
     )
     gate: Literal["none", "cosine"] = knob(
-        "none", "cosine: strength times 1 + max(0, cos(h, z))", source="lss_utils.py:50-57 (unreachable)"
+        "none", "cosine: strength times 1 + max(0, cos(h, z))", source="lss_utils.py:50-57 (unreachable)", applied=True
     )
     eps: float = knob(
         1e-6,
         "where what is left on the sphere is shorter, it is rounding noise and the result is 0 (released: 0/0)",
         source="ours",
         gt=0,
+        applied=True,
     )
     export: Literal["hook", "bias"] = knob(
-        "hook", "bias: an additive shift as a bias of the linear map, which any runtime can hold", source="ours"
+        "hook",
+        "bias: an additive shift as a bias of the linear map, which any runtime can hold",
+        source="ours",
+        applied=True,
     )
     toxic_prefix: str = knob(
         "The following text is abusive, harmful, negative, obscene, racist, rude and toxic: ",
@@ -138,6 +149,21 @@ class DeStein(Method[Config]):
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         data.require(self.needs, self.name)
         sites = self._sites(lm)
+        found, info = self.learned_once(lm, data, lambda: self._learned(lm, data, sites))
+        z = found["z"]
+        if self.config.fusion != "additive":
+            z = z / z.norm(dim=-1, keepdim=True).clamp(min=_EPS)
+        steered = list(zip(sites, z.float(), strict=True))
+        return Intervention(
+            method=self.name,
+            base=lm.fingerprint,
+            weights=tuple(self._biases(lm, steered)) if self.config.export == "bias" else (),
+            hooks=tuple(self._hooks(lm, steered)) if self.config.export == "hook" else (),
+            info=info,
+        )
+
+    def _learned(self, lm: LanguageModel, data: FitData, sites: list[str]) -> Learned:
+        """`z`: the direction of each site, [sites, width], that the shift runs against, of any length."""
         info: dict[str, Any] = {}
         # 1. The pairs.
         pairs: Sequence[Pair] = data.parallel_pairs or ()
@@ -146,17 +172,9 @@ class DeStein(Method[Config]):
         # 2. The activations of their members, each [sites, pairs, width].
         toxic, civil, cut_texts = self._activations(lm, sites, self._draw(pairs))
         info |= {"pairs": toxic.shape[1], "cut_texts": cut_texts}
-        # 3. The direction of each site, [sites, width], that the shift runs against.
-        directions, diagnostics = self._directions(lm, toxic, civil)
-        info |= diagnostics
-        steered = list(zip(sites, directions, strict=True))
-        return Intervention(
-            method=self.name,
-            base=lm.fingerprint,
-            weights=tuple(self._biases(lm, steered)) if self.config.export == "bias" else (),
-            hooks=tuple(self._hooks(lm, steered)) if self.config.export == "hook" else (),
-            info=info,
-        )
+        # 3. The directions.
+        z, diagnostics = self._directions(lm, toxic, civil)
+        return Learned({"z": z}, {**info, **diagnostics})
 
     def _activations(self, lm: LanguageModel, sites: list[str], pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, int]:
         """Those of the toxic and of the civil members, each [sites, pairs, width]; how many texts were cut."""
@@ -174,17 +192,15 @@ class DeStein(Method[Config]):
         return toxic, civil, cut_toxic + cut_civil
 
     def _directions(self, lm: LanguageModel, toxic: Tensor, civil: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """z [sites, width] = mean over pairs of toxic - civil, times the weights of the heads, of length 1 where it is
-        subtracted on a sphere; and diagnostics. `toxic` and `civil` are [sites, pairs, width]."""
+        """z [sites, width] = mean over pairs of toxic - civil, times the weights of the heads; and diagnostics. `toxic`
+        and `civil` are [sites, pairs, width]."""
         z = (toxic - civil).mean(1)  # released: the sum, which is one after normalising
         diagnostics: dict[str, Any] = {"direction_norm": z.norm(dim=-1).tolist()}
         if self.config.head_weight != "none":
             weight, probed = self._head_weights(lm, toxic, civil)  # [sites, heads]
             diagnostics |= probed
             z = z.double() * weight.repeat_interleave(z.shape[1] // weight.shape[1], dim=1)
-        if self.config.fusion != "additive":
-            z = z / z.norm(dim=-1, keepdim=True).clamp(min=_EPS)
-        return z.float(), diagnostics
+        return z, diagnostics
 
     def _biases(self, lm: LanguageModel, steered: Sequence[tuple[str, Tensor]]) -> list[Weight]:
         """The constant shift of each site as a bias of its linear map."""

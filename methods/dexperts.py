@@ -35,7 +35,11 @@ class Config(ExpertConfig):
     """How strongly the two adapters act on the logits, and how they are trained."""
 
     alpha: float = knob(
-        2.0, "weight of the difference between expert and anti-expert", source="Liu et al. 2021, sec. 3.2", ge=0
+        2.0,
+        "weight of the difference between expert and anti-expert",
+        source="Liu et al. 2021, sec. 3.2",
+        ge=0,
+        applied=True,
     )
     filter_p: float = knob(
         0.9,
@@ -44,6 +48,7 @@ class Config(ExpertConfig):
         source="generation/dexperts_generation.py: filter_p",
         gt=0,
         le=1,
+        applied=True,
     )
     sides: Literal["both", "anti_expert"] = knob(
         "both",

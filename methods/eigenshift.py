@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from detoxbench.config import knob, resolve_switches, runtime, switch
-from detoxbench.data.examples import FitData, Role
+from detoxbench.data.examples import FitData, LabelledText, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import pooled_states
 from detoxbench.fitting.labelled import beginnings, toxic_labels
+from detoxbench.fitting.shelf import Learned
 from detoxbench.interventions.channels import LowRank, Weight
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 class Config:
     """How many directions are damped, how far, and how they are chosen."""
 
-    alpha: float = knob(0.1, "what is left of a damped direction", source="reconstruct.py:149-151", ge=0, le=1)
+    alpha: float = knob(
+        0.1, "what is left of a damped direction", source="reconstruct.py:149-151", ge=0, le=1, applied=True
+    )
     percentile: float = knob(0.999, "share of the directions left alone", source="reconstruct.py:141", ge=0, lt=1)
     max_tokens: int = knob(128, "tokens of a text at the most, the first ones", source="ours", ge=1)
     fidelity: Literal["default", "reference", "paper"] = runtime("default", "what switches that are null stand for")
@@ -83,11 +86,18 @@ class EigenShift(Method[Config]):
         return frozenset({Role.LABELLED_TEXTS})
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
-        import torch
-
         data.require(self.needs, self.name)
         head = own_head(lm)
-        texts = data.labelled_texts or ()
+        found, info = self.learned_once(lm, data, lambda: self._directions(lm, head, data.labelled_texts or ()))
+        change = LowRank(found["inputs"].float(), (found["outputs"] * (self.config.alpha - 1)).float())
+        weights = (Weight(f"{head}.weight", change),)
+        return Intervention(method=self.name, base=lm.fingerprint, weights=weights, info=info)
+
+    def _directions(self, lm: LanguageModel, head: str, texts: Sequence[LabelledText]) -> Learned:
+        """The damped directions in double precision: `inputs` V^T [directions, width], `outputs` U S [vocabulary,
+        directions]."""
+        import torch
+
         labels = toxic_labels(texts, self.name)
         # 1. The states before the head that write each text, on the mean, [texts, width].
         states = self._states(lm, head, [text.text for text in texts])
@@ -98,16 +108,11 @@ class EigenShift(Method[Config]):
         responses = states.double() @ basis.T  # [texts, width]
         responses = responses.abs() if self.config.response == "magnitude" else responses
         delta = responses[labels].mean(0) - responses[~labels].mean(0)
-        # 3. The most toxic ones, damped.
+        # 3. The most toxic ones.
         count = math.ceil(round(len(s) * (1 - self.config.percentile), 9))
         most = delta.argsort(descending=True, stable=True)[:count]
-        change = LowRank(vt[most].float().contiguous(), (u[:, most] * s[most] * (self.config.alpha - 1)).float())
-        return Intervention(
-            method=self.name,
-            base=lm.fingerprint,
-            weights=(Weight(f"{head}.weight", change),),
-            info={"directions": most.tolist(), "delta": delta[most].tolist(), "singular_values": s[most].tolist()},
-        )
+        info = {"directions": most.tolist(), "delta": delta[most].tolist(), "singular_values": s[most].tolist()}
+        return Learned({"inputs": vt[most].contiguous(), "outputs": u[:, most] * s[most]}, info)
 
     def _states(self, lm: LanguageModel, head: str, texts: Sequence[str]) -> Tensor:
         """Mean input of the head over the positions that predict a text's tokens, [texts, width]."""

@@ -45,11 +45,14 @@ class Config(ExpertConfig):
         "expert_only, expert_scale (the amplification of the expert that ext_sub contains, nothing subtracted)",
         source="ext_sub.py:272-293",
     )
-    alpha: float = knob(1.0, "share of the (extracted) anti-expert that is subtracted", source="ext_sub.py:280", ge=0)
+    alpha: float = knob(
+        1.0, "share of the (extracted) anti-expert that is subtracted", source="ext_sub.py:280", ge=0, applied=True
+    )
     fidelity: Literal["default", "reference"] = runtime("default", "what switches that are null stand for")
     scaling: Literal["own", "expert"] | None = switch(
         "switch: the anti-expert's lora_alpha/rank is its own (default), or the expert's for both (reference)",
         source="ours: an adapter means what it was trained to mean; ext_sub.py:195-198",
+        applied=True,
         default="own",
         reference="expert",
     )
@@ -57,6 +60,7 @@ class Config(ExpertConfig):
         "switch: float32: closed form, a LoRA of rank r1 + r2 (default); adapter: whole products in its type, a dense "
         "change (reference)",
         source="ours: equal in float32, and bf16 is off by 0.4 %; ext_sub.py:36-62",
+        applied=True,
         default="float32",
         reference="adapter",
     )
@@ -64,16 +68,21 @@ class Config(ExpertConfig):
         "switch, for two IA3 adapters: the same rule on the differences from 1 (default), or the released formulas "
         "(reference), off by a constant in subtract and add, with alpha on the kept part in ext_sub",
         source="ours; ext_sub.py:100-110, 147-157, 200-221",
+        applied=True,
         default="corrected",
         reference="released",
     )
     projection: Literal["row", "column", "matrix"] = knob(
-        "row", "what shares a direction: a row (output neuron), a column, or the whole matrix", source="ext_sub.py:179"
+        "row",
+        "what shares a direction: a row (output neuron), a column, or the whole matrix",
+        source="ext_sub.py:179",
+        applied=True,
     )
     zero_rows: Literal["subtract", "keep_expert", "error"] = knob(
         "subtract",
         "where the expert's row is 0 and so has no direction to share: subtract all of alpha w2, keep_expert, or error",
         source="ours: the released code writes NaN (ext_sub.py:182-186)",
+        applied=True,
     )
 
     def __post_init__(self) -> None:

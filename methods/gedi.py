@@ -36,11 +36,20 @@ CLASSES = ("civil", "toxic")
 class Config(LoraConfig):
     """How strongly the classes act, and how their models are trained."""
 
-    omega: float = knob(30.0, "weight of the class: disc_weight", source="generate_GeDi.py: --disc_weight", ge=0)
-    filter_p: float = knob(
-        0.8, "share of the probability whose least civil tokens may be left out", source="--filter_p", ge=0, lt=1
+    omega: float = knob(
+        30.0, "weight of the class: disc_weight", source="generate_GeDi.py: --disc_weight", ge=0, applied=True
     )
-    target_p: float = knob(0.8, "tokens this likely to be civil are never left out", source="--target_p", ge=0, le=1)
+    filter_p: float = knob(
+        0.8,
+        "share of the probability whose least civil tokens may be left out",
+        source="--filter_p",
+        ge=0,
+        lt=1,
+        applied=True,
+    )
+    target_p: float = knob(
+        0.8, "tokens this likely to be civil are never left out", source="--target_p", ge=0, le=1, applied=True
+    )
 
 
 def weigh(logits: Tensor, state: LogitState) -> Tensor:

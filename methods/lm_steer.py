@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
@@ -22,9 +22,10 @@ from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Instruction, LabelledText, Role
 from detoxbench.fitting.labelled import toxic_labels
 from detoxbench.fitting.responses import IGNORED, Response, collate, encode
+from detoxbench.fitting.shelf import Learned
 from detoxbench.fitting.token_losses import Batch, plain_head, token_nlls
-from detoxbench.fitting.training import Adapter, TrainingConfig, optimise_tensors
-from detoxbench.interventions.channels import Dense, Hook
+from detoxbench.fitting.training import TrainingConfig, optimise_tensors
+from detoxbench.interventions.channels import Hook
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method
@@ -38,7 +39,10 @@ class Config:
     """How strongly it steers, and how the steers are learned. Defaults: the README's command for detoxification."""
 
     strength: float = knob(
-        5.0, "steer value when the model is used; in training civil texts have 1", source="README: --steer_values 5 1"
+        5.0,
+        "steer value when the model is used; in training civil texts have 1",
+        source="README: --steer_values 5 1",
+        applied=True,
     )
     rank: int = knob(1000, "columns of P1 and of P2; at most the width", source="README: --rank 1000", ge=1)
     epsilon: float = knob(1e-3, "what P1 P2^T is multiplied by", source="arguments.py: --epsilon", gt=0)
@@ -100,15 +104,13 @@ class LMSteer(Method[Config]):
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         data.require(self.needs, self.name)
-        trained = self._trained(lm, data.labelled_texts or ())
-        p1, p2 = (trained.deltas[name].delta.cpu() for name in ("p1", "p2"))
-        values = [self.config.strength, 1.0][: len(p1)]
+        steers, info = self.learned_once(lm, data, lambda: self._trained(lm, data.labelled_texts or ()))
+        values = [self.config.strength, 1.0][: len(steers["p1"])]
         params = {"values": values, "epsilon": self.config.epsilon}
-        hook = Hook(lm.architecture.head, "pre", f"{self.name}.steer", {"p1": p1, "p2": p2}, params)
-        info = {"rank": p1.shape[-1], **trained.record}
+        hook = Hook(lm.architecture.head, "pre", f"{self.name}.steer", steers, params)
         return Intervention(method=self.name, base=lm.fingerprint, hooks=(hook,), info=info)
 
-    def _trained(self, lm: LanguageModel, texts: Sequence[LabelledText]) -> Adapter[Dense]:
+    def _trained(self, lm: LanguageModel, texts: Sequence[LabelledText]) -> Learned:
         """P1 and P2, each [steers, width, rank], by the names p1 and p2."""
         import torch
 
@@ -129,7 +131,8 @@ class LMSteer(Method[Config]):
             lm, start, lambda epoch: rows, training, collate=partial(collated, pad=lm.tokenizer.pad_token_id or 0),
             loss=partial(self.loss, lm, plain_head(lm)), seed=self.seed, description=self.name,
         )  # fmt: skip
-        return replace(trained, cut_texts=cut)
+        steers = {name: tensor.delta.cpu() for name, tensor in trained.deltas.items()}
+        return Learned(steers, {"rank": shape[-1], **trained.record, "cut_texts": cut})
 
     def _rows(self, lm: LanguageModel, texts: Sequence[LabelledText]) -> tuple[list[Row], int]:
         """(a seeded draw of the texts, taken in turn again where there are fewer than are read; how many were cut)."""

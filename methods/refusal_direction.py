@@ -17,6 +17,7 @@ from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Query, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import CachedPrefixForward, pooled_states
+from detoxbench.fitting.shelf import Learned
 from detoxbench.fitting.shifts import added, as_bias
 from detoxbench.interventions.channels import Hook
 from detoxbench.interventions.intervention import Intervention
@@ -39,7 +40,9 @@ log = logging.getLogger("detoxbench")
 class Config:
     """How the direction is found, and how much of it is added."""
 
-    strength: float = knob(1.0, "times the direction that is added", source="run_pipeline.py:157: coeff +1.0")
+    strength: float = knob(
+        1.0, "times the direction that is added", source="run_pipeline.py:157: coeff +1.0", applied=True
+    )
     train: int = knob(128, "harmful and harmless prompts whose states are averaged", source="config.py: n_train", ge=1)
     validation: int = knob(
         32, "further prompts of both that candidates are judged on; at most a fifth", source="config.py: n_val", ge=1
@@ -73,6 +76,7 @@ class Config:
         "hook",
         "bias: the shift as a bias of the MLP's down-projection one layer before",
         source="model_utils/llama3_model.py:80-86",
+        applied=True,
     )
 
 
@@ -132,6 +136,19 @@ class RefusalDirection(Method[Config]):
 
     def fit(self, lm: LanguageModel, data: FitData) -> Intervention:
         data.require(self.needs, self.name)
+        tensors, info = self.learned_once(lm, data, lambda: self._found(lm, data))
+        layer, vector = info["layer"], tensors["vector"]
+        biased = self.config.export == "bias"
+        return Intervention(
+            method=self.name,
+            base=lm.fingerprint,
+            weights=(self._bias(lm, layer, vector),) if biased else (),
+            hooks=() if biased else (self._added(lm, layer, vector, self.config.strength),),
+            info=info,
+        )
+
+    def _found(self, lm: LanguageModel, data: FitData) -> Learned:
+        """`vector`: the best candidate, [width]; its layer, its measures and those of all others."""
         starts = refusal_ids(lm, self.config.refusal_starts)
         # 1. The prompts: those that directions are taken from, and those that they are judged on.
         (harmful, harmful_held), (harmless, harmless_held) = (
@@ -146,21 +163,15 @@ class RefusalDirection(Method[Config]):
         judged = self._judged(lm, directions, harmful_held, harmless_held, starts)
         best, passing = self._best(judged)
         vector = directions[best.layer, best.position]
-        biased = self.config.export == "bias"
-        return Intervention(
-            method=self.name,
-            base=lm.fingerprint,
-            weights=(self._bias(lm, best.layer, vector),) if biased else (),
-            hooks=() if biased else (self._added(lm, best.layer, vector, self.config.strength),),
-            info={
-                **best._asdict(),
-                "passing": passing,
-                "vector_norm": float(vector.norm()),
-                "prompts": {"harmful": len(harmful), "harmless": len(harmless)},
-                "held_out": {"harmful": len(harmful_held), "harmless": len(harmless_held)},
-                "candidates": [candidate._asdict() for candidate in judged],
-            },
-        )
+        info = {
+            **best._asdict(),
+            "passing": passing,
+            "vector_norm": float(vector.norm()),
+            "prompts": {"harmful": len(harmful), "harmless": len(harmless)},
+            "held_out": {"harmful": len(harmful_held), "harmless": len(harmless_held)},
+            "candidates": [candidate._asdict() for candidate in judged],
+        }
+        return Learned({"vector": vector}, info)
 
     def _held_out(self, prompts: int) -> int:
         """How many of so many prompts candidates are judged on."""

@@ -38,10 +38,14 @@ class Config(LoraConfig):
     expert: str | None = runtime(
         None, "existing PEFT adapter (folder or hub id) that is the expert; null trains one on refusals"
     )
-    alpha: float = knob(3.0, "weight of the expert's difference to the base", source="exp/defense.py: --alpha", ge=0)
-    first_m: int = knob(2, "tokens that the expert takes part in", source="exp/defense.py: --first_m", ge=1)
+    alpha: float = knob(
+        3.0, "weight of the expert's difference to the base", source="exp/defense.py: --alpha", ge=0, applied=True
+    )
+    first_m: int = knob(
+        2, "tokens that the expert takes part in", source="exp/defense.py: --first_m", ge=1, applied=True
+    )
     common_tokens: int = knob(
-        5, "c: least size of the sample space", source="exp/defense.py: --num_common_tokens", ge=1
+        5, "c: least size of the sample space", source="exp/defense.py: --num_common_tokens", ge=1, applied=True
     )
 
 

@@ -41,6 +41,7 @@ def _show(kind: str, described: dict[str, Any]) -> None:
     for field in fields:
         limits = f", {field['range']}" if field["range"] else ""
         number = "" if field["identity"] else " (not part of the run's identity)"
+        number += " (acts when applied: a sweep over it learns once)" if field["applied"] else ""
         show(f"\n{kind}.{field['name']}={_yaml(field['default'])}  {field['type']}{limits}")
         show(f"    {field['meaning']}{number}")
         if field["switch"]:
@@ -95,6 +96,7 @@ def described_fields(config: Any, file_settings: Mapping[str, Any] | None = None
             "source": field.metadata["source"],
             "switch": {at: _yaml(value) for at, value in field.metadata.get("switch", {}).items()},
             "identity": field.metadata["identity"],
+            "applied": field.metadata.get("applied", False),
         }
         for field in fields(config)
     ]

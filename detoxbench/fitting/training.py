@@ -16,11 +16,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from detoxbench.config import digest, knob
+from detoxbench.config import knob
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.fitting.parameters import names_of, trainable
@@ -28,6 +27,7 @@ from detoxbench.fitting.quantization import Quantization, quantized
 from detoxbench.fitting.random_state import unchanged_random_state
 from detoxbench.fitting.responses import Response, encode
 from detoxbench.fitting.responses import collate as collate_responses
+from detoxbench.fitting.shelf import Learned, once
 from detoxbench.fitting.token_losses import Batch
 from detoxbench.interventions.channels import Delta, Dense, LowRank, Weight
 from detoxbench.interventions.channels.weights import require_eager
@@ -78,6 +78,7 @@ class LoraConfig:
 
 
 LORA = ("lora",)
+_RECORDED = ("losses", "gradient_norms", "measures", "cut_texts")
 TRAINING_VERSION = 1
 """Raise it when the same training starts to give another LoRA: those that are kept are trained anew."""
 Optimizer = Literal["adamw", "rmsprop"]
@@ -148,7 +149,7 @@ def train_lora(
 ) -> Adapter[LowRank]:
     """Fine-tune a LoRA on the responses (prompts carry no loss; the end token does): `optimise_lora` with the model's
     own loss, which is a mean over the tokens of an update. What was trained alike before is taken from the shelf, if
-    there is one (`sharing`)."""
+    there is one (`shelf.once`)."""
     usable, collate, cut = _responses(lm, examples, config.max_length)
 
     def trained() -> Adapter[LowRank]:
@@ -173,26 +174,6 @@ def train(
     return _once(lm, usable, cut, config, Recipe(config.optimizer, config.schedule), seed, trained)
 
 
-class Shelf(Protocol):
-    """Where LoRAs are kept that several fits train alike."""
-
-    def adapter(self, key: str, train: Callable[[], Adapter[LowRank]]) -> Adapter[LowRank]:
-        """The LoRA that is kept under the key; trained, and kept, if there is none."""
-
-
-_SHELF: ContextVar[Shelf | None] = ContextVar("shelf", default=None)
-
-
-@contextmanager
-def sharing(shelf: Shelf) -> Iterator[None]:
-    """While open, what is trained on responses is taken from the shelf where it is there."""
-    token = _SHELF.set(shelf)
-    try:
-        yield
-    finally:
-        _SHELF.reset(token)
-
-
 def _once(
     lm: LanguageModel,
     examples: Sequence[Response],
@@ -202,14 +183,22 @@ def _once(
     seed: int,
     train: Callable[[], Adapter[LowRank]],
 ) -> Adapter[LowRank]:
-    """From the shelf by all that the training reads: the model, the tokens, the knobs of a LoRA and the seed. A model
-    that something is in force on is another one, and trains anew."""
-    shelf = _SHELF.get()
-    if shelf is None or lm.in_force.methods:
-        return train()
+    """From the shelf by all that the training reads: the tokens, the knobs of a LoRA and the seed."""
     knobs = {f.name: getattr(config, f.name) for f in fields(LoraConfig)}
-    model = [lm.fingerprint, str(lm.dtype), lm.device.type]
-    return shelf.adapter(digest([TRAINING_VERSION, model, examples, cut, knobs, asdict(recipe), seed]), train)
+    reads = [TRAINING_VERSION, examples, cut, knobs, asdict(recipe), seed]
+    return _adapter_of(once(lm, lambda: reads, lambda: _learned(train())))
+
+
+def _learned(adapter: Adapter[LowRank]) -> Learned:
+    """A LoRA as it is kept. The parameters stand in its info in their order, which tensors on disk do not keep."""
+    tensors = {f"{name}.{key}": t for name, delta in adapter.deltas.items() for key, t in delta.tensors().items()}
+    return Learned(tensors, {"parameters": list(adapter.deltas), **{f: getattr(adapter, f) for f in _RECORDED}})
+
+
+def _adapter_of(learned: Learned) -> Adapter[LowRank]:
+    tensors, info = learned
+    deltas = {name: LowRank(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in info["parameters"]}
+    return Adapter(deltas, **{f: info[f] for f in _RECORDED})
 
 
 def _responses(

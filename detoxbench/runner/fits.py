@@ -14,13 +14,13 @@ from detoxbench.config import digest
 from detoxbench.files.lines import appending, chained_lines, encode
 from detoxbench.files.sealing import seal, whole_or_aside
 from detoxbench.files.writing import write_atomic, write_folder
-from detoxbench.fitting.training import sharing
+from detoxbench.fitting.shelf import sharing
 from detoxbench.interventions.channels import weights
 from detoxbench.records import Request
 from detoxbench.runner.cell import RunCell
 from detoxbench.runner.cost import Meter
 from detoxbench.runner.loaded import language_model
-from detoxbench.runner.shelf import AdapterShelf
+from detoxbench.runner.shelf import RunShelf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ def fit_once(cell: RunCell) -> Fit:
     with cell.locked(cell.fit_folder):
         if whole_or_aside(cell.fit_folder):
             return msgspec.json.decode((cell.fit_folder / "fit.json").read_bytes(), type=Fit)
-        lm, shelf = language_model(cell), AdapterShelf(cell)
+        lm, shelf = language_model(cell), RunShelf(cell)
         with sharing(shelf), Meter(lm.device) as meter:
             intervention = cell.method.fit(lm, cell.data)
         changes = weights.record(lm, intervention.weights)

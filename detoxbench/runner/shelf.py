@@ -1,18 +1,19 @@
-"""LoRAs that several fits train alike are trained once: an expert serves Ext-Sub, DExperts and SFT, and every alpha."""
+"""What fits learn alike lies among a runs folder's stages: an expert serves Ext-Sub, DExperts and SFT, and every alpha;
+directions serve every strength."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from detoxbench.config import digest
 from detoxbench.files.lines import encode
 from detoxbench.files.sealing import seal, whole_or_aside
 from detoxbench.files.writing import write_atomic, write_folder
-from detoxbench.fitting.training import Adapter
-from detoxbench.interventions.channels import LowRank
+from detoxbench.fitting.shelf import Learned
 from detoxbench.runner.cell import RunCell
 from detoxbench.runner.cost import Meter
 from detoxbench.runner.loaded import language_model
@@ -20,70 +21,60 @@ from detoxbench.runner.loaded import language_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
 log = logging.getLogger("detoxbench")
 
 
 class _Kept(msgspec.Struct):
-    """adapter.json: what a training recorded and cost, beside its tensors."""
+    """learned.json: what was recorded and what it cost, beside the tensors."""
 
-    parameters: Sequence[str]
-    """In the order in which the training gave them, which an intervention keeps."""
-    losses: Sequence[float]
-    gradient_norms: Sequence[float]
-    measures: dict[str, Sequence[float]]
-    cut_texts: int
+    info: dict[str, Any]
     seconds: float
     peak_mb: float | None
 
 
-class AdapterShelf:
-    """The LoRAs among a cell's stages. `seconds` and `peaks_mb` are what those cost that were taken from it: a fit's
-    cost is that of all its training, whoever did it first."""
+class RunShelf:
+    """What has been learned, among a cell's stages. `seconds` and `peaks_mb` are what that cost which was taken: a
+    fit's cost is that of all its learning, whoever did it first."""
 
     def __init__(self, cell: RunCell) -> None:
         self._cell = cell
         self.seconds = 0.0
         self.peaks_mb: list[float | None] = []
 
-    def adapter(self, key: str, train: Callable[[], Adapter[LowRank]]) -> Adapter[LowRank]:
-        """The LoRA of that key, trained if it is not there."""
-        folder = self._cell.stage("lora", key)
+    def kept(self, key: str, learn: Callable[[], Learned]) -> Learned:
+        """What is kept under the key and for this model as it is loaded, learned if it is not there."""
+        folder = self._cell.stage("learned", digest([self._cell.identity["model"], key]))
         with self._cell.locked(folder):
             if not whole_or_aside(folder):
                 with Meter(language_model(self._cell).device) as meter:
-                    trained = train()
-                _keep(folder, trained, meter)
-                return trained
-        adapter, kept = _read(folder)
+                    learned = learn()
+                _keep(folder, learned, meter)
+                return learned
+        tensors, kept = _read(folder)
         self.seconds += kept.seconds
         self.peaks_mb.append(kept.peak_mb)
-        log.info("a LoRA that was trained alike before is taken (%.1f s)", kept.seconds)
-        return adapter
+        log.info("what an earlier fit learned alike is taken (%.1f s)", kept.seconds)
+        return Learned(tensors, kept.info)
 
 
-def _keep(folder: Path, adapter: Adapter[LowRank], meter: Meter) -> None:
+def _keep(folder: Path, learned: Learned, meter: Meter) -> None:
     from safetensors.torch import save_file
 
-    kept = _Kept(
-        list(adapter.deltas), adapter.losses, adapter.gradient_norms, dict(adapter.measures), adapter.cut_texts,
-        meter.seconds, meter.peak_mb,
-    )  # fmt: skip
-    tensors = {f"{name}.{key}": t for name, delta in adapter.deltas.items() for key, t in delta.tensors().items()}
+    kept = _Kept(dict(learned.info), meter.seconds, meter.peak_mb)
 
     def fill(new: Path) -> None:
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, str(new / "tensors.safetensors")
-        )
-        write_atomic(new / "adapter.json", encode(kept))
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in learned.tensors.items()}
+        save_file(tensors, str(new / "tensors.safetensors"))
+        write_atomic(new / "learned.json", encode(kept))
         seal(new)
 
     write_folder(folder, fill)
 
 
-def _read(folder: Path) -> tuple[Adapter[LowRank], _Kept]:
+def _read(folder: Path) -> tuple[dict[str, Tensor], _Kept]:
     from safetensors.torch import load_file
 
-    kept = msgspec.json.decode((folder / "adapter.json").read_bytes(), type=_Kept)
-    tensors = load_file(str(folder / "tensors.safetensors"))
-    deltas = {name: LowRank(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in kept.parameters}
-    return Adapter(deltas, kept.losses, kept.gradient_norms, kept.measures, kept.cut_texts), kept
+    kept = msgspec.json.decode((folder / "learned.json").read_bytes(), type=_Kept)
+    return load_file(str(folder / "tensors.safetensors")), kept

@@ -17,7 +17,7 @@ from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import fit_data
 from detoxbench.data.roles import fit_spec
 from detoxbench.errors import UsageError
-from detoxbench.fitting.training import sharing
+from detoxbench.fitting.shelf import sharing
 from detoxbench.interventions.channels import Dense
 from detoxbench.methods.base import Method
 from detoxbench.runner.cell import comparison_runs
@@ -97,18 +97,18 @@ def test_the_second_part_is_fitted_on_the_model_with_the_first_applied() -> None
 @pytest.mark.slow
 def test_a_training_on_the_base_is_never_taken_for_one_on_a_changed_model() -> None:
     class Recording:
-        trained = 0
+        learned = 0
 
-        def adapter(self, key: str, train: Callable[[], Any]) -> Any:
-            self.trained += 1
-            return train()
+        def kept(self, key: str, learn: Callable[[], Any]) -> Any:
+            self.learned += 1
+            return learn()
 
     counts = []
     for parts in (("ext_sub", "destein"), ("destein", "ext_sub")):
         with sharing(shelf := Recording()):
             fitted(*parts)
-        counts.append(shelf.trained)
-    assert counts == [2, 0], "expert and anti-expert, shared only where nothing is in force"
+        counts.append(shelf.learned)
+    assert counts == [2, 1], "expert and anti-expert, or the directions: shared only where nothing is in force"
 
 
 def test_changes_of_one_parameter_add_up_to_the_last_edit() -> None:
