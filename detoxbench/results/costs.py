@@ -50,6 +50,10 @@ COSTS: dict[str, Cost] = {
     "forward_passes_per_token": Cost(
         "generation.forward_passes_per_token", "forward passes a token", "passes", "×", "lower", "{:.2f}".format
     ),
+    "generation_peak_mb": Cost(
+        "generation.peak_mb", "peak memory of generating", "peak, generating", "MB", "lower", "{:.0f} MB".format
+    ),
+    "guide_seconds": Cost("generation.guide_seconds", "guide's time a text", "guide", "s", "lower", "{:.2g} s".format),
     "tokens_per_second": Cost(
         "generation.tokens_per_second", "tokens a second", "tokens/s", "", "higher", "{:.0f}".format
     ),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,9 +19,10 @@ if TYPE_CHECKING:
 
     from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
+    from detoxbench.model.in_force import Outcome, OutputFunction
 
 TIMED_REQUESTS, TIMED_TOKENS, ROUNDS = 16, 16, 5
-"""The relative speed is the median over rounds, without and with the intervention in turn, on so much work."""
+"""Costs of generating are measured on so much work, the speed so many times."""
 
 
 class Meter:
@@ -81,34 +84,50 @@ def added_prompt_tokens(cell: RunCell, lm: LanguageModel, intervention: Interven
         return (tokens() - before) / len(cell.requests)
 
 
-class Relative(NamedTuple):
-    """The cost of a token under an intervention, relative to the cost without; None where there are no tokens."""
+class Running(NamedTuple):
+    """What generating under an intervention costs; None where it was not measured."""
 
-    speed: float | None
-    passes: float | None
+    speed: float | None = None
+    """Tokens a second over the base model's."""
+    passes: float | None = None
+    """Rows in all forward passes for the same tokens, over the base model's."""
+    peak_mb: float | None = None
+    """The most memory held, as `Meter` has it."""
+    guide_seconds: float | None = None
+    """Seconds that guides took, a text that was asked for; None where the intervention asks none."""
 
 
-def relative_costs(cell: RunCell, lm: LanguageModel, intervention: Intervention) -> Relative:
-    """The speed: tokens a second, the median over rounds taken in turn in this process. The passes: rows in all forward
-    passes that the same tokens took."""
-    if cell.method.name == BASE:
-        return Relative(1.0, 1.0)
+def running_costs(cell: RunCell, lm: LanguageModel, intervention: Intervention) -> Running:
+    """Measured on the first requests; the speed is the median over rounds, without and with it in turn."""
     sample = cell.requests[:TIMED_REQUESTS]
     if all(r.text is not None and not r.text for r in sample):
-        return Relative(None, None)
-    speeds, passes = [], 1.0
+        return Running()
+    if cell.method.name == BASE:
+        with Meter(lm.device) as meter:
+            _timed(cell, lm, sample)
+        return Running(1.0, 1.0, meter.peak_mb)
+    speeds, guiding = list[float](), list[float]()
     for _ in range(ROUNDS):
-        plain_seconds, plain_rows = _timed(cell, lm, sample)
-        with lm.applied(intervention):
-            seconds, rows = _timed(cell, lm, sample)
-        speeds.append(plain_seconds / seconds)
-        passes = rows / plain_rows
-    return Relative(statistics.median(speeds), passes)
+        plain = _timed(cell, lm, sample)
+        with lm.applied(intervention), Meter(lm.device) as meter:
+            under = _timed(cell, lm, sample)
+        speeds.append(plain.seconds / under.seconds)
+        guiding.append(under.guide_seconds / len(sample))
+    asked = statistics.median(guiding) if intervention.outputs else None
+    return Running(statistics.median(speeds), under.rows / plain.rows, meter.peak_mb, asked)
 
 
-def _timed(cell: RunCell, lm: LanguageModel, sample: Sequence[Request]) -> tuple[float, int]:
-    """(seconds, rows in all forward passes) for reading and generating the same number of tokens on both sides: no text
-    ends early, and no near-tie is looked at twice."""
+class _Timed(NamedTuple):
+    """Seconds in all, rows in all forward passes, and the seconds of guides among them."""
+
+    seconds: float
+    rows: int
+    guide_seconds: float
+
+
+def _timed(cell: RunCell, lm: LanguageModel, sample: Sequence[Request]) -> _Timed:
+    """Reading and generating the same number of tokens on both sides: no text ends early, and no near-tie is looked at
+    twice."""
     from detoxbench.engine.generation import generate
     from detoxbench.engine.likelihood import loglikelihoods
 
@@ -118,19 +137,48 @@ def _timed(cell: RunCell, lm: LanguageModel, sample: Sequence[Request]) -> tuple
         batch_tokens=cell.spec.gen.batch_tokens,
     )
     to_read, to_generate = [r for r in sample if r.text], [r for r in sample if r.text is None]
-    rows = 0
-
-    def count(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
-        nonlocal rows
-        rows += len(args[0] if args else kwargs["input_ids"])
-
-    handle = lm.model.register_forward_pre_hook(count, with_kwargs=True)
-    try:
+    with _rows_counted(lm) as rows, _guides_timed(lm) as guiding:
         start = time.perf_counter()
         for _ in loglikelihoods(lm, to_read, {r.id for r in to_read}):
             continue
         for _ in generate(lm, to_generate, gen, 0, ends=frozenset()):
             continue
-        return time.perf_counter() - start, rows
+        seconds = time.perf_counter() - start
+    return _Timed(seconds, sum(rows), sum(guiding))
+
+
+@contextmanager
+def _rows_counted(lm: LanguageModel) -> Iterator[list[int]]:
+    """The rows of every forward pass made meanwhile."""
+    rows: list[int] = []
+
+    def count(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        rows.append(len(args[0] if args else kwargs["input_ids"]))
+
+    handle = lm.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield rows
     finally:
         handle.remove()
+
+
+@contextmanager
+def _guides_timed(lm: LanguageModel) -> Iterator[list[float]]:
+    """The seconds of every question that a guide in force is asked meanwhile."""
+    seconds: list[float] = []
+
+    def timed(function: OutputFunction) -> OutputFunction:
+        def decide(prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Sequence[Outcome]:
+            start = time.perf_counter()
+            outcomes = function.decide(prompts, candidates)
+            seconds.append(time.perf_counter() - start)
+            return outcomes
+
+        return dataclasses.replace(function, decide=decide)
+
+    functions = list(lm.in_force.outputs)
+    lm.in_force.outputs[:] = map(timed, functions)
+    try:
+        yield seconds
+    finally:
+        lm.in_force.outputs[:] = functions

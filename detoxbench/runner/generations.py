@@ -17,7 +17,7 @@ from detoxbench.progress import bar
 from detoxbench.records import BaseReading, Request, Sample
 from detoxbench.results import broken_text
 from detoxbench.runner.cell import RunCell
-from detoxbench.runner.cost import Relative, added_prompt_tokens, relative_costs
+from detoxbench.runner.cost import Running, added_prompt_tokens, running_costs
 from detoxbench.runner.fits import FITS, Fit, all_fits, fitted_already, fitted_groups
 from detoxbench.runner.loaded import fitted_intervention, language_model
 from detoxbench.suites.base import Probe
@@ -47,7 +47,9 @@ class Generation(msgspec.Struct):
     fit: Fit | None = None
     """All fits together, where each record has its own."""
     forward_passes_per_token: float | None = None
-    """Over the base model's; None in stages from before it was measured."""
+    """Over the base model's; None in stages from before it was measured, like the two below."""
+    peak_mb: float | None = None
+    guide_seconds: float | None = None
     arithmetic: dict[str, Any] = {}
     """How the model computed (`provenance.arithmetic`)."""
 
@@ -71,11 +73,13 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
         intervention, fit = all_fits(cell, lm) if cell.per_record else (fitted_intervention(cell), None)
         samples = _read_by_base(cell, lm, [g.sample for g in answers])
         change = intervention if cell.texts is None else None
-        relative = relative_costs(cell, lm, change) if change else Relative(None, None)
+        running = running_costs(cell, lm, change) if change else Running()
         generation = Generation(
             tokens_per_second=tokens_per_second,
-            relative_speed=relative.speed,
-            forward_passes_per_token=relative.passes,
+            relative_speed=running.speed,
+            forward_passes_per_token=running.passes,
+            peak_mb=running.peak_mb,
+            guide_seconds=running.guide_seconds,
             added_prompt_tokens=added_prompt_tokens(cell, lm, change) if change else None,
             contested=sum(g.near_ties for g in answers),
             cut_prompts=sum(g.truncated_prompt > 0 for g in answers),

@@ -197,6 +197,16 @@ def test_a_run_counts_every_candidate(tmp_path: Path) -> None:
     cost = result.record.cost
     assert 3 < (cost["forward_passes_per_token"] or 0) <= 4  # prompts are read once for all four
     assert 0 < (cost["relative_speed"] or 0) < 1
+    assert 0 < (cost["guide_seconds"] or 0) < 1
+
+
+def test_no_guide_is_no_time_and_every_run_has_a_peak(tmp_path: Path) -> None:
+    for method in ("none", "self_reminder"):
+        result = db.run(
+            [f"method={method}", "suite=utility", "suite.limit=3", "with_base=false", f"runs_dir={tmp_path}"]
+        )
+        assert result.record.cost["guide_seconds"] is None
+        assert (result.record.cost["generation_peak_mb"] or 0) > 50  # torch alone is more
 
 
 def test_a_guide_learns_which_tokens_are_bad() -> None:

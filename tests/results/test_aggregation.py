@@ -23,7 +23,7 @@ from detoxbench.results.aggregation import Answers, aggregate
 from detoxbench.results.leaderboard import leaderboard
 from detoxbench.results.store import Run
 from detoxbench.runner import base_reading, generations, stages
-from detoxbench.runner.cost import Relative
+from detoxbench.runner.cost import Running
 from detoxbench.sharing.packing import opened, pack, unpack
 from detoxbench.sharing.verification import verify
 from detoxbench.suites.real_toxicity_prompts import RealToxicityPrompts
@@ -154,7 +154,7 @@ def test_a_reading_that_was_cut_off_goes_on_with_the_same_bytes(
         return (db.run([*few, f"runs_dir={tmp_path / folder}"]).folder / "samples.jsonl").read_bytes()
 
     monkeypatch.setattr(base_reading, "CHUNK", 5)
-    monkeypatch.setattr(generations, "relative_costs", lambda *_: Relative(1.0, 1.0))
+    monkeypatch.setattr(generations, "running_costs", lambda *_: Running(1.0, 1.0))
     whole, read, chunks = samples("whole"), base_reading.window_nlls, list[int]()
 
     def stopped(lm: LanguageModel, rows: list[Any]) -> Any:

@@ -19,7 +19,7 @@ from detoxbench.results.store import Run, runs
 from detoxbench.runner import generations, loaded, scoring, stages
 from detoxbench.runner.cell import RunCell, checkpoint_folder, comparison_runs, prepare
 from detoxbench.runner.composition import compose_run
-from detoxbench.runner.cost import Relative
+from detoxbench.runner.cost import Running
 from detoxbench.runner.plan import plan
 from tests.support.processes import Process
 
@@ -275,7 +275,7 @@ def test_in_bf16_a_cut_changes_neither_batches_nor_bytes(
         return b"".join((result.folder / name).read_bytes() for name in ("samples.jsonl", "scores.jsonl"))
 
     monkeypatch.setattr(generation, "_run", watched)
-    monkeypatch.setattr(generations, "relative_costs", lambda *_: Relative(1.0, 1.0))
+    monkeypatch.setattr(generations, "running_costs", lambda *_: Running(1.0, 1.0))
     expected, whole = bytes_of("whole"), list(ran)
     assert len(whole) >= 4
     for cut in (3,) if what == "one for all" else (2,):
