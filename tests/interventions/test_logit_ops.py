@@ -135,6 +135,33 @@ def test_one_forward_pass_of_three_rows_a_step_and_no_second_model() -> None:
     assert lm.in_force.companions == []
 
 
+def test_its_memory_is_that_of_three_rows_and_no_second_model() -> None:
+    """Three rows hold three times the caches and activations of one, a little more where rows are sorted by LoRA: less
+    than one more product of a LoRA's factors would take, and a small part of a second model."""
+    lm = tiny(hidden_size=256, intermediate_size=512, head_dim=64)
+    ensemble = experts(lm)
+    request = Request(id="a", prompt="hello" * 8, record="a", kind="x")
+    alone = most_allocated(lambda: lm.generate([request], max_new_tokens=9, tie_tolerance=0))
+    with lm.applied(ensemble):
+        three = most_allocated(lambda: lm.generate([request], max_new_tokens=9, tie_tolerance=0))
+    loras = sum(t.nbytes for part in ensemble.logits[0].under.values() for t in part.named_tensors().values())
+    assert three <= 4 * alone + loras
+    assert 4 * alone + loras < sum(p.nbytes for p in lm.model.parameters()) / 2
+
+
+def most_allocated(run: Callable[[], object]) -> int:
+    """The most bytes of tensors that `run` held at a time."""
+    run()  # what is computed once and kept
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    held = most = 0
+    for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
 @pytest.mark.parametrize("positions", ["all", "generated"])
 def test_carried_hooks_and_prompts_act_on_their_own_rows(op: Callable[..., LogitOp], positions: str) -> None:
     lm = tiny()
