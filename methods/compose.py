@@ -12,6 +12,7 @@ from typing import Any
 from detoxbench.config import build, identity, knob
 from detoxbench.data.examples import FitData, Role
 from detoxbench.errors import UsageError, did_you_mean
+from detoxbench.fitting.shelf import upon
 from detoxbench.interventions.intervention import Intervention, compose
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method, Scope
@@ -131,6 +132,7 @@ class Compose(Method[Config]):
             for name, method in self.parts.items():
                 fitted[name] = method.fit(lm, data)
                 below.enter_context(lm.applied(fitted[name]))
+                below.enter_context(upon(f"{method.version} {fitted[name].digest()}"))
         info = {"order": list(fitted), "parts": {name: dict(one.info) for name, one in fitted.items()}}
         return dataclasses.replace(compose(*fitted.values()), method=self.name, info=info)
 

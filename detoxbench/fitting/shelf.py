@@ -45,10 +45,24 @@ def sharing(shelf: Shelf) -> Iterator[None]:
         _SHELF.reset(token)
 
 
+_UPON: ContextVar[tuple[str, ...]] = ContextVar("upon", default=())
+
+
+@contextmanager
+def upon(change: str) -> Iterator[None]:
+    """While open, what is learned is learned on a model with one more intervention in force, which this identifies."""
+    token = _UPON.set((*_UPON.get(), change))
+    try:
+        yield
+    finally:
+        _UPON.reset(token)
+
+
 def once(lm: LanguageModel, reads: Callable[[], Any], learn: Callable[[], Learned]) -> Learned:
     """What `learn` gives, from the shelf, if there is one, by the model and by all else that it `reads` (JSON values).
-    A model that something is in force on is another one, and learns anew."""
-    shelf = _SHELF.get()
-    if shelf is None or lm.in_force.methods:
+    A model that something is in force on is another one: it is told by what it stands `upon`, and else learns anew."""
+    shelf, changes = _SHELF.get(), _UPON.get()
+    if shelf is None or len(lm.in_force.methods) != len(changes):
         return learn()
-    return shelf.kept(digest([lm.fingerprint, str(lm.dtype), lm.device.type, reads()]), learn)
+    model = [lm.fingerprint, str(lm.dtype), lm.device.type, *([lm.low_rank, *changes] if changes else [])]
+    return shelf.kept(digest([*model, reads()]), learn)

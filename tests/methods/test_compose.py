@@ -95,20 +95,27 @@ def test_the_second_part_is_fitted_on_the_model_with_the_first_applied() -> None
 
 
 @pytest.mark.slow
-def test_a_training_on_the_base_is_never_taken_for_one_on_a_changed_model() -> None:
+def test_what_a_part_learns_is_kept_by_what_it_stands_upon() -> None:
     class Recording:
-        learned = 0
+        def __init__(self) -> None:
+            self.keys: list[str] = []
 
         def kept(self, key: str, learn: Callable[[], Any]) -> Any:
-            self.learned += 1
+            self.keys.append(key)
             return learn()
 
-    counts = []
-    for parts in (("ext_sub", "destein"), ("destein", "ext_sub")):
+    def keys(*parts: str, **part: dict[str, Any]) -> list[str]:
         with sharing(shelf := Recording()):
-            fitted(*parts)
-        counts.append(shelf.learned)
-    assert counts == [2, 1], "expert and anti-expert, or the directions: shared only where nothing is in force"
+            fitted(*parts, **part)
+        return shelf.keys
+
+    one, other = keys("ext_sub", "destein"), keys("destein", "ext_sub")
+    assert len({*one, *other}) == 6, "each learns on the base or on what stands before it: never the same"
+    swept = keys("ext_sub", "destein", destein={"alpha": 0.1})
+    assert swept == one, "a sweep over the last part's strength learns once"
+    lower = keys("ext_sub", "destein", ext_sub={"alpha": 0.5})
+    assert lower[:2] == one[:2], "so does one over the first's"
+    assert lower[2] != one[2], "and what stands upon it learns anew"
 
 
 def test_changes_of_one_parameter_add_up_to_the_last_edit() -> None:
