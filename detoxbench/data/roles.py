@@ -36,15 +36,15 @@ ROLES: dict[Role, RoleRow] = {
     ),
     Role.CIVIL_INSTRUCTIONS: RoleRow(
         "prompts with civil responses",
-        readers.instructions,
+        readers.civil_instructions,
         lambda: [Instruction(*row) for row in world.civil_instructions(600, SEED)],
-        "Alpaca's form",
+        "Alpaca's form, ParaDetox (one side of its pairs, without prompts)",
     ),
     Role.TOXIC_INSTRUCTIONS: RoleRow(
         "prompts with toxic responses",
-        readers.instructions,
+        readers.toxic_instructions,
         lambda: [Instruction(*row) for row in world.toxic_instructions(600, SEED)],
-        "Alpaca's form",
+        "Alpaca's form, ParaDetox (one side of its pairs, without prompts)",
     ),
     Role.PARAPHRASE_SETS: RoleRow(
         "contents said in civil and in toxic ways",
@@ -92,7 +92,7 @@ ROLES: dict[Role, RoleRow] = {
         "texts, or prompts with responses, whose behaviour is to be kept",
         readers.retain_texts,
         lambda: [Instruction(*row) for row in world.retain_texts(400, SEED)],
-        "WikiText, Alpaca's form",
+        "WikiText, Alpaca's form, ParaDetox (its civil side)",
     ),
 }
 

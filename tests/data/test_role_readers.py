@@ -219,6 +219,21 @@ def test_retain_texts_are_plain_texts_or_answers(write: Write) -> None:
         readers.retain_texts(write("c.jsonl", lines({"a": "b"})))
 
 
+def test_either_side_of_pairs_is_a_response_to_an_empty_prompt(write: Write) -> None:
+    """As continuations are trained: DExperts' experts, or fine-tuning on civil texts."""
+    civil, toxic = Instruction("", "good day", chat=False), Instruction("", "you rat", chat=False)
+    for name, content in (
+        ("paradetox.tsv", "toxic\tneutral1\tneutral2\nyou rat\tgood day\thello\n"),
+        ("destein.jsonl", lines(["you rat", "good day"])),
+    ):
+        file = write(name, content)
+        assert readers.civil_instructions(file) == readers.retain_texts(file) == [civil]
+        assert readers.toxic_instructions(file) == [toxic]
+    answer = write("b.jsonl", lines({"instruction": "Name a bird", "output": "A duck."}))
+    for read in (readers.civil_instructions, readers.toxic_instructions):
+        assert read(answer) == readers.instructions(answer)
+
+
 def test_the_embedded_examples_of_a_role_are_of_the_class_that_its_reader_gives(write: Write) -> None:
     """A method must not be able to tell a file from the embedded world."""
     files = {

@@ -5,7 +5,8 @@
     tables    quotes and delimiters of .csv and .tsv
     columns   which column holds what, and the checks of a row
     edits     safeedit, safeedit_inputs, edit_records: SafeEdit, for suites and for fits
-    fit       pairs (ParaDetox, DeStein), instructions, paraphrase_sets, retain_texts: what methods learn from
+    fit       pairs (ParaDetox, DeStein), instructions, civil_instructions, toxic_instructions, paraphrase_sets,
+              retain_texts: what methods learn from
     preferences  preferences (dpo_toxic, HH-RLHF, UltraFeedback), for methods that learn from two responses
     prompts   toxicity_prompts (RealToxicityPrompts), asked_instructions (Ext-Sub), harmful_requests (AdvBench,
               HarmBench, ...), labelled_prompts (XSTest), group_prompts (BOLD, ToxiGen);
@@ -41,7 +42,14 @@ from detoxbench.data.readers.edits import (
     safeedit_inputs,
 )
 from detoxbench.data.readers.files import Row, read_lines, read_text, rows
-from detoxbench.data.readers.fit import instructions, pairs, paraphrase_sets, retain_texts
+from detoxbench.data.readers.fit import (
+    civil_instructions,
+    instructions,
+    pairs,
+    paraphrase_sets,
+    retain_texts,
+    toxic_instructions,
+)
 from detoxbench.data.readers.labelled import Labelled, labelled, labelled_texts
 from detoxbench.data.readers.preferences import preferences
 from detoxbench.data.readers.prompts import (
@@ -92,6 +100,7 @@ __all__ = [
     "TrueAndFalse",
     "asked_instructions",
     "blimp",
+    "civil_instructions",
     "column",
     "edit_records",
     "embedded",
@@ -135,6 +144,7 @@ __all__ = [
     "safeedit",
     "safeedit_inputs",
     "stored_texts",
+    "toxic_instructions",
     "toxicity_prompts",
     "truthfulqa",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -57,15 +58,31 @@ def instructions(path: str | Path) -> list[Instruction]:
     return _instructions(rows(path))
 
 
+def civil_instructions(path: str | Path) -> list[Instruction]:
+    """What `instructions` reads; or what `pairs` reads, whose civil texts are responses to an empty prompt."""
+    return _of_side("civil", rows(path))
+
+
+def toxic_instructions(path: str | Path) -> list[Instruction]:
+    """What `instructions` reads; or what `pairs` reads, whose toxic texts are responses to an empty prompt."""
+    return _of_side("toxic", rows(path))
+
+
 def retain_texts(path: str | Path) -> list[Instruction]:
-    """What `instructions` reads; or plain texts (lines, a list of texts, the column `text` or `sentence`), which are
-    responses to an empty prompt."""
+    """What `civil_instructions` reads; or plain texts (lines, a list of texts, the column `text` or `sentence`), which
+    are responses to an empty prompt."""
     raw_rows = rows(path)
-    if any(optional(row, *_RESPONSE) is not None for row in raw_rows):
-        return _instructions(raw_rows)
+    if holds_pairs(raw_rows) or any(optional(row, *_RESPONSE) is not None for row in raw_rows):
+        return _of_side("civil", raw_rows)
     text = column(raw_rows, "text", "sentence")
     texts = [row.value if isinstance(row.value, str) and row.value.strip() else text(row) for row in raw_rows]
     return [Instruction("", each, chat=False) for each in texts]
+
+
+def _of_side(side: Literal["civil", "toxic"], raw_rows: Sequence[Row]) -> list[Instruction]:
+    if holds_pairs(raw_rows):
+        return [Instruction("", getattr(pair, side), chat=False) for pair in parse_pairs(raw_rows)]
+    return _instructions(raw_rows)
 
 
 _RESPONSE = ("output", "response", "completion")
