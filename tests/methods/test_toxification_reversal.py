@@ -203,8 +203,9 @@ def test_samples_do_not_depend_on_batch_order_or_neighbours(family: str, gen: Ge
             small = dataclasses.replace(gen, batch_tokens=3 * rows * 60 if rows > 1 else 1)
             assert of_all(lm, shuffled, small) == together
         assert of_all(lm, requests[:1], gen) == {k: s for k, s in together.items() if k[0] == requests[0].id}
-    assert any(plain[k].text != s.text for k, s in together.items())
-    assert family != "llama" or len({s.tokens for s in together.values()}) > 1, "some texts end early"
+    if family == "llama":  # a random Gemma says the prompt's last letter again and again, whatever its heads say
+        assert sum(plain[k].text != s.text for k, s in together.items()) >= len(plain) / 3
+        assert len({s.tokens for s in together.values()}) > 1, "some texts end early"
 
 
 def test_three_rows_a_sample_and_one_prompt_each() -> None:
