@@ -39,6 +39,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "dexperts": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
     "guard_filter": {"threshold": 0.01},
     "gedi": {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-2},
+    "sasa": {"beta": 50.0, "max_candidates": 5},
     "safe_decoding": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},
     "dinm": {"learning_rate": 1e-2},
     "ext_sub": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2},

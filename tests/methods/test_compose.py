@@ -46,6 +46,7 @@ CHANNELS = {
     "low-rank weights": "ext_sub",
     "hooks": "destein",
     "logits": "dexperts",
+    "logits, behind candidates": "sasa",
     "outputs": "best_of_n",
     "prompts": "self_reminder",
 }

@@ -44,6 +44,12 @@ SWEPT: dict[str, dict[str, dict[str, Any]]] = {
     "gedi": {"omega": {"omega": 2.0}, "filter_p": {"filter_p": 0.5}, "target_p": {"target_p": 0.5}},
     "lm_steer": {"strength": {"strength": -1.0}},
     "refusal_direction": {"strength": {"strength": 0.5}, "export": {"export": "bias"}},
+    "sasa": {
+        "beta": {"beta": 5.0},
+        "margin": {"margin": "plain"},
+        "top_p": {"top_p": 0.5},
+        "max_candidates": {"max_candidates": 3},
+    },
     "safe_decoding": {"alpha": {"alpha": 1.0}, "first_m": {"first_m": 3}, "common_tokens": {"common_tokens": 4}},
 }
 """Method -> knob that only acts when applied -> settings that differ from the cheap ones in it."""
