@@ -12,7 +12,7 @@ import torch
 
 from detoxbench import Carried, DetoxbenchError, Intervention, LanguageModel, LogitOp, LogitState, Prefix, Request
 from detoxbench.config import GenSpec
-from detoxbench.engine import lookahead
+from detoxbench.engine import generation, lookahead
 from detoxbench.engine.likelihood import loglikelihoods
 from detoxbench.interventions.intervention import compose
 from tests.engine.test_serving import other
@@ -106,6 +106,22 @@ def test_no_pass_has_room_for_candidates_that_a_row_does_not_have(op: Callable[.
         lm.generate(["hello", "you"], max_new_tokens=2, tie_tolerance=0)
     count.remove()
     assert rows == [2, 3, 2, 3], "a row for each pair of row and candidate, and none is read twice"
+
+
+def test_rows_that_have_ended_are_not_read(op: Callable[..., LogitOp], monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, rows = tiny(), list[int]()
+    monkeypatch.setattr(generation, "LEAVE", 1)  # they stay until all have ended
+    count = lm.model.register_forward_pre_hook(lambda _, __, x: rows.append(len(x["input_ids"])), with_kwargs=True)
+
+    def end_one(logits: torch.Tensor, state: LogitState) -> torch.Tensor:
+        state.after(torch.full((len(logits), 2), 5))
+        ended = torch.tensor([len(lm.encode("hello")) == len(ids) for ids in state.tokens()])
+        return logits.index_put((ended, torch.tensor(2)), torch.tensor(1e3))
+
+    with lm.applied(under(lm, op(end_one, asks=("after",)))):
+        lm.generate(["hello", "you"], max_new_tokens=2, tie_tolerance=0)
+    count.remove()
+    assert rows == [2, 2, 2, 1]
 
 
 @pytest.mark.parametrize("gen", [GenSpec(max_new_tokens=8), SAMPLED], ids=["greedy", "nucleus"])

@@ -16,7 +16,8 @@ from detoxbench.data.fit import fit_data
 from detoxbench.data.roles import fit_spec
 from detoxbench.engine.sampling import noise_key, pick
 from detoxbench.interventions.intervention import compose
-from detoxbench.methods.sasa import classifier
+from detoxbench.methods.sasa import classifier, weigh
+from detoxbench.model.logit_state import LogitState
 from detoxbench.runner.composition import compose_run
 from tests.interventions.test_logit_ops import asked, experts, low_rank, of_all
 from tests.support.on_fable import toxicity
@@ -87,7 +88,7 @@ def test_classes_that_cannot_be_told_apart_are_named() -> None:
 @pytest.mark.parametrize("gen", GENS)
 @pytest.mark.parametrize("family", METHOD_FAMILIES)
 def test_tokens_are_weighed_by_the_released_formula(family: str, gen: str) -> None:
-    lm, beta, top_p, most = tiny(family), 30.0, 0.8, 6
+    lm, beta, top_p, most = tiny(family), 30.0, 0.5, 7
     change = fitted(lm, beta=beta, top_p=top_p, max_candidates=most)
     # 1. The classifier, from the states of each text alone.
     texts = labelled().labelled_texts or ()
@@ -102,12 +103,13 @@ def test_tokens_are_weighed_by_the_released_formula(family: str, gen: str) -> No
     with lm.applied(change):
         (sample,) = lm.generate([db.Request(id="a", prompt="hello", record="a", kind="x")], GENS[gen], seed=4)
     ids = lm.encode("hello")
-    prompt, key = len(ids), torch.tensor([noise_key(4, "a", 0)])
+    prompt, key, left = len(ids), torch.tensor([noise_key(4, "a", 0)]), set[int]()
     for step in range(GENS[gen].max_new_tokens):
         with torch.no_grad():
             z = lm.model(torch.tensor([ids])).logits[0, -1]
         order = z.argsort(descending=True)
         before = z[order].softmax(0).cumsum(0) - z[order].softmax(0)
+        left.add(int((before < top_p).sum()))
         candidates = order[before < top_p][:most]
         margins = torch.stack([wv @ (last_state(lm, [*ids, int(v)]) - mu_mu) for v in candidates])
         weighed = torch.full_like(z, -torch.inf)
@@ -116,6 +118,7 @@ def test_tokens_are_weighed_by_the_released_formula(family: str, gen: str) -> No
         if ids[-1] in lm.eos_ids:
             break
     assert sample.text == lm.tokenizer.decode(ids[prompt:], skip_special_tokens=True)
+    assert min(left) < most, "top-p leaves fewer at times"
 
 
 def test_beta_is_the_weight_of_the_margin_itself_where_that_is_said() -> None:
@@ -177,6 +180,22 @@ def test_a_cut_that_hangs_on_rounding_is_made_on_the_row_alone() -> None:
 def test_the_preset_has_the_settings_of_the_paper() -> None:
     method = compose_run(["experiment=paper/sasa_gpt2_large"]).method
     assert (method.beta, method.top_p, method.max_candidates) == (500, 0.9, None)
+
+
+def test_rows_whose_last_candidate_hangs_on_rounding_are_named() -> None:
+    change = fitted(tiny(), max_candidates=2, top_p=0.99)
+    logits = torch.tensor([[3.0, 2.0, 1.995, 0.0], [3.0, 2.0, 1.5, 0.0], [9.0, 1.0, 0.995, 0.0]])
+
+    def top_p(z: torch.Tensor, p: float) -> torch.Tensor:  # of the last row a single one is left
+        return torch.tensor([[True] * 4, [True] * 4, [True, False, False, False]])
+
+    state = LogitState(
+        change.logits[0].tensors, change.logits[0].params, torch.zeros(3), None, list, None, None, top_p, near=0.01,
+        states_after=lambda ids: torch.zeros(*ids.shape, 32),
+    )  # fmt: skip
+    weighed = weigh(logits, state)
+    assert [rows.tolist() for rows in state.contested] == [[True, False, False]]
+    assert weighed.isfinite().tolist() == [[True, True, False, False]] * 2 + [[True, False, False, False]]
 
 
 def test_suites_that_read_texts_refuse_it_before_anything_is_loaded(tmp_path: Path) -> None:
