@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
@@ -21,6 +21,7 @@ from detoxbench.errors import UsageError
 from detoxbench.methods.base import Scope
 from detoxbench.registry import REGISTRIES
 from detoxbench.runner.composition import conf_dir, options
+from detoxbench.runner.method_pages import first_sentence, markdown, method_pages
 
 NOT_TEXTS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 """Words that YAML takes for something else."""
@@ -41,6 +42,7 @@ def printed(root: Path) -> Iterator[tuple[Path, str]]:
     ):  # fmt: skip
         file = root / "docs" / f"{page}.md"
         yield file, _with_table(file.read_text(encoding="utf-8"), name, table())
+    yield from method_pages(root)
 
 
 def _with_settings(text: str, name: str, config: Any) -> str:
@@ -81,12 +83,6 @@ def _with_table(text: str, kind: str, table: str) -> str:
     return re.sub(rf"(?<=<!-- printed: {kind} -->\n).*?(?=<!-- end -->)", lambda _: table, text, flags=re.DOTALL)
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts, headings first."""
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
-
-
 def methods_table() -> str:
     """Every method of this package as Markdown: what it does, is fitted on and is from, and how near it is to that."""
     rows = [("method", "what it does", "fitted", "fit data", "paper", "licence", "fidelity")]
@@ -95,9 +91,10 @@ def methods_table() -> str:
             method = cls()
             fitted = "once" if method.scope is Scope.ONCE else "for each record"
             data = ", ".join(sorted(method.needs)) or "–"
-            about = _first_sentence(cleandoc(cls.__doc__ or ""))
-            rows.append((f"`{name}`", about, fitted, data, cls.paper or "–", cls.licence or "–", method.fidelity))
-    return _markdown(rows)
+            about = first_sentence(cleandoc(cls.__doc__ or ""))
+            page = f"[{name}](methods/{name}.md)"
+            rows.append((page, about, fitted, data, cls.paper or "–", cls.licence or "–", method.fidelity))
+    return markdown(rows)
 
 
 def suites_table() -> str:
@@ -105,9 +102,9 @@ def suites_table() -> str:
     rows = [("suite", "what it does", "protocol", "published data", "licence", "metrics", "a run")]
     for name, cls in suites.working():
         if cls.__module__.startswith("detoxbench."):
-            about = _first_sentence(cleandoc(cls.__doc__ or ""))
+            about = first_sentence(cleandoc(cls.__doc__ or ""))
             rows.append((f"`{name}`", about, protocol(name), cls.data, cls.licence, cls.measured, cls.cost))
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def roles_table() -> str:
@@ -119,12 +116,7 @@ def roles_table() -> str:
         example = f"`{type(examples[0]).__name__}({', '.join(examples[0]._fields)})`"
         taken = ", ".join(f"`{name}`" for name, needs in takers.items() if role in needs)
         rows.append((f"`{role}`", row.meaning, example, row.published, str(len(examples)), taken))
-    return _markdown(rows)
-
-
-def _first_sentence(text: str) -> str:
-    """Up to the first full stop that a blank follows."""
-    return " ".join(re.split(r"(?<=\.)\s", text.partition("\n\n")[0], maxsplit=1)[0].split())
+    return markdown(rows)
 
 
 def protocol(suite: str) -> str:
@@ -155,13 +147,10 @@ def _generation(settings: Mapping[str, Any]) -> str:
 
 
 def unregistered(root: Path) -> list[Path]:
-    """The settings of no registered component, which nothing can be printed into."""
-    return [
-        file.relative_to(root)
-        for kind, registry in REGISTRIES.items()
-        for file in sorted((root / "conf" / kind).glob("*.yaml"))
-        if file.stem not in registry.names()
-    ]
+    """The settings, and pages, of no registered component, which nothing can be printed into."""
+    files = [(kind, sorted((root / "conf" / kind).glob("*.yaml"))) for kind in REGISTRIES]
+    files.append(("method", sorted((root / "docs" / "methods").glob("*.md"))))
+    return [f.relative_to(root) for kind, of in files for f in of if f.stem not in REGISTRIES[kind].names()]
 
 
 def main() -> int:
@@ -170,12 +159,13 @@ def main() -> int:
     if not (root / "docs" / "suites.md").is_file():
         raise UsageError(f"'{root}' is no checkout: conf/ and docs/ are printed in one")
     for file, text in printed(root):
-        if file.read_text(encoding="utf-8") != text:
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
             print(f"printed {file.relative_to(root)}")
     left = unregistered(root)
     for file in left:
-        print(f"{file} is of no registered {file.parent.name}: add it to pyproject.toml, and pip install -e . again")
+        print(f"{file} is of no registered component: add it to pyproject.toml, and pip install -e . again")
     return 1 if left else 0
 
 

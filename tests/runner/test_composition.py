@@ -58,6 +58,7 @@ def test_every_registered_component_has_a_file_and_every_file_a_component() -> N
 def test_no_default_stands_twice_in_another_form() -> None:
     """What conf/ and docs/suites.md repeat is printed from the classes; `make printed` does it."""
     for file, text in printed(CONF.parent):
+        assert file.is_file(), f"{file} is not there: make printed"
         assert file.read_text(encoding="utf-8") == text, f"{file.name} differs from the classes: make printed"
         if file.parent.name in ("method", "scorer"):
             cls = REGISTRIES[file.parent.name].get(file.stem)
@@ -68,7 +69,9 @@ def test_settings_of_nothing_registered_are_named(tmp_path: Path) -> None:
     (tmp_path / "conf" / "method").mkdir(parents=True)
     for name in ("destein", "unfiled"):
         (tmp_path / "conf" / "method" / f"{name}.yaml").write_text(f"name: {name}\n")
-    assert unregistered(tmp_path) == [Path("conf/method/unfiled.yaml")]
+    (tmp_path / "docs" / "methods").mkdir(parents=True)
+    (tmp_path / "docs" / "methods" / "gone.md").write_text("# gone")
+    assert unregistered(tmp_path) == [Path("conf/method/unfiled.yaml"), Path("docs/methods/gone.md")]
     assert unregistered(CONF.parent) == []
 
 
