@@ -20,6 +20,7 @@ VERBS = {
     "demo": "every method on the embedded model, and a leaderboard, in a few minutes",
     "run": "fit, generate, score and store one cell, or with -m many",
     "plan": "what a run would do: which stages are cached, to do or missing",
+    "status": "what is done, running (where), failed and left in a runs folder",
     "list": "models, methods, suites and scorers by name",
     "describe": "every setting of a component: type, default, range, meaning, source",
     "leaderboard": "tables of the finished runs, with intervals and tests",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from detoxbench.config import RunSpec
     from detoxbench.results.store import MetricRecord
+    from detoxbench.runner.multirun import Failure, Multirun
     from detoxbench.runner.stages import RunResult
 
 HELP = """\
@@ -36,7 +37,8 @@ def main(argv: list[str]) -> int:
     """`detoxbench run`: checks every cell that can be foreseen, then leaves the running to Hydra."""
     from hydra._internal.utils import get_args_parser
 
-    from detoxbench.runner.stages import run
+    from detoxbench.files.writing import make_runs_dir
+    from detoxbench.runner import composition, multirun
 
     parser = Parser(prog="detoxbench run", parents=[get_args_parser()], add_help=False)
     args = parser.parse_intermixed_args(argv)
@@ -45,22 +47,26 @@ def main(argv: list[str]) -> int:
         return OK
     if args.experimental_rerun:
         raise UsageError("--experimental-rerun reads a pickle, which can run code: give the overrides instead")
-    cells = _foreseen(args)
+    command = ["detoxbench", "run", *argv]
+    try:
+        cells = _foreseen(args)
+    except composition.UnforeseeableSweep as sweep:  # such cells are checked when their turn comes
+        return _run_by_hydra(argv, args.overrides, multirun.unforeseeable(command, sweep.runs_dir))
     if cells is None:
-        return _run_by_hydra(argv, args.overrides, [])
-    titles = _titles([overrides for overrides, _ in cells])
-    if not _all_finished([spec for _, spec in cells]):
-        return _run_by_hydra(argv, args.overrides, titles)
-    for title, (_, spec) in zip(titles, cells, strict=True):
-        _announce(title)
-        _report(run(spec))
-    return OK
+        return _run_by_hydra(argv, args.overrides, multirun.unforeseeable(command, "runs"))
+    titles, specs = _titles([overrides for overrides, _ in cells]), [spec for _, spec in cells]
+    plans = multirun.planned(specs)  # a mistake in any of them is raised before the first one begins
+    if all(plan.finished for plan in plans):
+        return _report_again(titles, specs)
+    for spec in specs:
+        make_runs_dir(Path(spec.runs_dir))
+    return _run_by_hydra(argv, args.overrides, multirun.begin(command, titles, specs, plans))
 
 
 def _foreseen(args: argparse.Namespace) -> list[tuple[list[str], RunSpec]] | None:
     """The cells that Hydra would run, with their overrides; None where it would run none, or where only Hydra knows.
 
-    Raises DetoxbenchError for what is wrong with the configuration.
+    Raises DetoxbenchError for what is wrong with the configuration, UnforeseeableSweep for a sweeper that chooses.
     """
     from detoxbench.runner import composition
 
@@ -70,13 +76,20 @@ def _foreseen(args: argparse.Namespace) -> list[tuple[list[str], RunSpec]] | Non
         return None
     if args.hydra_help or args.shell_completion or args.config_name or args.config_path:
         return None
-    try:
-        return composition.cells(overrides, multirun=args.multirun)
-    except composition.UnforeseeableSweep:  # such cells are checked when their turn comes
-        return None
+    return composition.cells(overrides, multirun=args.multirun)
 
 
-def _run_by_hydra(argv: Sequence[str], overrides: Sequence[str], titles: Sequence[str]) -> int:
+def _report_again(titles: Sequence[str], specs: Sequence[RunSpec]) -> int:
+    """All runs are there: say so, and hand to the tracker what it has not got yet. Nothing else is written."""
+    from detoxbench.runner.stages import run
+
+    for title, spec in zip(titles, specs, strict=True):
+        _announce(title)
+        _report(run(spec))
+    return OK
+
+
+def _run_by_hydra(argv: Sequence[str], overrides: Sequence[str], cells: Multirun) -> int:
     """Have Hydra run the cells; the exit code is the worst of them."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -85,26 +98,34 @@ def _run_by_hydra(argv: Sequence[str], overrides: Sequence[str], titles: Sequenc
     from detoxbench.runner import composition
     from detoxbench.runner.stages import run
 
-    parent, failures = os.getpid(), []
+    here: list[Failure] = []
 
     def job(cfg: DictConfig) -> None:
         os.chdir(HydraConfig.get().runtime.cwd)  # paths are relative to where the command was given
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            number = HydraConfig.get().job.num
-            _announce(titles[number] if titles else f"[{number + 1}] {HydraConfig.get().job.override_dirname}")
-        try:
-            _report(run(composition.run_spec(cfg)))
-        except DetoxbenchError as error:
-            if os.getpid() != parent:  # a launcher's worker: the error has to travel
-                raise
-            failures.append(complain(error, USAGE if isinstance(error, UsageError) else FAILURE))
+        hydra_job, many = HydraConfig.get().job, HydraConfig.get().mode is RunMode.MULTIRUN
+        number = hydra_job.num if many else 0
+        title = cells.titles[number] if cells.titles else f"[{number + 1}] {hydra_job.override_dirname}"
+        if many:
+            _announce(title)
+        # A single run that meets an error of ours (a bug, say) shows where; many go on without the one.
+        caught = Exception if many else DetoxbenchError
+        failure = cells.attempt(number, title, lambda: _report(run(composition.run_spec(cfg))), caught=caught)
+        if failure:
+            here.append(failure)
 
     composition.register_search_path()
     # Hydra reads the arguments from sys.argv, and unless told otherwise prints errors in its own way and exits.
     sys.argv = ["detoxbench run", *_flags(argv, overrides), *composition.settable(overrides)]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     hydra.main(str(composition.conf_dir()), "config", composition.VERSION_BASE)(job)()
-    return max(failures, default=OK)
+    failures = cells.failures() | {failure.number: failure for failure in here}  # a full disk holds none
+    cells.end()
+    return max((_complain(failures[number]) for number in sorted(failures)), default=OK)
+
+
+def _complain(failure: Failure) -> int:
+    title = f"{failure.title}: " if failure.title else ""
+    return complain(title + failure.error, USAGE if failure.usage else FAILURE)
 
 
 def _titles(cells: Sequence[Sequence[str]]) -> list[str]:
@@ -119,19 +140,6 @@ def _titles(cells: Sequence[Sequence[str]]) -> list[str]:
 def _announce(title: str) -> None:
     if title:
         print(title, file=sys.stderr, flush=True)
-
-
-def _all_finished(specs: Sequence[RunSpec]) -> bool:
-    """Whether all runs are finished. A mistake in any of them is raised before the first one begins."""
-    from detoxbench.files.writing import make_runs_dir
-    from detoxbench.runner.plan import plan
-
-    finished = [plan(spec).finished for spec in specs]
-    if all(finished):
-        return True
-    for spec in specs:
-        make_runs_dir(Path(spec.runs_dir))
-    return False
 
 
 def _flags(argv: Sequence[str], overrides: Sequence[str]) -> list[str]:

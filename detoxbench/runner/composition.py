@@ -27,7 +27,11 @@ VERSION_BASE = "1.3"
 
 
 class UnforeseeableSweep(UsageError):
-    """The sweeper chooses its cells while it runs."""
+    """The sweeper chooses its cells while it runs. `runs_dir` is where they go."""
+
+    def __init__(self, sweeper: str, runs_dir: str) -> None:
+        self.runs_dir = runs_dir
+        super().__init__(f"the sweeper {sweeper} chooses its cells while it runs")
 
 
 def conf_dir() -> Path:
@@ -159,9 +163,10 @@ def _with_params(overrides: Sequence[str]) -> list[Override]:
     from hydra.types import RunMode
 
     loader = GlobalHydra.instance().config_loader()
-    sweeper = loader.load_configuration("config", settable(overrides), RunMode.MULTIRUN).hydra.sweeper
+    cfg = loader.load_configuration("config", settable(overrides), RunMode.MULTIRUN)
+    sweeper = cfg.hydra.sweeper
     if not sweeper._target_.endswith(".BasicSweeper"):
-        raise UnforeseeableSweep(f"the sweeper {sweeper._target_} chooses its cells while it runs")
+        raise UnforeseeableSweep(sweeper._target_, str(cfg.runs_dir))
     params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     return OverridesParser.create(config_loader=loader).parse_overrides(settable([*params, *overrides]))
 

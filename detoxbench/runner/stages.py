@@ -31,6 +31,7 @@ from detoxbench.results.store import Clusters, Run, RunRecord, is_run
 from detoxbench.runner.cell import RunCell, checkpoint_folder, comparison_runs, prepare
 from detoxbench.runner.fits import FITS, Fit, fit_once
 from detoxbench.runner.generations import Generation, generated
+from detoxbench.runner.multirun import working
 from detoxbench.runner.provenance import now, provenance
 from detoxbench.runner.scoring import SCORES, score
 
@@ -70,7 +71,7 @@ def run(spec: RunSpec) -> RunResult:
     if cell.finished:  # before anything is written: the folder may be read-only
         return _already_there(cell, base)
     make_runs_dir(Path(spec.runs_dir))
-    with cell.locked(cell.folder):
+    with cell.locked(cell.folder), working(cell):
         if whole_or_aside(cell.folder) and cell.finished:  # by another process, meanwhile
             return _already_there(cell, base)
         with _logged() as lines:

@@ -43,6 +43,7 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
         ["run", "--cfg", "job"],
         ["completion", "--query", "detoxbench run method="],
         ["data", "list"],
+        ["status", "."],
         ["scorer", "check", "--help"],
         ["new", "--help"],
         ["check", "--help"],
