@@ -5,26 +5,27 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detoxbench.cli.common import FAILURE, OK, USAGE, Parser, complain, config_dir, console, table
-from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.errors import UsageError
+from detoxbench.text import first_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from detoxbench.config import RunSpec
-    from detoxbench.results.store import MetricRecord
+    from detoxbench.results.store import MetricRecord, RunRecord
     from detoxbench.runner.multirun import Failure, Multirun
-    from detoxbench.runner.stages import RunResult
 
 HELP = """\
 Overrides are Hydra's: group=choice (method=destein), key=value (method.alpha=0.3), experiment=NAME. With -m several
 values are run one after the other (method=none,destein seed=0,1,2 method.alpha=range(0.1,0.5,0.1)). All cells are
-checked before the first runs; what is finished already is not run again. Hydra's own flags work too: --cfg job,
---info, --config-dir DIR, --hydra-help.
+checked before the first runs; what is finished already is not run again. A cell that fails is tried once more and told
+at the end, the others go on; `detoxbench status` says how far they are. Hydra's own flags work too: --cfg job, --info,
+--config-dir DIR, --hydra-help.
 
 examples:
   detoxbench run model=fable method=destein suite=safeedit seed=0
@@ -85,12 +86,13 @@ def _report_again(titles: Sequence[str], specs: Sequence[RunSpec]) -> int:
 
     for title, spec in zip(titles, specs, strict=True):
         _announce(title)
-        _report(run(spec))
+        result = run(spec)
+        _report(result.record, result.folder, cached=True)
     return OK
 
 
 def _run_by_hydra(argv: Sequence[str], overrides: Sequence[str], cells: Multirun) -> int:
-    """Have Hydra run the cells; the exit code is the worst of them."""
+    """Have Hydra run the cells, here or by its launcher elsewhere; the exit code is the worst of them."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -98,29 +100,65 @@ def _run_by_hydra(argv: Sequence[str], overrides: Sequence[str], cells: Multirun
     from detoxbench.runner import composition
     from detoxbench.runner.stages import run
 
-    here: list[Failure] = []
-
-    def job(cfg: DictConfig) -> None:
-        os.chdir(HydraConfig.get().runtime.cwd)  # paths are relative to where the command was given
-        hydra_job, many = HydraConfig.get().job, HydraConfig.get().mode is RunMode.MULTIRUN
-        number = hydra_job.num if many else 0
-        title = cells.titles[number] if cells.titles else f"[{number + 1}] {hydra_job.override_dirname}"
-        if many:
-            _announce(title)
-        # A single run that meets an error of ours (a bug, say) shows where; many go on without the one.
-        caught = Exception if many else DetoxbenchError
-        failure = cells.attempt(number, title, lambda: _report(run(composition.run_spec(cfg))), caught=caught)
-        if failure:
-            here.append(failure)
-
-    composition.register_search_path()
     # Hydra reads the arguments from sys.argv, and unless told otherwise prints errors in its own way and exits.
     sys.argv = ["detoxbench run", *_flags(argv, overrides), *composition.settable(overrides)]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    hydra.main(str(composition.conf_dir()), "config", composition.VERSION_BASE)(job)()
-    failures = cells.failures() | {failure.number: failure for failure in here}  # a full disk holds none
+    command, parent = sys.argv, os.getpid()
+    tried: set[int] = set()
+    failed: dict[int, Failure] = {}  # both of this process
+
+    def job(cfg: DictConfig) -> None:  # travels to the processes of a launcher: what it changes here stays there
+        os.chdir(HydraConfig.get().runtime.cwd)  # paths are relative to where the command was given
+        sys.argv = command  # as the run records it
+        hydra_job, many = HydraConfig.get().job, HydraConfig.get().mode is RunMode.MULTIRUN
+        number = hydra_job.num if many else 0
+        title = cells.titles[number] if cells.titles else f"[{number + 1}] {hydra_job.override_dirname}"
+        tried.add(number)
+        if many:
+            _announce(title)
+
+        def work() -> None:
+            result = run(composition.run_spec(cfg))
+            if os.getpid() == parent:  # of other processes it is told at the end, in order
+                _report(result.record, result.folder, cached=result.cached)
+
+        if failure := cells.attempt(number, title, work, many=many):
+            failed[number] = failure
+
+    composition.register_search_path()
+    code = OK
+    try:
+        hydra.main(str(composition.conf_dir()), "config", composition.VERSION_BASE)(job)()
+    except Exception as error:
+        if tried:  # cells ran here: it is no launcher's
+            raise
+        code = complain(f"the launcher stopped: {type(error).__name__}: {first_line(error)}", FAILURE)
+    failures = cells.failures() | failed  # a full disk holds none
+    code = max(code, _report_others(cells, tried | failures.keys()))
     cells.end()
-    return max((_complain(failures[number]) for number in sorted(failures)), default=OK)
+    return max([code, *(_complain(failures[number]) for number in sorted(failures))])
+
+
+def _report_others(cells: Multirun, told: Set[int]) -> int:
+    """Report the cells that ran in other processes, from their folders."""
+    from detoxbench.results.store import Run, is_run
+
+    unfinished = []
+    for number, folder in enumerate(cells.folders):
+        if number in told:
+            continue
+        if folder is None or not is_run(folder):
+            unfinished.append(cells.titles[number])
+            continue
+        _announce(cells.titles[number])
+        _report(Run(folder).record(), folder)
+    if not unfinished:
+        return OK
+    return complain(
+        f"{len(unfinished)} not finished, from {unfinished[0]}: `detoxbench status` says how far they are, and the "
+        "same command goes on where this one stopped",
+        FAILURE,
+    )
 
 
 def _complain(failure: Failure) -> int:
@@ -153,11 +191,10 @@ def _flags(argv: Sequence[str], overrides: Sequence[str]) -> list[str]:
     return flags
 
 
-def _report(result: RunResult) -> None:
-    record = result.record
+def _report(record: RunRecord, folder: Path, *, cached: bool = False) -> None:
     title = f"model={record.model} method={record.method} suite={record.suite} scorer={record.scorer}"
     show = console().print
-    show(f"{title} seed={record.seed}  {result.folder}{'  (was there already)' if result.cached else ''}")
+    show(f"{title} seed={record.seed}  {folder}{'  (was there already)' if cached else ''}")
     show(table([(f"  {name}", _shown(metric)) for name, metric in record.metrics.items() if metric.headline]))
     counted = {key.replace("_", " "): n for key, n in record.counts.items() if key not in _SIZES}
     for heading, counts in (

@@ -10,6 +10,8 @@ when every cell is finished, whoever finished it.
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import shutil
 import socket
@@ -25,7 +27,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from detoxbench.config import RunSpec, digest
-from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.errors import DetoxbenchError, NonFiniteError, UsageError
 from detoxbench.files.writing import write_atomic
 from detoxbench.results.store import Run, RunRecord, is_run
 from detoxbench.runner.cell import RunCell, checkpoint_folder
@@ -34,6 +36,10 @@ from detoxbench.text import first_line
 
 R = TypeVar("R")
 
+log = logging.getLogger("detoxbench")
+
+TRIES = 2
+"""Of a cell of a multirun."""
 CELLS = "cells.json"
 _WORKING = ".working.json"
 
@@ -141,17 +147,25 @@ class Multirun:
     """By number, what each is announced with; empty where only Hydra's sweeper knows them."""
     homes: Sequence[Path]
     """By number, the folder of each cell's record; one for all where only Hydra's sweeper knows them."""
+    folders: Sequence[Path | None] = ()
+    """By number, the folder of each cell's run; None while its model is not there to be identified."""
 
-    def attempt(
-        self, number: int, title: str, work: Callable[[], object], *, caught: type[Exception] = Exception
-    ) -> Failure | None:
-        """Do the work of a cell. Its failure is returned, and recorded for other processes."""
-        try:
-            work()
-        except caught as error:
-            failure = _failure(number, title, error)
-        else:
-            return None
+    def attempt(self, number: int, title: str, work: Callable[[], object], *, many: bool = True) -> Failure | None:
+        """Do the work of a cell; of one of many once more where that may help. Its failure is returned, and recorded
+        for other processes. A single run that meets an error of ours (a bug, say) raises it, and shows where."""
+        for tries in range(1, TRIES + 1):
+            try:
+                work()
+                return None
+            except Exception as error:
+                if not many and not isinstance(error, DetoxbenchError):
+                    raise
+                failure = _failure(number, title, error, tries)
+                again = many and tries < TRIES and _may_pass(error)
+            if not again:
+                break
+            log.warning("%s: tried once more after: %s", title, failure.error)
+            gc.collect()  # what the failed try held: memory may have been what was missing
         home = self.homes[min(number, len(self.homes) - 1)]
         with suppress(OSError):  # a full disk: the process that sees the failure can still tell it
             write_atomic(home / failure_file(number), msgspec.json.format(msgspec.json.encode(failure), indent=1))
@@ -202,7 +216,8 @@ def begin(command: Sequence[str], titles: Sequence[str], specs: Sequence[RunSpec
         cells += [Cell(title=f"{other.stage} of {title}", run=other.key, number=None) for other in beside]
         by_folder.setdefault(Path(spec.runs_dir).absolute(), []).extend(cells)
     homes = {runs_dir: _begin_in(runs_dir, command, cells) for runs_dir, cells in by_folder.items()}
-    return Multirun(titles, [homes[Path(spec.runs_dir).absolute()] for spec in specs])
+    folders = [Path(s.runs_dir) / p.run_id if p.run_id else None for s, p in zip(specs, plans, strict=True)]
+    return Multirun(titles, [homes[Path(spec.runs_dir).absolute()] for spec in specs], folders)
 
 
 def unforeseeable(command: Sequence[str], runs_dir: str) -> Multirun:
@@ -260,14 +275,20 @@ def finished_run(folder: Path) -> RunRecord | None:
     return None if record.counts.get("failed_scores") else record
 
 
-def _failure(number: int, title: str, error: Exception) -> Failure:
+def _may_pass(error: Exception) -> bool:
+    """Whether an error may be gone at the next try, as a full memory, a lost connection or a busy disk may be: neither
+    a wrong request nor numbers that come out the same."""
+    return not isinstance(error, UsageError | NonFiniteError)
+
+
+def _failure(number: int, title: str, error: Exception, tries: int) -> Failure:
     explained = isinstance(error, DetoxbenchError)
     return Failure(
         number=number,
         title=title,
         error=str(error) if explained else f"{type(error).__name__}: {first_line(error)}",
         usage=isinstance(error, UsageError),
-        tries=1,
+        tries=tries,
         host=socket.gethostname(),
         at=time.time(),
         traceback=[] if explained else "".join(traceback.format_exception(error)).splitlines(),

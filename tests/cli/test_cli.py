@@ -142,8 +142,10 @@ def test_a_failed_job_is_one_line_and_code_1_and_the_others_run(tmp_path: Path) 
     done = detoxbench(tmp_path, "run", "-m", "model=hf", "model.path=absent,fable", "suite=utility", "suite.limit=2")
     assert done.returncode == 1
     (line,) = complaints(done)
-    assert "absent" in line
+    assert line.startswith("detoxbench: [1/2] model.path=absent: model 'absent' is")
+    assert "[1/2] model.path=absent: tried once more after: model 'absent' is" in done.stderr
     assert "model=fable" in done.stdout
+    assert "1 failed" in detoxbench(tmp_path, "status").stdout
 
 
 def test_a_run_works_from_any_folder_and_leaves_only_the_runs_folder(tmp_path: Path) -> None:

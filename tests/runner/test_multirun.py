@@ -13,7 +13,7 @@ from filelock import FileLock
 
 import detoxbench as db
 from detoxbench import cli
-from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.errors import DetoxbenchError, NonFiniteError, UsageError
 from detoxbench.runner import multirun, stages
 from detoxbench.runner.cell import checkpoint_folder, prepare
 from detoxbench.runner.composition import cells
@@ -79,19 +79,18 @@ def test_running_is_who_holds_the_lock_and_not_who_was_killed(tmp_path: Path) ->
 
 
 def test_a_failure_is_told_until_the_cell_is_finished_by_whomever(tmp_path: Path) -> None:
-    many, (first, second) = begun(tmp_path, METHODS)
-    assert many.attempt(0, "[1/2]", lambda: None) is None
-    many.attempt(1, "[2/2]", lambda: fail(UsageError("no such thing")))
+    many, (run,) = begun(tmp_path)
+    assert many.attempt(0, "[1/1]", lambda: None) is None
+    many.attempt(0, "[1/1]", lambda: fail(UsageError("no such thing")))
     (failed,) = status(tmp_path).failed
-    assert (failed.run, failed.title, failed.error, failed.log) == (second, "[2/2]", "no such thing", None)
-    assert {n: f.usage for n, f in many.failures().items()} == {1: True}
-    for method in ("self_reminder", "none"):
-        assert len(list(tmp_path.glob(".stages/multirun-*"))) == 1
-        db.run([*QUICK, f"runs_dir={tmp_path}", f"method={method}"])
-    assert (status(tmp_path).done, status(tmp_path).failed, status(tmp_path).left) == (2, [], [])
+    assert (failed.run, failed.title, failed.error, failed.log) == (run, "[1/1]", "no such thing", None)
+    assert {number: failure.usage for number, failure in many.failures().items()} == {0: True}
+    many.end()
+    assert list(tmp_path.glob(".stages/multirun-*")), "it is not finished"
+    db.run([*QUICK, f"runs_dir={tmp_path}"])
+    assert (status(tmp_path).done, status(tmp_path).failed, status(tmp_path).left) == (1, [], [])
     many.end()
     assert not list(tmp_path.glob(".stages/multirun-*"))
-    assert (tmp_path / first).is_dir()
 
 
 def test_an_error_that_does_not_explain_itself_keeps_its_traceback(tmp_path: Path) -> None:
@@ -102,7 +101,37 @@ def test_an_error_that_does_not_explain_itself_keeps_its_traceback(tmp_path: Pat
     assert failed.log is not None
     assert "in fail" in Path(failed.log).read_text()
     with pytest.raises(ValueError, match="odd"):
-        many.attempt(0, "", lambda: fail(ValueError("odd")), caught=DetoxbenchError)
+        many.attempt(0, "", lambda: fail(ValueError("odd")), many=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "many", "tries"),
+    [
+        (DetoxbenchError("no power"), True, 2),
+        (MemoryError(), True, 2),
+        (UsageError("no such thing"), True, 1),
+        (NonFiniteError("NaN"), True, 1),
+        (DetoxbenchError("no power"), False, 1),
+    ],
+    ids=str,
+)
+def test_a_cell_of_many_is_tried_twice_where_that_may_help(
+    error: Exception, many: bool, tries: int, tmp_path: Path
+) -> None:
+    tried: list[None] = []
+    failure = Multirun([], [tmp_path / "home"]).attempt(
+        0, "[1/2]", lambda: (tried.append(None), fail(error)), many=many
+    )
+    assert failure is not None
+    assert (failure.tries, len(tried)) == (tries, tries)
+
+
+def test_what_passes_at_the_second_try_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tries = iter([DetoxbenchError("no power"), None])
+    many = Multirun(["[1/1]"], [tmp_path / "home"])
+    assert many.attempt(0, "[1/1]", lambda: (error := next(tries)) and fail(error)) is None
+    assert many.failures() == {}
+    assert "[1/1]: tried once more after: no power" in caplog.text
 
 
 def test_the_same_command_begins_anew_and_another_keeps_the_first(tmp_path: Path) -> None:
@@ -160,15 +189,18 @@ def test_older_and_damaged_runs_are_counted(tmp_path: Path) -> None:
         status(tmp_path / "absent")
 
 
-def test_it_is_printed_for_people_and_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    many, _ = begun(tmp_path, METHODS, "seed=0,1,2,3,4,5")
-    many.attempt(11, "", lambda: fail(DetoxbenchError("no\x1b[31m power")))
+def test_it_is_printed_for_people_and_for_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many, _ = begun(tmp_path, METHODS, "seed=0,1")
+    many.attempt(3, "", lambda: fail(UsageError("no\x1b[31m power")))
+    monkeypatch.setattr("detoxbench.cli.status.SHOWN", 2)
     assert cli.main(["status", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("0 done, 0 running, 1 failed, 11 left\n")
+    assert out.startswith("0 done, 0 running, 1 failed, 3 left\n")
     assert "and 1 more" in out
     assert "\x1b" not in out
     assert "it goes on with: detoxbench run -m" in out
     assert cli.main(["status", str(tmp_path), "--json"]) == 0
     shown = msgspec.json.decode(capsys.readouterr().out)
-    assert len(shown["left"]) == 11
+    assert len(shown["left"]) == 3
