@@ -43,11 +43,12 @@ class _Rows:
         self.variants: list[int] = []
         self.tokens = 0
         self._splits: dict[frozenset[int], Split] = {}
+        self._places: dict[tuple[frozenset[int], Any], list[tuple[int, slice | Tensor]]] = {}
 
     def set_rows(self, variants: Sequence[int]) -> None:
         """Say what the rows of the forward passes from here on are."""
         if self.variants != list(variants):
-            self.variants, self._splits = list(variants), {}
+            self.variants, self._splits, self._places = list(variants), {}, {}
 
     def check(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """A pre-hook of the whole model: the batch must be the one that was announced."""
@@ -75,6 +76,24 @@ class _Rows:
                 self._splits[known] = counted, sorting.to(device), sorting.argsort().to(device)
         return self._splits[known]
 
+    def places(self, known: frozenset[int], device: Any) -> list[tuple[int, slice | Tensor]]:
+        """(variant, its rows) of each of the `known` variants that has any: a slice where they lie side by side, as a
+        rule, so that nothing is copied, else their indices, [rows of the variant]."""
+        import torch
+
+        if (known, device) not in self._places:
+            found: dict[int, list[int]] = {}
+            for row, variant in enumerate(self.variants):
+                if variant in known:
+                    found.setdefault(variant, []).append(row)
+            self._places[known, device] = [
+                (variant, slice(those[0], those[-1] + 1))
+                if those == list(range(those[0], those[-1] + 1))
+                else (variant, torch.tensor(those, device=device))
+                for variant, those in found.items()
+            ]
+        return self._places[known, device]
+
     def by_row(self, x: Tensor, path: str) -> Tensor:
         """`x` with the rows of the batch as its first dimension; some modules (OPT's MLP) get all rows as one."""
         rows = len(self.variants)
@@ -84,23 +103,25 @@ class _Rows:
             raise DetoxbenchError(f"'{path}' is not given every row whole: its weights cannot differ by row")
         return x.reshape(rows, self.tokens, x.shape[-1])
 
-    def apart(self, path: str, known: frozenset[int], call: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """`call(variant, *inputs)` for the rows of each of the `known` variants, and with None for all others: the
-        outputs in the order of the rows. All `inputs` are [..., width] of the module at `path`, for all rows."""
+    def apart(
+        self, path: str, known: frozenset[int], call: Callable[[int | None, Tensor], Tensor], x: Tensor
+    ) -> Tensor:
+        """`call(variant, rows)` for the rows of each of the `known` variants, and with None for all others: the outputs
+        in the order of the rows. `x`, [..., width], is given to the module at `path`, for all rows."""
         import torch
 
         if not self.variants:
-            return call(None, *inputs)
-        groups, order, back = self.split(known, inputs[0].device)
+            return call(None, x)
+        groups, order, back = self.split(known, x.device)
         if len(groups) == 1:
-            return call(groups[0][0], *inputs)
-        batches = [self.by_row(x, path) for x in inputs]  # each [rows, tokens, width]
+            return call(groups[0][0], x)
+        batch = self.by_row(x, path)  # [rows, tokens, width]
         if order is not None:
-            batches = [batch.index_select(0, order) for batch in batches]
-        pieces = zip(*(torch.split(batch, [count for _, count in groups]) for batch in batches), strict=True)
-        output = torch.cat([call(variant, *piece) for (variant, _), piece in zip(groups, pieces, strict=True)])
+            batch = batch.index_select(0, order)
+        pieces = torch.split(batch, [count for _, count in groups])
+        output = torch.cat([call(variant, piece) for (variant, _), piece in zip(groups, pieces, strict=True)])
         output = output if back is None else output.index_select(0, back)
-        return output.reshape(*inputs[0].shape[:-1], output.shape[-1])
+        return output.reshape(*x.shape[:-1], output.shape[-1])
 
 
 @contextmanager
@@ -172,10 +193,16 @@ def _add(lm: Model, path: str, changes: Mapping[int, LowRank], rows: _Rows, undo
     original: Callable[[Tensor], Tensor] = module.forward
     beside = {i: on_device(low, module) for i, low in changes.items()}
 
-    def add(variant: int | None, output: Tensor, x: Tensor) -> Tensor:
-        return output if variant is None else with_side_path(output, x, beside[variant])
+    def forward(x: Tensor) -> Tensor:
+        output = original(x)
+        if not rows.variants:
+            return output
+        inputs, outputs = rows.by_row(x, path), rows.by_row(output, path)  # [rows, tokens, in] and [rows, tokens, out]
+        for variant, those in rows.places(frozenset(beside), x.device):
+            outputs[those] = with_side_path(outputs[those], inputs[those], beside[variant])
+        return outputs.reshape(output.shape)
 
-    replace_forward(module, lambda x: rows.apart(path, frozenset(beside), add, original(x), x), undo)
+    replace_forward(module, forward, undo)
 
 
 def _type(lm: Model, path: str, module: nn.Module, leaf: str) -> torch.dtype:

@@ -334,7 +334,7 @@ def test_one_parameter_in_less_than_float32_is_enough(alone: list[int]) -> None:
     assert lm.dtype == torch.float32
     assert precision.spacing(lm.model) == 2.0**-10
     read, rows = generation._Read(torch.tensor([[1.0, 1.0]]), None), generation._rows(lm, asked(1), GenSpec(), 0)
-    generation._choose(lm, generation._Batch.of(lm, rows), read, GenSpec(), 0, 2.0**-10)
+    generation._choose(lm, generation._Batch.of(lm, rows), read, None, GenSpec(), 0, 2.0**-10)
     assert rows[0].near_ties == 1
     assert not alone
 

@@ -96,5 +96,5 @@ def test_measures_that_cannot_stand_in_a_table_are_refused() -> None:
 def test_a_hook_is_before_or_behind_its_module() -> None:
     with pytest.raises(UsageError, match=r"the hook on 'model.norm' has when='after': choose pre or post"):
         Hook("model.norm", "after", "m.op")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="positions='new': choose all or generated"):
+    with pytest.raises(UsageError, match="positions='new': choose all, generated, predicting"):
         Hook("model.norm", "post", "m.op", positions="new")  # type: ignore[arg-type]
