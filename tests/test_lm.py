@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import detoxbench as db
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.model import checkpoint
-from detoxbench.model.model import pick_device
+from detoxbench.model.devices import pick_device
 from tests.support.tiny import CHARACTERS, FAMILIES, tiny
 
 

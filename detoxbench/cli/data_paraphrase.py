@@ -22,7 +22,8 @@ def main(argv: list[str]) -> int:
     from detoxbench.fitting import paraphrase_generation as generation
     from detoxbench.lm import LanguageModel
     from detoxbench.model import checkpoint
-    from detoxbench.model.model import find, pick_device
+    from detoxbench.model.devices import pick_device
+    from detoxbench.model.model import find
 
     # 1. All that can be wrong without a model.
     config = _config(args)

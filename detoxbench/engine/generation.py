@@ -34,6 +34,7 @@ from detoxbench.engine.sampling import Near, noise_key, pick
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import precision
+from detoxbench.model.devices import double, out_of_memory
 from detoxbench.model.in_force import Outcome, OutputFunction
 from detoxbench.model.logit_state import AFTER, HIDDEN, LOGLIKELIHOOD
 from detoxbench.model.tokens import answers
@@ -199,7 +200,7 @@ def _finished(
     try:
         _run(lm, batch, gen, end_ids)
     except (MemoryError, RuntimeError) as error:
-        if len(batch) == 1 or not _out_of_memory(error):
+        if len(batch) == 1 or not out_of_memory(error):
             raise
         fits = False
     if fits:
@@ -369,7 +370,7 @@ def _loglikelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
     """The sum of log p of tokens [streams, positions] by logits [streams, positions, vocabulary]: [streams], float64 on
     the CPU."""
     logp = logits.float().log_softmax(-1).gather(-1, tokens.to(logits.device)[..., None])[..., 0]
-    return logp.double().sum(1).cpu()
+    return double(logp).sum(1).cpu()
 
 
 _Prompt = tuple[tuple[int, int], tuple[int, ...]]
@@ -512,8 +513,6 @@ def _choose(
 
     def picked(rounding: Rounding) -> tuple[Tensor, Tensor]:
         logits = processed(lm, read.logits, batch.streams, place, rounding)
-        if logits.device.type == "mps":  # has no float64, which the noise and the nucleus are computed in
-            logits = logits.cpu()
         _check(lm, logits, batch.rows, gen, step)
         return pick(logits, batch.keys, gen, step, tolerance, relative)
 
@@ -582,12 +581,6 @@ def _sample(lm: Model, row: _Row, text: str, full: str | None) -> Sample:
         stop="eos" if ended else "length",
         tokens=len(row.new),
         full_text=full,
-    )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(
-        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
     )
 
 

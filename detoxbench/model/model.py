@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detoxbench.config import ModelSpec
-from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import build as fable
 from detoxbench.model import checkpoint
 from detoxbench.model.architecture import Architecture
 from detoxbench.model.chat import ChatTemplate, chosen, in_use
+from detoxbench.model.devices import placed
 from detoxbench.model.finite import require_finite_model
 from detoxbench.model.in_force import InForce
 from detoxbench.model.tokens import encoded, thinking_marks
@@ -89,9 +90,10 @@ class Model:
         from detoxbench.model import pretrained
 
         folder = find(path, revision=revision, seed=seed)
-        model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, f"the model in '{folder}'")
+        thing = f"the model in '{folder}'"
+        model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, thing)
         lm = cls(
-            model.to(pick_device(device)),
+            placed(model, device, thing),
             tokenizer,
             name=name or path,
             fingerprint=checkpoint.fingerprint(folder),
@@ -281,21 +283,6 @@ class Model:
 def find(path: str, *, revision: str | None = None, seed: int = 0, download: bool = True) -> Path:
     """The folder of a model: 'fable' is the embedded one, anything else is `checkpoint.locate`d."""
     return fable.locate(seed) if path == "fable" else checkpoint.locate(path, revision, download=download)
-
-
-def pick_device(device: str) -> str:
-    """auto is cuda, else mps, else cpu. Raises UsageError for a device that is not there."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"model.device={device} is not available on this machine: {str(error).splitlines()[0]}"
-        ) from None
-    return device
 
 
 def low_rank_form(setting: str, dtype: str) -> LowRankForm:

@@ -131,7 +131,7 @@ class Detoxify(Scorer[Config]):
         import torch
         import transformers
 
-        from detoxbench.model.model import pick_device
+        from detoxbench.model.devices import placed
 
         path, folder = self._checkpoint, self._transformer
         try:
@@ -153,9 +153,10 @@ class Detoxify(Scorer[Config]):
             # The names of tensors that are missing or left over stand below the first line.
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise DetoxbenchError(f"scorer 'detoxify': '{path}' is no fitting checkpoint: {reason}") from error
-        require_finite_model(model, f"scorer 'detoxify': '{path}'")
+        thing = f"scorer 'detoxify': '{path}'"
+        require_finite_model(model, thing)
         limit = min(tokenizer.model_max_length, positions(config) or 512)
-        classifier = Classifier(tokenizer, model.to(pick_device(self.config.device)), limit)
+        classifier = Classifier(tokenizer, placed(model, self.config.device, thing), limit)
         return _Loaded(classifier, [_COLUMNS.get(c, c) for c in classes])
 
 

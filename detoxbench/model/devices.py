@@ -1,0 +1,69 @@
+"""Where models are: a device is picked, may have too little memory, and lacks some of what the CPU can do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from detoxbench.errors import DetoxbenchError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "_status_alloc_failed")
+"""What torch says for want of memory; the last is cuBLAS's and cuDNN's, when their own workspace found none."""
+
+
+def pick_device(device: str) -> str:
+    """auto is cuda, else mps, else cpu. Raises UsageError for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"model.device={device} is not available on this machine: {str(error).splitlines()[0]}"
+        ) from None
+    return device
+
+
+def placed(model: Any, device: str, thing: str) -> Any:
+    """The model on the device that `pick_device` gives. Raises DetoxbenchError, which begins with `thing` ("the model
+    in 'FOLDER'"), where it has too little memory for it."""
+    device = pick_device(device)
+    try:
+        return model.to(device)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        size = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
+        raise DetoxbenchError(
+            f"{thing} does not fit on {device}: it takes {size:.1f} GiB, and there is less left; end what else is on "
+            "the device, choose dtype=bfloat16, a smaller model, or device=cpu"
+        ) from None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is what is raised for want of memory, on the CPU or on a device."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_ROOM)
+
+
+def with_float64(x: Tensor) -> Tensor:
+    """The tensor where there is float64: on the CPU, if it is on mps, which has none."""
+    return x.cpu() if x.device.type == "mps" else x
+
+
+def double(x: Tensor) -> Tensor:
+    """The tensor in float64, on its device where that has it."""
+    return with_float64(x).double()
+
+
+def running_sum(x: Tensor) -> Tensor:
+    """`x.cumsum(-1)`. CUDA has none whose order of additions is fixed, and refuses it under
+    `torch.use_deterministic_algorithms`: there it is computed on the CPU."""
+    import torch
+
+    if x.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        return x.cpu().cumsum(-1).to(x.device)
+    return x.cumsum(-1)
