@@ -85,7 +85,7 @@ def tiny(family: str = "llama", *, seed: int = 0, dtype: Dtype | None = None, **
     from detoxbench.lm import LanguageModel
 
     config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family], **changes})
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).to(dtype or torch.float32)
         for name, parameter in model.named_parameters():

@@ -29,7 +29,7 @@ from detoxbench.fitting.responses import Response, encode
 from detoxbench.fitting.responses import collate as collate_responses
 from detoxbench.fitting.shelf import Learned, once
 from detoxbench.fitting.token_losses import Batch
-from detoxbench.interventions.channels import Delta, Dense, LowRank, Weight
+from detoxbench.interventions.channels import Dense, LowRank, Weight
 from detoxbench.interventions.channels.weights import require_eager
 from detoxbench.lm import LanguageModel
 from detoxbench.model.architecture import without_numbers
@@ -37,6 +37,7 @@ from detoxbench.model.finite import require_finite
 from detoxbench.progress import Advance, bar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 R = TypeVar("R")
@@ -44,7 +45,7 @@ Loss = Callable[[Any, Batch], "tuple[Tensor, Mapping[str, float]]"]
 """loss(model, batch) -> (its mean over the micro-batch, named measurements to record); model is the PEFT model."""
 
 
-D = TypeVar("D", bound=Delta)
+D = TypeVar("D", Dense, LowRank)
 
 log = logging.getLogger("detoxbench")
 
@@ -244,7 +245,7 @@ def _optimise_parameters(
     _require_updates(rows, config, description)
     require_eager(lm)
     names = names_of(lm, config.parameters)
-    with unchanged_random_state(), warnings.catch_warnings(), _restored(lm), trainable(lm, names) as trained:
+    with unchanged_random_state(lm.model), warnings.catch_warnings(), _restored(lm), trainable(lm, names) as trained:
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(seed)
         watch = _optimise(lm, lm.model, rows, config, recipe, collate, loss, seed, description)
@@ -271,7 +272,7 @@ def optimise_tensors(
 
     _require_updates(rows, config, description)
     require_eager(lm)
-    with unchanged_random_state(), _restored(lm):
+    with unchanged_random_state(lm.model), _restored(lm):
         lm.model.requires_grad_(False)
         torch.manual_seed(seed)
         started = {name: torch.nn.Parameter(t.detach().float().clone()) for name, t in tensors.items()}
@@ -283,7 +284,8 @@ def optimise_tensors(
 
 
 def _adapter(deltas: Mapping[str, D], watch: _Watch, description: str) -> Adapter[D]:
-    """Raises NonFiniteError where what was trained is not finite."""
+    """What was trained, on the CPU as what is read from files. Raises NonFiniteError where it is not finite."""
+    deltas = {name: delta.cpu() for name, delta in deltas.items()}
     trained = ((f"{name}: {k}", t) for name, delta in deltas.items() for k, t in delta.tensors().items())
     require_finite(trained, f"the training of '{description}' diverged", "lower method.learning_rate")
     return Adapter(deltas, watch.losses, watch.gradient_norms, watch.measures)
@@ -318,7 +320,7 @@ def optimise_lora(
     targets = _targets(lm, config.target_modules)
     _warn_of_untouched_layers(lm, config.target_modules or (), targets or ())
     linear = frozenset(lm.architecture.linear_maps())
-    with unchanged_random_state(), warnings.catch_warnings(), _restored(lm), quantized(lm, quantization):
+    with unchanged_random_state(lm.model), warnings.catch_warnings(), _restored(lm), quantized(lm, quantization):
         # Both warnings concern the libraries alone: a name that transformers will change, a flag that PEFT sets itself.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
@@ -490,7 +492,7 @@ def _optimise(
     watch, epoch = _Watch(), _Epoch(rows(0))
     updates = _updates(len(epoch), config)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = _arguments(config, recipe, folder, updates, seed, on_cpu=lm.device.type == "cpu")
+        arguments = _arguments(config, recipe, folder, updates, seed, lm.device)
         trainer_class = Trainer if loss is None else _trainer_with(loss, watch)
         trainer = trainer_class(model=model, args=arguments, train_dataset=epoch, data_collator=collate)
         if loss is not None:
@@ -516,8 +518,8 @@ class _Epoch(Generic[R]):
         return self.rows[index]
 
 
-def _arguments(config: LoraConfig, recipe: Recipe, folder: str, updates: int, seed: int, *, on_cpu: bool) -> Any:
-    """TrainingArguments that save nothing, report every update to the callbacks alone, and stay on one device."""
+def _arguments(config: LoraConfig, recipe: Recipe, folder: str, updates: int, seed: int, device: torch.device) -> Any:
+    """TrainingArguments that save nothing, report every update to the callbacks alone, and stay on the `device`."""
     from transformers import TrainingArguments
 
     arguments = TrainingArguments(
@@ -533,7 +535,7 @@ def _arguments(config: LoraConfig, recipe: Recipe, folder: str, updates: int, se
         max_grad_norm=1.0,
         seed=seed,
         data_seed=seed,
-        use_cpu=on_cpu,
+        use_cpu=True,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -542,8 +544,8 @@ def _arguments(config: LoraConfig, recipe: Recipe, folder: str, updates: int, se
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    # The model is on one device; with more in sight, the Trainer would spread it and multiply the batch.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    # Left alone, the library takes the first GPU whatever the model is on, and with several spreads it over them.
+    arguments.__dict__["_setup_devices"] = arguments.distributed_state.device = device
     return arguments
 
 

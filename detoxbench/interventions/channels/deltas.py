@@ -19,6 +19,10 @@ class Dense:
         """By the name that each is saved under."""
         return {"delta": self.delta}
 
+    def cpu(self) -> Dense:
+        """The same on the CPU."""
+        return Dense(self.delta.cpu())
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -41,6 +45,10 @@ class LowRank:
         """Every row of the product times its own factor, [out], or all times one."""
         factors = rows if isinstance(rows, float) else rows.float()[:, None]
         return LowRank(self.a, (self.b * factors).to(self.b.dtype))
+
+    def cpu(self) -> LowRank:
+        """The same on the CPU."""
+        return LowRank(self.a.cpu(), self.b.cpu())
 
     def double(self) -> LowRank:
         """The same in float64."""
