@@ -207,7 +207,7 @@ class DINM(Method[Config]):
         return Intervention(
             method=self.name,
             base=lm.fingerprint,
-            weights=tuple(Weight(n, Dense(w - parameters(n).detach().float())) for n, w in edited.items()),
+            weights=tuple(Weight(n, Dense(w - parameters(n).detach().float()).cpu()) for n, w in edited.items()),
             prompts=(Prompt(suffix=f" {suffix}"),) if suffix else (),
             info=log[0] if len(log) == 1 else {f"edit {i}": edit for i, edit in enumerate(log)},
         )

@@ -156,6 +156,6 @@ class FTL(Method[Config]):
         return Intervention(
             method=self.name,
             base=lm.fingerprint,
-            weights=tuple(Weight(n, Dense(w - parameters(n).detach().float())) for n, w in row.values.items()),
+            weights=tuple(Weight(n, Dense(w - parameters(n).detach().float()).cpu()) for n, w in row.values.items()),
             info={**row.curves, "layer": layer, "delta_norm": row.moved, "cut_tokens": cut},
         )
