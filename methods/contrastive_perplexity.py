@@ -182,7 +182,7 @@ class ContrastivePerplexity(Method[Config]):
         with torch.inference_mode():
             for batch in track(batches, f"{self.name}: measuring"):
                 s = score(lm.model, {k: v.to(lm.device) for k, v in batch.items()})
-                scores.append(s[:texts].double().cpu())
+                scores.append(s[:texts].cpu().double())
         return torch.stack(scores)
 
     def _trained(self, lm: LanguageModel, score: Score, pools: Pools) -> Adapter[LowRank]:

@@ -24,6 +24,7 @@ from detoxbench.interventions.channels import Carried, LogitOp, Weight
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Method
+from detoxbench.model.devices import running_sum
 from detoxbench.model.logit_state import LogitState
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def weigh(logits: Tensor, state: LogitState) -> Tensor:
     z = logits.log_softmax(-1) + state.params["omega"] * civil
     # 2. How much of softmax(z) the less civil tokens hold, each token with itself, [rows, vocabulary].
     order = civil.argsort(dim=-1, stable=True)
-    held = torch.empty_like(z).scatter(1, order, z.softmax(-1).gather(1, order).cumsum(-1))
+    held = torch.empty_like(z).scatter(1, order, running_sum(z.softmax(-1).gather(1, order)))
     left_out = (held < state.params["filter_p"]) & (civil < math.log(max(state.params["target_p"], 1e-30)))
     close = ((held - state.params["filter_p"]).abs() < state.near) & (civil < 0)
     state.contest(close.any(-1))

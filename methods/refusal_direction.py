@@ -334,7 +334,7 @@ def last_logits(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
         for start in range(0, len(prompts), _BATCH):
             read = [(ids, range(len(ids) - 1, len(ids))) for ids in prompts[start : start + _BATCH]]
             rows += CachedPrefixForward(lm, read, lm.architecture.layers).logits()
-    return torch.cat(rows).double().cpu()
+    return torch.cat(rows).cpu().double()
 
 
 def refusal_scores(logits: Tensor, starts: Sequence[int]) -> Tensor:

@@ -20,6 +20,7 @@ from detoxbench.engine.generation import Generated
 from detoxbench.engine.logits import Place, asked, processed, require_finite_logits
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError, NonFiniteError
+from detoxbench.model.devices import double, running_sum
 from detoxbench.model.logit_state import HIDDEN, LOGLIKELIHOOD
 from detoxbench.records import Request, Sample
 
@@ -249,7 +250,8 @@ def _one_pass(lm: Model, windows: Sequence[Window], outside: bool) -> list[tuple
         greedy = (likeliest == targets).view(-1, width)  # of equal ones the first, as in generation
     where = partial(_place, lm, windows, width)
     require_finite_logits(lm, largest, [w.record for w in windows for _ in range(width)], where)
-    # 4. For each window the sum over its continuation.
+    # 4. For each window the sum over its continuation, on the CPU: there each is read without waiting.
+    nll, greedy = nll.cpu(), greedy.cpu()
     lengths = [len(w.continuation) for w in windows]
     results = [(float(nll[k, :n].double().sum()), bool(greedy[k, :n].all())) for k, n in enumerate(lengths)]
     may_be_outside = outside and bool(lm.in_force.logit_functions)
@@ -268,8 +270,9 @@ def _before(lm: Model, logits: Tensor, targets: Tensor, width: int) -> Tensor | 
     None where nothing in force asks for it."""
     if not asked(lm, LOGLIKELIHOOD):
         return None
-    logp = logits.float().log_softmax(-1).gather(1, targets[:, None]).double().view(-1, width)
-    return (logp.cumsum(1) - logp).flatten()
+    logp = logits.float().log_softmax(-1).gather(1, targets[:, None]).view(-1, width)
+    logp = double(logp)
+    return (running_sum(logp) - logp).flatten()
 
 
 def _places(windows: Sequence[Window], width: int, hidden: Tensor | None, likelihoods: Tensor | None) -> Place:

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from detoxbench.config import GenSpec
+from detoxbench.model.devices import running_sum, with_float64
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ def pick(
     """
     import torch
 
-    logits, near = logits.float(), Near(tolerance, relative)
+    logits, near = with_float64(logits.float()), Near(tolerance, relative)  # for the noise and the nucleus
     part = max(1, PART // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     parts = []
     for i in range(0, len(logits), part):
@@ -124,7 +125,8 @@ def nucleus(logits: Tensor, top_p: float, near: Near, which: Literal["inside", "
     may be inside, or surely are, if near logits changed places."""
     import torch
 
-    gen, vocabulary = GenSpec(do_sample=True, top_p=top_p), logits.shape[1]
+    gen, vocabulary, device = GenSpec(do_sample=True, top_p=top_p), logits.shape[1], logits.device
+    logits = with_float64(logits)
     kept = torch.zeros_like(logits, dtype=torch.bool)
     rows = torch.arange(len(logits), device=logits.device)
     for size in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
@@ -134,7 +136,7 @@ def nucleus(logits: Tensor, top_p: float, near: Near, which: Literal["inside", "
         rows = rows[~done]
         if not len(rows):
             break
-    return kept
+    return kept.to(device)
 
 
 def _noisiest(ranked: Candidates, keys: Tensor, step: int, near: Near) -> tuple[Tensor, Tensor]:
@@ -196,7 +198,7 @@ def candidates(logits: Tensor, gen: GenSpec, near: Near, size: int, whole_mass: 
             # With a tolerance, tokens that depend on its last digits are near-ties and drawn again without one.
             whole_mass = mass(logits, ids[:, :1], fast=near.absolute > 0)
         held = weights[:, :top_k].sum(-1, keepdim=True) if whole_mass is None else whole_mass
-        before = (weights.cumsum(-1) - weights) / held
+        before = (running_sum(weights) - weights) / held
         # If two groups of logits move apart by d, the odds of their masses change by the factor exp(d).
         margin = near.of(values[:, :1]) * gen.top_p * (1 - gen.top_p) + SUM_ERROR
         inner, inside, outer = (left & (before < gen.top_p + m) | (column == 0) for m in (-margin, 0.0, margin))

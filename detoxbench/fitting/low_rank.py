@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from detoxbench.interventions.channels import LowRank
+from detoxbench.model.devices import double
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ def low_rank(delta: Tensor, tolerance: float) -> LowRank | None:
     """
     import torch
 
-    delta = (delta.cpu() if delta.device.type == "mps" else delta).double()  # float32 would lose the last digits
+    delta = double(delta)  # float32 would lose the last digits
     out, into = delta.shape
     most = out * into // (2 * (out + into))  # the rank at which the factors hold half of its numbers
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.channels.base import Channel
 from detoxbench.interventions.channels.deltas import Delta, Dense, LowRank
+from detoxbench.model.devices import with_float64
 from detoxbench.model.finite import require_finite
 
 if TYPE_CHECKING:
@@ -288,8 +289,8 @@ def _merge(
         return value, (0.0, 0.0)
     moved = value.to(wide) - before
     return value, (
-        float((moved * total_delta).sum(dtype=torch.float64)),
-        float(total_delta.square().sum(dtype=torch.float64)),
+        float(with_float64(moved * total_delta).sum(dtype=torch.float64)),
+        float(with_float64(total_delta.square()).sum(dtype=torch.float64)),
     )
 
 
