@@ -42,7 +42,7 @@ class _Rows:
         self.must = must
         self.variants: list[int] = []
         self.tokens = 0
-        self._splits: dict[frozenset[int], Split] = {}
+        self._splits: dict[tuple[frozenset[int], Any], Split] = {}
         self._places: dict[tuple[frozenset[int], Any], list[tuple[int, slice | Tensor]]] = {}
 
     def set_rows(self, variants: Sequence[int]) -> None:
@@ -61,20 +61,21 @@ class _Rows:
         self.tokens = ids.shape[1]
 
     def split(self, known: frozenset[int], device: Any) -> Split:
-        """How a module with the `known` variants divides the rows; those of other variants have its own parameters."""
+        """How a module with the `known` variants divides the rows; those of other variants have its own parameters.
+        The indices are on the `device`, as modules may lie on several."""
         import torch
 
-        if known not in self._splits:
+        if (known, device) not in self._splits:
             kinds = [v if v in known else None for v in self.variants]
             groups = list(dict.fromkeys(kinds))
             order = [row for group in groups for row, kind in enumerate(kinds) if kind == group]
             counted = [(group, kinds.count(group)) for group in groups]
             if order == sorted(order):
-                self._splits[known] = counted, None, None
+                self._splits[known, device] = counted, None, None
             else:
                 sorting = torch.tensor(order)  # [rows]
-                self._splits[known] = counted, sorting.to(device), sorting.argsort().to(device)
-        return self._splits[known]
+                self._splits[known, device] = counted, sorting.to(device), sorting.argsort().to(device)
+        return self._splits[known, device]
 
     def places(self, known: frozenset[int], device: Any) -> list[tuple[int, slice | Tensor]]:
         """(variant, its rows) of each of the `known` variants that has any: a slice where they lie side by side, as a
