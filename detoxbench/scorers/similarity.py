@@ -31,6 +31,7 @@ class Config:
 
     path: str = runtime(WORDS, "'words', or folder or hub id of a sentence-transformers model")
     revision: str | None = runtime(None, "hub revision (branch, tag or commit)")
+    device: str = runtime("auto", "auto (cuda, then mps, then cpu) or a torch device")
     before: str = knob("", "beginning of every prompt that is not compared (the words of a template)", text=True)
     after: str = knob("", "end of every prompt that is not compared", text=True)
 
@@ -100,18 +101,24 @@ class Similarity(Scorer[Config]):
     def _model(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
+        from detoxbench.model.devices import placed
+
         folder = self._folder()
         thing = f"scorer '{self.name}': the embedding in '{folder}'"
         _modules(folder)
         pretrained.load("AutoModel", folder, "float32", thing)  # for its checks, which the package does not make
         try:
             model = SentenceTransformer(
-                str(folder), local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+                str(folder),
+                device="cpu",  # left alone, the package takes any device that it finds
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
             )
         except Exception as error:  # of every kind: missing module, broken file
             raise DetoxbenchError(f"{thing} cannot be loaded: {first_line(error)}") from error
         require_finite_model(model, thing)
-        return model
+        return placed(model, self.config.device, thing)
 
 
 def _modules(folder: Path) -> list[str]:
