@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class Pretended:
     outcome's size hangs on its values (nonzero, a mask as an index)."""
     launches: int = 0
     """Operations on tensors of a device, views left out: about the kernels that are started."""
+    opened: set[int] = field(default_factory=set)
+    """GPUs whose random generator was asked for, which opens them."""
     _storages: dict[int, tuple[StorageWeakRef, torch.device]] = field(default_factory=dict)
     """By address, which no other storage gets while there is a weak reference to it."""
 
@@ -83,7 +86,13 @@ def pretended_device() -> Iterator[Pretended]:
     """While open, devices such as "cuda:0" and "mps" seem to be there."""
     pretended = Pretended()
     meetings = _Meetings(pretended)
-    with meetings, _Names(pretended, meetings):
+
+    def get_rng_state(device: int) -> Tensor:
+        pretended.opened.add(device)
+        return torch.zeros(16, dtype=torch.uint8)
+
+    generators = {"get_rng_state": get_rng_state, "set_rng_state": lambda state, device: None}
+    with mock.patch.multiple(torch.cuda, **generators), meetings, _Names(pretended, meetings):
         yield pretended
 
 
@@ -127,8 +136,11 @@ class _Names(TorchFunctionMode):
         inner = next((d for d in map(self.on.of, _tensors([*args, *given.values()])) if d.type != "cpu"), None)
         named = given.pop("device", None)
         asked = None if named is None else device_of(named)
-        with self.meetings.within(asked or inner):
+        self.meetings.within.append(asked or inner)
+        try:
             result = func(*args, **given)
+        finally:
+            self.meetings.within.pop()
         if asked is not None and isinstance(result, Tensor):
             result = self._made(func, args, result, asked)
         if func is Tensor.__deepcopy__ and isinstance(result, Tensor):
@@ -206,16 +218,8 @@ class _Meetings(TorchDispatchMode):
     def __init__(self, pretended: Pretended) -> None:
         super().__init__()
         self.on = pretended
-        self._within: list[torch.device | None] = []
-
-    @contextmanager
-    def within(self, device: torch.device | None) -> Iterator[None]:
-        """Tensors that are made of nothing meanwhile are made on this device."""
-        self._within.append(device)
-        try:
-            yield
-        finally:
-            self._within.pop()
+        self.within: list[torch.device | None] = []
+        """Where the calls under way, outermost first, make tensors of nothing."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -227,10 +231,12 @@ class _Meetings(TorchDispatchMode):
             device = self._device(func, args, tensors, places)
         # 1. An operation made of others, so that those are seen: `item` of `_local_scalar_dense`.
         if _composite(func):
-            with self, self.within(device if device.type != "cpu" else None):
-                made = func.decompose(*args, **given)
-            if made is not NotImplemented:
-                return made
+            self.within.append(device if device.type != "cpu" else None)
+            try:
+                with self:
+                    return func.decompose(*args, **given)
+            finally:
+                self.within.pop()
         # 2. What is refused or waited for, and the operation itself.
         with torch._C.DisableTorchFunction():
             self._refused(func, args, given, device)
@@ -249,7 +255,7 @@ class _Meetings(TorchDispatchMode):
     ) -> torch.device:
         """The device of an operation. Raises Meeting for two of them."""
         if not tensors:
-            return next((d for d in reversed(self._within) if d is not None), CPU)
+            return next((d for d in reversed(self.within) if d is not None), CPU)
         if func in (aten.copy_.default, aten._foreach_copy_.default):
             return places[0]
         # 1. A number of no dimension and indices may be on the CPU.
