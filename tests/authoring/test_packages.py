@@ -42,6 +42,7 @@ def test_they_install_pass_their_tests_and_run(written: Path, tmp_path: Path) ->
     assert all(f"  {name} " in said for name in NAMES.values())
 
 
+@pytest.mark.slow
 def test_their_wheels_hold_the_settings(written: Path, tmp_path: Path) -> None:
     python, _ = fresh(tmp_path / "env")
     pip(python, "wheel", "-w", tmp_path / "dist", *(written / name for name in NAMES.values()), cwd=tmp_path)

@@ -124,7 +124,7 @@ def test_rows_that_have_ended_are_not_read(op: Callable[..., LogitOp], monkeypat
     assert rows == [2, 2, 2, 1]
 
 
-@pytest.mark.parametrize("gen", [GenSpec(max_new_tokens=8), SAMPLED], ids=["greedy", "nucleus"])
+@pytest.mark.parametrize("gen", [pytest.param(GenSpec(max_new_tokens=8), id="greedy", marks=pytest.mark.slow), SAMPLED])
 def test_samples_do_not_depend_on_batch_order_or_neighbours(gen: GenSpec, op: Callable[..., LogitOp]) -> None:
     lm, requests = tiny(), asked(10)
 

@@ -62,7 +62,9 @@ def test_a_prefix_gives_the_logits_that_peft_gives(family: str, tmp_path: Path) 
     assert lm.in_force.reserved == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["llama", "opt", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gpt2", "mistral"))]
+)
 def test_generation_under_a_prefix_does_not_depend_on_the_batch(family: str, tmp_path: Path) -> None:
     lm = tiny(family)
     intervention = Intervention.from_peft(str(prefix_adapter(lm, tmp_path / "prefix")), lm)

@@ -21,7 +21,7 @@ from detoxbench.interventions.routing import routable
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
 from detoxbench.runner.fits import fitted_groups
-from tests.support.tiny import EVERY_FAMILY, same, state, tiny
+from tests.support.tiny import EVERY_FAMILY, METHOD_FAMILIES, same, state, tiny
 
 PROMPTS = ["tell me", "why is the cat so rude", "a", "what do you say to that", "tell me"]
 
@@ -79,7 +79,7 @@ def untouched(lm: LanguageModel) -> Iterator[None]:
 GENS = {"greedy": GenSpec(max_new_tokens=10), "sampled": GenSpec(max_new_tokens=10, do_sample=True, top_p=0.9, n=2)}
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", METHOD_FAMILIES)
 @pytest.mark.parametrize("gen", GENS)
 def test_routed_samples_are_those_of_each_edit_applied_alone(family: str, gen: str) -> None:
     lm, spec = tiny(family), GENS[gen]

@@ -449,6 +449,7 @@ def test_the_lora_loop_learns_its_data() -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_every_experiment_composes() -> None:
     names = ["ablation/ext_sub_controls", "ablation/ext_sub_alpha", "paper/ext_sub_llama_7b"]
     found = {name: cells([f"experiment={name}"]) for name in names}

@@ -139,7 +139,7 @@ def test_beta_is_the_weight_of_the_margin_itself_where_that_is_said() -> None:
 
 
 @pytest.mark.parametrize("gen", GENS)
-@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stacked"])
+@pytest.mark.parametrize("stacked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["alone", "stacked"])
 def test_samples_do_not_depend_on_batch_order_or_neighbours(gen: str, stacked: bool) -> None:
     lm, requests = tiny(), asked(7)
     change = fitted(lm, beta=40.0, max_candidates=5)
@@ -220,6 +220,7 @@ def test_a_run_counts_every_candidate(tmp_path: Path) -> None:
     assert 4.8 < (result.record.cost["forward_passes_per_token"] or 0) <= 5.1  # a prompt's token, and four candidates
 
 
+@pytest.mark.slow
 def test_it_makes_the_embedded_model_less_toxic() -> None:
     lm = db.LanguageModel.load("fable")
     method = db.methods.create("sasa", beta=10.0, max_candidates=5)

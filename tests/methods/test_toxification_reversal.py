@@ -19,7 +19,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.routing import routable
 from detoxbench.model.logit_state import LogitFunction, LogitState
 from tests.support.on_fable import toxicity
-from tests.support.tiny import CHARACTERS, EVERY_FAMILY, METHOD_FAMILIES, same, state, tiny
+from tests.support.tiny import CHARACTERS, EVERY_FAMILY, same, state, tiny
 
 TOXIC, CIVIL = "rude and toxic: ", "kind: "
 SAMPLED = GenSpec(max_new_tokens=10, do_sample=True, top_p=0.9, n=2)
@@ -189,7 +189,7 @@ def of_all(lm: db.LanguageModel, requests: list[db.Request], gen: GenSpec) -> di
 
 
 @pytest.mark.parametrize("gen", [GenSpec(max_new_tokens=10), SAMPLED], ids=["greedy", "nucleus"])
-@pytest.mark.parametrize("family", METHOD_FAMILIES)
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_samples_do_not_depend_on_batch_order_or_neighbours(family: str, gen: GenSpec) -> None:
     lm, requests = tiny(family), asked(8)
     lm.model.generation_config.eos_token_id = [2, *lm.tokens("etaoin", special=False)]  # type: ignore[union-attr]
@@ -235,7 +235,7 @@ def test_a_civil_row_without_a_prefix_is_no_row_of_its_own_sample() -> None:
 # ------------------------------------------------------------------------------------------- texts that are given
 
 
-@pytest.mark.parametrize("family", METHOD_FAMILIES)
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_given_texts_are_read_as_they_would_be_generated(family: str) -> None:
     lm, requests = tiny(family), asked(8, given=True)
     hand = ByHand(lm, family)

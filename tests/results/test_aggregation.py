@@ -78,7 +78,10 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+QUICK = ("shuffled", "one character", "control characters", "bytes that are no text")
+
+
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in BROKEN])
 def test_broken_texts_are_found(lm: LanguageModel, base: list[Sample], kind: str) -> None:
     found = broken_text.reasons(reading(lm, said(base, BROKEN[kind])), base)
     assert sum(reason is not None for reason in found) >= 0.9 * len(base)

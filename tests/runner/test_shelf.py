@@ -69,6 +69,7 @@ def test_what_is_trained_on_a_changed_model_is_not_shared(tmp_path: Path, traini
     assert len(trainings) == 2, "the first part is the same as before, the second is trained on the model with it"
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_strength_fits_once_for_each_way_the_model_is_loaded(tmp_path: Path) -> None:
     def steered(*settings: str) -> db.RunResult:
         return db.run(["method=destein", "method.pairs=6", *settings, *FEW, f"runs_dir={tmp_path}"])

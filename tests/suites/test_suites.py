@@ -166,7 +166,7 @@ def test_safeedit_test_all_is_plain_questions_and_attacked_ones(tmp_path: Path) 
         suite.requests()
 
 
-@pytest.mark.parametrize("protocol", ["once", "per_record"])
+@pytest.mark.parametrize("protocol", [pytest.param("once", marks=pytest.mark.slow), "per_record"])
 def test_safeedit_runs_dinm_by_both_protocols_beside_vanilla_without_and_with_the_suffix(
     protocol: str, tmp_path: Path
 ) -> None:
