@@ -143,19 +143,19 @@ def _report_others(cells: Multirun, told: Set[int]) -> int:
     """Report the cells that ran in other processes, from their folders."""
     from detoxbench.results.store import Run, is_run
 
-    unfinished = []
+    unfinished = 0
     for number, folder in enumerate(cells.folders):
         if number in told:
             continue
         if folder is None or not is_run(folder):
-            unfinished.append(cells.titles[number])
+            unfinished += 1
             continue
         _announce(cells.titles[number])
         _report(Run(folder).record(), folder)
     if not unfinished:
         return OK
     return complain(
-        f"{len(unfinished)} not finished, from {unfinished[0]}: `detoxbench status` says how far they are, and the "
+        f"not finished: {unfinished} of {len(cells.folders)} cells; `detoxbench status` says how far they are, and the "
         "same command goes on where this one stopped",
         FAILURE,
     )

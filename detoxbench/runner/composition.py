@@ -22,6 +22,13 @@ if TYPE_CHECKING:  # Hydra takes 0.1 s to import, and `detoxbench list` does wit
 
 COMPOSITION = "compose"
 """The method that is made of other methods."""
+LAUNCHER_EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_slurm": "submitit",
+    "hydra/launcher/submitit_local": "submitit",
+    "hydra/launcher/ray": "ray",
+}
+"""Hydra's launchers that are packages of their own, and the extras that install them."""
 VERSION_BASE = "1.3"
 """The Hydra behaviour that conf/ is written for."""
 
@@ -81,7 +88,32 @@ def cells(overrides: Sequence[str], *, multirun: bool = False) -> list[tuple[lis
         cfg, hydra = load(overrides)
         if hydra.mode is None or hydra.mode.name != "MULTIRUN":
             return [(list(overrides), run_spec(cfg))]
-    return [(cell, compose_run(cell)) for cell in expand(overrides)]
+    launcher = _launcher(overrides)
+    return [(cell, _cell(cell, launcher)) for cell in expand(overrides)]
+
+
+def _cell(overrides: Sequence[str], launcher: Any) -> RunSpec:
+    """One cell of a multirun. Hydra reads the launcher once for all of them, before any group that has several values:
+    what such a group says of it would be passed over, and is refused."""
+    cfg, hydra = load(overrides)
+    if _plain(hydra.launcher) != launcher:
+        raise UsageError(
+            "the launcher is set in a group that has several values, where Hydra does not read it: give it by itself, "
+            f"as in launcher=joblib (asked for by {' '.join(overrides)})"
+        )
+    return run_spec(cfg)
+
+
+def _launcher(overrides: Sequence[str]) -> Any:
+    """The settings of the launcher of a multirun, as Hydra will read them."""
+    with _hydra(overrides):
+        return _plain(_multirun_config(overrides).hydra.launcher)
+
+
+def _plain(cfg: DictConfig) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(cfg, resolve=False)
 
 
 def load(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
@@ -160,15 +192,22 @@ def _with_params(overrides: Sequence[str]) -> list[Override]:
     """The sweeper's own overrides, then those given, parsed. Needs `_hydra`."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.types import RunMode
 
-    loader = GlobalHydra.instance().config_loader()
-    cfg = loader.load_configuration("config", settable(overrides), RunMode.MULTIRUN)
+    cfg = _multirun_config(overrides)
     sweeper = cfg.hydra.sweeper
     if not sweeper._target_.endswith(".BasicSweeper"):
         raise UnforeseeableSweep(sweeper._target_, str(cfg.runs_dir))
     params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    loader = GlobalHydra.instance().config_loader()
     return OverridesParser.create(config_loader=loader).parse_overrides(settable([*params, *overrides]))
+
+
+def _multirun_config(overrides: Sequence[str]) -> DictConfig:
+    """What holds for a multirun as a whole: composed without what has several values. Needs `_hydra`."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    return GlobalHydra.instance().config_loader().load_configuration("config", settable(overrides), RunMode.MULTIRUN)
 
 
 def run_spec(cfg: DictConfig) -> RunSpec:
@@ -333,6 +372,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         override = as_given(error.override)
         return f"cannot read the override {override!r}: {_how_to_write(override)}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        if extra := LAUNCHER_EXTRAS.get(error.missing_cfg_file):
+            name = error.missing_cfg_file.rpartition("/")[2]
+            return f"the launcher '{name}' needs a package that is not installed: pip install 'detoxbench[{extra}]'"
         group, _, name = error.missing_cfg_file.partition("/")
         below = name.rpartition("/")[0]
         beside = {f"{below}/{option}".lstrip("/") for option in error.options}

@@ -273,6 +273,50 @@ def test_choices_and_ranges_are_multiplied_out() -> None:
     assert cells[-1] == ["method=destein", "seed=2", "suite=utility"]
 
 
+@pytest.mark.parametrize("name", names("launcher"))
+def test_every_launcher_composes_or_names_what_to_install(name: str) -> None:
+    """Which one it is, is no part of a run."""
+    alone = compose_run(["seed=1"])
+    try:
+        found = cells([f"launcher={name}", "seed=1"])
+    except UsageError as error:
+        if "needs a package that is not installed: pip install 'detoxbench[" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert [spec for _, spec in found] == [alone]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "key", "extra"),
+    [("joblib", "joblib", "joblib"), ("slurm", "submitit_slurm", "submitit"), ("ray", "ray", "ray")],
+)
+def test_a_launcher_that_is_not_installed_names_what_to_install(
+    launcher: str, key: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    compose_run([])  # Hydra has looked for its plugins
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{key}.yaml", raising=False)
+    with pytest.raises(UsageError) as error:
+        cells([f"launcher={launcher}"])
+    assert str(error.value) == (
+        f"the launcher '{key}' needs a package that is not installed: pip install 'detoxbench[{extra}]'"
+    )
+
+
+def test_a_launcher_in_a_group_with_several_values_is_refused(tmp_path: Path) -> None:
+    """Hydra would pass over it, and run the cells here one after the other."""
+    (tmp_path / "experiment").mkdir()
+    for name in ("here", "there"):
+        launcher = "hydra:\n  launcher:\n    _target_: somewhere.Launcher\n" if name == "there" else "seed: 7\n"
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{launcher}")
+    place = f"hydra.searchpath=['file://{tmp_path}']"
+    with pytest.raises(UsageError, match="where Hydra does not read it: give it by itself") as error:
+        cells([place, "experiment=here,there"], multirun=True)
+    assert "\n" not in str(error.value)
+    assert len(cells([place, "experiment=there", "seed=1,2"], multirun=True)) == 2, "by itself it is read"
+
+
 def test_one_wrong_cell_refuses_all() -> None:
     with pytest.raises(UsageError, match=r"unknown key 'method.alpha' of method 'none'"):
         composition.cells(["method=destein,none", "method.alpha=0.3"], multirun=True)
