@@ -185,7 +185,7 @@ def _generated(lm: LanguageModel, ids: Tensor, mask: Tensor | None = None, **set
 def _require_equal(lm: LanguageModel, ours: Sequence[Sample], theirs: Sequence[Sequence[int]]) -> None:
     """Raises ValueError where the tokens of the samples, in the order of their ids, are not theirs."""
     for sample, tokens in zip(sorted(ours, key=lambda s: int(s.id)), theirs, strict=True):
-        if sample.text != lm.tokenizer.decode(tokens, skip_special_tokens=True):
+        if sample.text.strip() != lm.tokenizer.decode(tokens, skip_special_tokens=True):  # ours may begin with a blank
             raise ValueError(f"the tokens of prompt {sample.id} differ")
 
 
