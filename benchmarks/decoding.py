@@ -221,11 +221,11 @@ SAMPLED = GenSpec(max_new_tokens=20, do_sample=True, top_p=0.9)
 def _generate(lm: LanguageModel, asked: Sequence[Request], gen: GenSpec) -> Callable[[], list[str]]:
     from detoxbench.engine.generation import generate
 
-    def texts() -> list[str]:
+    def written() -> list[str]:
         made = (g.sample for batch in generate(lm, asked, gen, 0, ends=frozenset()) for g in batch)
         return [sample.text.strip() for sample in sorted(made, key=lambda sample: int(sample.id))]
 
-    return texts
+    return written
 
 
 def _loop(case: Case, request: Request, gen: GenSpec) -> str:

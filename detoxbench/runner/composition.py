@@ -82,14 +82,18 @@ def compose_run(overrides: Sequence[str]) -> RunSpec:
 def cells(overrides: Sequence[str], *, multirun: bool = False) -> list[tuple[list[str], RunSpec]]:
     """Every run of the overrides, complete and validated, each with its own overrides; a single one without `multirun`.
 
-    A configuration may itself ask for a multirun (hydra.mode: MULTIRUN). Raises as `compose_run` and `expand` do.
+    A configuration may itself ask for a multirun (hydra.mode: MULTIRUN). Raises as `compose_run`, and
+    UnforeseeableSweep where another sweeper than Hydra's basic one is chosen.
     """
     if not multirun:
         cfg, hydra = load(overrides)
         if hydra.mode is None or hydra.mode.name != "MULTIRUN":
             return [(list(overrides), run_spec(cfg))]
-    launcher = _launcher(overrides)
-    return [(cell, _cell(cell, launcher)) for cell in expand(overrides)]
+    with _hydra(overrides):
+        whole = _multirun_config(overrides)
+        expanded = _expanded(overrides, whole)
+    launcher = _plain(whole.hydra.launcher)
+    return [(cell, _cell(cell, launcher)) for cell in expanded]
 
 
 def _cell(overrides: Sequence[str], launcher: Any) -> RunSpec:
@@ -102,12 +106,6 @@ def _cell(overrides: Sequence[str], launcher: Any) -> RunSpec:
             f"as in launcher=joblib (asked for by {' '.join(overrides)})"
         )
     return run_spec(cfg)
-
-
-def _launcher(overrides: Sequence[str]) -> Any:
-    """The settings of the launcher of a multirun, as Hydra will read them."""
-    with _hydra(overrides):
-        return _plain(_multirun_config(overrides).hydra.launcher)
 
 
 def _plain(cfg: DictConfig) -> Any:
@@ -163,40 +161,40 @@ def _unescape(cfg: DictConfig, overrides: Sequence[str]) -> None:
             component[field] = unescaped(value)
 
 
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every cell of a multirun: choices and ranges multiplied out by Hydra's basic sweeper.
+def _expanded(overrides: Sequence[str], whole: DictConfig) -> list[list[str]]:
+    """The overrides of every cell of a multirun: choices and ranges multiplied out by Hydra's basic sweeper. Needs
+    `_hydra`, and `whole`, its `_multirun_config`.
 
     Raises UsageError, and UnforeseeableSweep where another sweeper is chosen.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    with _hydra(overrides):
-        parsed = _with_params(overrides)
-        (expanded,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        return [[as_given(override) for override in cell] for cell in expanded]
+    (expanded,) = BasicSweeper.split_arguments(_with_params(overrides, whole), max_batch_size=None)
+    return [[as_given(override) for override in cell] for cell in expanded]
 
 
 def swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, Override]]:
     """Overrides apart: those of one value as text, and those of several (choices, ranges, intervals) by key.
 
-    Of a key that is given twice (by an experiment and on the command line, say) the last counts. Raises as `expand`.
+    Of a key that is given twice (by an experiment and on the command line, say) the last counts. Raises UsageError, and
+    UnforeseeableSweep where another sweeper than Hydra's basic one is chosen.
     """
     with _hydra(overrides):
-        last = {as_given(override.get_key_element()): override for override in _with_params(overrides)}
+        parsed = _with_params(overrides, _multirun_config(overrides))
+        last = {as_given(override.get_key_element()): override for override in parsed}
         several = {key: override for key, override in last.items() if override.is_sweep_override()}
         fixed = [as_given(str(override.input_line)) for key, override in last.items() if key not in several]
         return fixed, several
 
 
-def _with_params(overrides: Sequence[str]) -> list[Override]:
+def _with_params(overrides: Sequence[str], whole: DictConfig) -> list[Override]:
     """The sweeper's own overrides, then those given, parsed. Needs `_hydra`."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    cfg = _multirun_config(overrides)
-    sweeper = cfg.hydra.sweeper
+    sweeper = whole.hydra.sweeper
     if not sweeper._target_.endswith(".BasicSweeper"):
-        raise UnforeseeableSweep(sweeper._target_, str(cfg.runs_dir))
+        raise UnforeseeableSweep(sweeper._target_, str(whole.runs_dir))
     params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     loader = GlobalHydra.instance().config_loader()
     return OverridesParser.create(config_loader=loader).parse_overrides(settable([*params, *overrides]))

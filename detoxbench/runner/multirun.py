@@ -133,7 +133,12 @@ def _held(path: Path) -> bool:
 def title_of(spec: RunSpec) -> str:
     """A run for people."""
     model = spec.model.name or spec.model.path
-    return f"model={model} method={spec.method_name} suite={spec.suite_name} seed={spec.seed}"
+    return run_title(model, spec.method_name, spec.suite_name, spec.seed)
+
+
+def run_title(model: str, method: str, suite: str, seed: int) -> str:
+    """The same from its parts."""
+    return f"model={model} method={method} suite={suite} seed={seed}"
 
 
 # ------------------------------------------------------------------------------------------------------- a multirun

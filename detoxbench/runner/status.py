@@ -10,7 +10,17 @@ import msgspec
 
 from detoxbench.errors import DetoxbenchError
 from detoxbench.results.store import runs
-from detoxbench.runner.multirun import Begun, Cell, Failure, Working, begun_in, failure_file, failures_in, worked_on
+from detoxbench.runner.multirun import (
+    Begun,
+    Cell,
+    Failure,
+    Working,
+    begun_in,
+    failure_file,
+    failures_in,
+    run_title,
+    worked_on,
+)
 
 
 class Running(msgspec.Struct, kw_only=True):
@@ -95,7 +105,7 @@ def _finished(runs_dir: Path) -> tuple[set[str], dict[str, Failed], list[str]]:
             damaged.append(str(error))
             continue
         if lacking := record.counts.get("failed_scores"):
-            title = f"model={record.model} method={record.method} suite={record.suite} seed={record.seed}"
+            title = run_title(record.model, record.method, record.suite, record.seed)
             error_text = f"{lacking} scores are missing because a scorer failed: the same command asks it again"
             unscored[record.run_id] = Failed(
                 run=record.run_id, title=title, error=error_text, tries=1, host=None, log=None

@@ -201,8 +201,8 @@ def test_a_setting_that_no_file_repeats_can_be_set(group: str, monkeypatch: pyte
     monkeypatch.setattr(composition, "conf_dir", lambda: tmp_path / "conf")
     given = ["method=destein", "scorer=hf_classifier", "suite.data=prompts.jsonl", f"{group}.{setting}"]
     assert str(getattr(getattr(composition.compose_run(given), group), key)) == setting.partition("=")[2]
-    swept = composition.expand([*given[:-1], f"{given[-1]},x"])
-    assert [cell[-1] for cell in swept] == [given[-1], f"{group}.{key}=x"]
+    fixed, several = composition.swept([*given[:-1], f"{given[-1]},x"])
+    assert (fixed, list(several)) == (given[:-1], [f"{group}.{key}"])
 
 
 @pytest.mark.parametrize("way", ["initialize", "main", "multirun"])
@@ -239,7 +239,7 @@ def test_runs_can_be_composed_inside_a_users_own_hydra(way: str, tmp_path: Path)
         from detoxbench.errors import UsageError
         def check():
             assert composition.compose_run(["method=destein"]).method_name == "destein"
-            assert len(composition.expand(["seed=0,1"])) == 2
+            assert len(composition.cells(["seed=0,1"], multirun=True)) == 2
             try:
                 composition.compose_run(["method=destien"])
             except UsageError as error:
@@ -267,7 +267,10 @@ def test_a_value_that_needs_quotes_is_answered_with_the_quotes(value: str) -> No
 
 
 def test_choices_and_ranges_are_multiplied_out() -> None:
-    cells = composition.expand(["method=none,destein", "seed=range(0,3)", "suite=utility"])
+    cells = [
+        cell
+        for cell, _ in composition.cells(["method=none,destein", "seed=range(0,3)", "suite=utility"], multirun=True)
+    ]
     assert len(cells) == 6
     assert cells[0] == ["method=none", "seed=0", "suite=utility"]
     assert cells[-1] == ["method=destein", "seed=2", "suite=utility"]
