@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda")
 RANK = 16
+TOKENS = 10
+"""New ones a sample; a plain loop of seven rows takes a second for each."""
 ANNOUNCED = ("w3 w4 w5 w6 w7", *(" ".join(f"w{10 * i + k}" for k in range(5 + i)) for i in range(1, 6)))
 """Six texts of 5 to 10 tokens, as long as the released prefixes."""
 Step = Callable[[list["Tensor"]], "Tensor"]
@@ -149,7 +151,7 @@ def _beside_the_base(lm: LanguageModel, case: Case, asked: Sequence[Request], de
             return base()
 
     return compare(
-        f"{case.name}, {len(asked)} samples of 20 tokens",
+        f"{case.name}, {len(asked)} samples of {TOKENS} tokens",
         under,
         base,
         against="the same engine without it",
@@ -174,7 +176,7 @@ def _beside_a_loop(lm: LanguageModel, case: Case, asked: Sequence[Request]) -> R
                     raise ValueError(f"texts differ from the plain loop's with do_sample={gen.do_sample}")
 
     return compare(
-        f"{case.name}, {len(asked)} samples of 20 tokens",
+        f"{case.name}, {len(asked)} samples of {TOKENS} tokens",
         under,
         lambda: [_loop(case, request, SAMPLED) for request in asked],
         against="separate models or prompts, one sample at a time",
@@ -203,7 +205,7 @@ def _best_of(lm: LanguageModel, asked: Sequence[Request], device: str, n: int = 
             return base()
 
     return compare(
-        f"best of {n}, {len(asked)} answers of 20 tokens behind prompts of 200",
+        f"best of {n}, {len(asked)} answers of {TOKENS} tokens behind prompts of 200",
         under,
         base,
         against="the same engine without it",
@@ -214,8 +216,8 @@ def _best_of(lm: LanguageModel, asked: Sequence[Request], device: str, n: int = 
     )
 
 
-GREEDY = GenSpec(max_new_tokens=20)
-SAMPLED = GenSpec(max_new_tokens=20, do_sample=True, top_p=0.9)
+GREEDY = GenSpec(max_new_tokens=TOKENS)
+SAMPLED = GenSpec(max_new_tokens=TOKENS, do_sample=True, top_p=0.9)
 
 
 def _generate(lm: LanguageModel, asked: Sequence[Request], gen: GenSpec) -> Callable[[], list[str]]:
