@@ -320,31 +320,19 @@ def test_every_preset_is_known_here_and_in_the_docs() -> None:
         assert f"experiment=ablation/{name}" in page
 
 
-def ends(cells: list[list[str]]) -> list[list[str]]:
-    """The first cell, and of each knob the last cell that has another value: enough to see which knobs vary."""
-    differing = ([cell for cell in cells if cell[i] != cells[0][i]] for i in range(len(cells[0])))
-    return [cells[0], *(found[-1] for found in differing if found)]
-
-
 FAST = ("destein_alpha", "dinm_tuning", "ext_sub_controls", "cp_texts", "caa_layer", "profs_rank")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CELLS])
 def test_a_preset_expands_to_cells_that_differ_in_its_knobs_alone(name: str) -> None:
-    cells = composition.expand([f"experiment=ablation/{name}"])
+    cells = composition.cells([f"experiment=ablation/{name}"])
     assert len(cells) == CELLS[name]
-    swept = {override.partition("=")[0].removeprefix("method.") for override in cells[0]} - {"experiment"}
-    specs = [composition.compose_run(cell) for cell in ends(cells)]
+    swept = {override.partition("=")[0].removeprefix("method.") for override in cells[0][0]} - {"experiment"}
+    specs = [spec for _, spec in cells]
     configs = [vars(spec.method) for spec in specs]
     differing = {key for key in configs[0] if len({repr(config[key]) for config in configs}) > 1}
     assert differing - {"negatives"} == swept, "cp_texts takes as many negatives as positives"
     assert len({(spec.method_name, spec.suite_name) for spec in specs}) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CELLS)
-def test_every_cell_of_a_preset_composes(name: str) -> None:
-    assert len(composition.cells([f"experiment=ablation/{name}"])) == CELLS[name]
 
 
 # ------------------------------------------------------------------------------------------------ compositions
