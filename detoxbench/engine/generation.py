@@ -30,11 +30,11 @@ from detoxbench.engine.forward import head_inputs, next_logits
 from detoxbench.engine.kv_cache import Cache
 from detoxbench.engine.logits import Place, Rounding, asked, processed, require_finite_logits, sensitivity
 from detoxbench.engine.lookahead import Lookahead
-from detoxbench.engine.sampling import Near, noise_key, pick
+from detoxbench.engine.sampling import NO_TOKEN, Near, noise_key, pick
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import precision
-from detoxbench.model.devices import double, out_of_memory
+from detoxbench.model.devices import double, out_of_memory, sent
 from detoxbench.model.in_force import Outcome, OutputFunction
 from detoxbench.model.logit_state import AFTER, HIDDEN, LOGLIKELIHOOD
 from detoxbench.model.tokens import answers
@@ -321,7 +321,7 @@ def _run(lm: Model, rows: list[_Row], gen: GenSpec, end_ids: Set[int]) -> None:
             # 3. Finished rows leave, several at a time.
             if (len(batch.rows) - len(going)) * LEAVE >= len(batch.rows):
                 stay = batch.keep(going)
-                on_device = stay.to(lm.device)
+                on_device = sent(stay, lm.device)
                 cache.select(on_device)
                 mask, new = mask[on_device], new[stay]
             # 4. The logits behind the new tokens, [streams, vocabulary].
@@ -362,7 +362,7 @@ def _forward(
         lm.reading(streams.of_record, prompt_positions, streams.companion, beside),
         head_inputs(lm, asked(lm, HIDDEN)) as heads,
     ):
-        logits = next_logits(lm.model, ids.to(lm.device), mask.to(lm.device), cache, last)
+        logits = next_logits(lm.model, sent(ids, lm.device), sent(mask, lm.device), cache, last)
     return _Read(logits if last > 1 else logits[:, -1], heads[0][:, -1] if heads else None)
 
 
@@ -513,8 +513,9 @@ def _choose(
 
     def picked(rounding: Rounding) -> tuple[Tensor, Tensor]:
         logits = processed(lm, read.logits, batch.streams, place, rounding)
-        _check(lm, logits, batch.rows, gen, step)
-        return pick(logits, batch.keys, gen, step, tolerance, relative)
+        tokens, near_ties = pick(logits, batch.keys, gen, step, tolerance, relative)
+        _check(lm, logits, tokens, batch.rows, gen, step)
+        return tokens.clamp(min=0), near_ties  # of rows that are done, NO_TOKEN
 
     rounding = Rounding()
     if exact and gen.tie_tolerance:
@@ -534,13 +535,16 @@ def _choose(
         row.near_ties += 1
         if exact:
             alone = _alone(lm, row)
-            _check(lm, alone, [row], gen, step)
-            tokens[i] = pick(alone, batch.keys[i : i + 1], gen, step, 0.0)[0][0]
+            token, _ = pick(alone, batch.keys[i : i + 1], gen, step, 0.0)
+            _check(lm, alone, token, [row], gen, step)
+            tokens[i] = token[0]
     return tokens
 
 
-def _check(lm: Model, logits: Tensor, rows: Sequence[_Row], gen: GenSpec, step: int) -> None:
-    """Raises NonFiniteError, naming method, request and step, where no token can be chosen from a row's logits."""
+def _check(lm: Model, logits: Tensor, tokens: Tensor, rows: Sequence[_Row], gen: GenSpec, step: int) -> None:
+    """Raises NonFiniteError, naming method, request and step, where a row's logits gave no token (`NO_TOKEN`)."""
+    if bool((tokens != NO_TOKEN).all()):  # they are on the CPU: no device is waited for
+        return
     largest = logits.amax(-1) / (gen.temperature if gen.do_sample else 1)
 
     def where(i: int) -> str | None:

@@ -20,7 +20,7 @@ from detoxbench.engine.generation import Generated
 from detoxbench.engine.logits import Place, asked, processed, require_finite_logits
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.model.devices import double, running_sum
+from detoxbench.model.devices import double, running_sum, sent
 from detoxbench.model.logit_state import HIDDEN, LOGLIKELIHOOD
 from detoxbench.records import Request, Sample
 
@@ -229,7 +229,7 @@ def _one_pass(lm: Model, windows: Sequence[Window], outside: bool) -> list[tuple
         for row, n in zip(streams.row, streams.companion, strict=True)
     ]
     ids, mask, context = _aligned(sequences)
-    ids, mask = ids.to(lm.device), mask.to(lm.device)
+    ids, mask = sent(ids, lm.device), sent(mask, lm.device)
     width = ids.shape[1] - context + 1
     with (
         torch.inference_mode(),

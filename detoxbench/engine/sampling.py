@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from detoxbench.config import GenSpec
-from detoxbench.model.devices import running_sum, with_float64
+from detoxbench.model.devices import running_sum, sent, with_float64
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,8 @@ PART = 2**21
 """Logits that are processed at a time on the CPU, so that what is computed from them stays in its caches."""
 NOISE_PART = 2**15
 """Noise values computed at a time on the CPU."""
+NO_TOKEN = -1
+"""Stands for the token of a row whose largest logit is NaN or infinite."""
 SUM_ERROR = 1e-4
 """Largest error of a sum of float32 probabilities. Measured: 5e-5 by the fused softmax of 256,000, 3e-7 by `mass`."""
 
@@ -39,8 +41,10 @@ class Near(NamedTuple):
         import torch
 
         # Sign and mantissa masked: the power of two below a number, by which its type's spacing grows.
-        magnitude = ((scaled * self.temperature).view(torch.int32) & 0x7F800000).view(torch.float32)
-        return (self.absolute + self.relative * magnitude) / self.temperature
+        logits = scaled if self.temperature == 1 else scaled * self.temperature
+        magnitude = (logits.view(torch.int32) & 0x7F800000).view(torch.float32)
+        distance = self.absolute + self.relative * magnitude
+        return distance if self.temperature == 1 else distance / self.temperature
 
 
 class Candidates(NamedTuple):
@@ -70,7 +74,7 @@ def pick(
     top-p, among the most probable, among equal noisy scores. `near_ties` marks rows whose token could be another one
     if near logits changed places: the best two are near, or the best one is near to the edge of what top-k and top-p
     leave. Near is equal, or closer than `tolerance` and a unit in the last place of numbers whose spacing at 1 is
-    `relative`. Tokens that are no near-tie do not depend on the tolerance.
+    `relative`. Tokens that are no near-tie do not depend on the tolerance. A row without a token gets `NO_TOKEN`.
     """
     import torch
 
@@ -83,11 +87,17 @@ def pick(
             parts.append(_drawn(some, keys[i : i + part], gen, step, near))
         else:
             parts.append(_most_probable(some, near))
-    tokens, near_ties = zip(*parts, strict=True)
-    return torch.cat(tokens).cpu(), torch.cat(near_ties).cpu()
+    tokens, near_ties = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    largest = logits.amax(-1) / gen.temperature if gen.do_sample else logits.amax(-1)
+    tokens = tokens.where(largest.abs() < math.inf, NO_TOKEN)  # false for NaN, too
+    tokens, near_ties = torch.stack([tokens, near_ties.long()]).cpu().unbind()  # at once: a device is waited for once
+    return tokens, near_ties.bool()
 
 
 def _most_probable(logits: Tensor, near: Near) -> tuple[Tensor, Tensor]:
+    if logits.device.type != "cpu":  # two kernels; what is faster on a CPU takes twenty, and waits for the device
+        values, tokens = logits.topk(2, dim=-1).values, logits.argmax(-1)
+        return tokens, _close(values, values, near)
     values, ids = _top(logits, 2)
     tokens = ids[:, 0].clone()
     tied = values[:, 0] == values[:, 1]
@@ -101,23 +111,31 @@ def _drawn(logits: Tensor, keys: Tensor, gen: GenSpec, step: int, near: Near) ->
 
     if gen.temperature != 1:
         logits, near = logits / gen.temperature, near._replace(temperature=gen.temperature)
-    keys, vocabulary = keys.to(logits.device), logits.shape[1]
+    keys, vocabulary = sent(keys, logits.device), logits.shape[1]
     tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
     near_ties = torch.empty(len(logits), dtype=torch.bool, device=logits.device)
     rows = torch.arange(len(logits), device=logits.device)
     whole_mass: Tensor | None = None
     for size in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
         ranked = candidates(logits, gen, near, size, whole_mass)
-        done, whole_mass = ranked.whole, ranked.mass
-        if bool(done.any()):
-            every = bool(done.all())
-            of_done = ranked if every else Candidates(*(part[done] for part in ranked[:6]))
+        done, left = _by_whole(ranked.whole)
+        if len(done) == len(tokens):  # as a rule, at the first size
+            return _noisiest(ranked, keys, step, near)
+        if len(done):
+            of_done = Candidates(*(part[done] for part in ranked[:6]))
             tokens[rows[done]], near_ties[rows[done]] = _noisiest(of_done, keys[rows[done]], step, near)
-            if every:
-                break
-        logits, rows = logits[~done], rows[~done]
-        whole_mass = None if whole_mass is None else whole_mass[~done]
+        if not len(left):
+            break
+        logits, rows = logits[left], rows[left]
+        whole_mass = None if ranked.mass is None else ranked.mass[left]
     return tokens, near_ties
+
+
+def _by_whole(whole: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows, by index and in their order, that are `whole`, and the others. A device is waited for once."""
+    order = whole.logical_not().long().argsort(stable=True)
+    count = int(whole.sum())
+    return order[:count], order[count:]
 
 
 def nucleus(logits: Tensor, top_p: float, near: Near, which: Literal["inside", "may", "surely"]) -> Tensor:
@@ -131,9 +149,9 @@ def nucleus(logits: Tensor, top_p: float, near: Near, which: Literal["inside", "
     rows = torch.arange(len(logits), device=logits.device)
     for size in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
         ranked = candidates(logits[rows], gen, near, size)
-        done = ranked.whole
+        done, left = _by_whole(ranked.whole)
         kept[rows[done]] = kept[rows[done]].scatter(1, ranked.ids[done], getattr(ranked, which)[done])
-        rows = rows[~done]
+        rows = rows[left]
         if not len(rows):
             break
     return kept.to(device)
@@ -143,7 +161,9 @@ def _noisiest(ranked: Candidates, keys: Tensor, step: int, near: Near) -> tuple[
     """The tokens drawn, and whether they are near-ties."""
     import torch
 
-    last = max(2, int(ranked.may.sum(-1).max()))  # noise costs most, so only for these
+    last = ranked.may.shape[1]
+    if ranked.may.device.type == "cpu" or last > CANDIDATES[-1]:  # noise costs most, but on a device less than waiting
+        last = max(2, int(ranked.may.sum(-1).max()))
     values, ids, inside, may, surely = (part[:, :last] for part in ranked[:5])
     noisy = values.double() + gumbel(keys, step, ids)
     if ranked.inside is ranked.may:  # nothing is cut off: columns are ids
@@ -201,7 +221,8 @@ def candidates(logits: Tensor, gen: GenSpec, near: Near, size: int, whole_mass: 
         before = (running_sum(weights) - weights) / held
         # If two groups of logits move apart by d, the odds of their masses change by the factor exp(d).
         margin = near.of(values[:, :1]) * gen.top_p * (1 - gen.top_p) + SUM_ERROR
-        inner, inside, outer = (left & (before < gen.top_p + m) | (column == 0) for m in (-margin, 0.0, margin))
+        first = column == 0
+        inner, inside, outer = (left & (before < gen.top_p + m) | first for m in (-margin, 0.0, margin))
     last_inside = values.gather(1, outer.sum(-1, keepdim=True).clamp(min=1) - 1)
     first_outside = torch.nn.functional.pad(values, (0, 1), value=-torch.inf).gather(1, inner.sum(-1, keepdim=True))
     may = possible & ((values > last_inside - near.of(last_inside)) | (values == last_inside))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from detoxbench.errors import DetoxbenchError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "_status_alloc_failed")
@@ -47,6 +48,12 @@ def placed(model: Any, device: str, thing: str) -> Any:
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is what is raised for want of memory, on the CPU or on a device."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_ROOM)
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, which is not waited for where that is safe: CUDA takes what it is sent before it gives
+    the control back."""
+    return x.to(device, non_blocking=device.type == "cuda")
 
 
 def with_float64(x: Tensor) -> Tensor:
