@@ -21,6 +21,7 @@ from detoxbench.config import GenSpec
 from detoxbench.data.fit import fit_data
 from detoxbench.data.roles import fit_spec
 from detoxbench.engine.likelihood import loglikelihoods
+from detoxbench.engine.sampling import NO_TOKEN, pick
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.random_state import unchanged_random_state
 from detoxbench.fitting.training import LoraConfig, train_lora
@@ -103,6 +104,31 @@ def test_a_model_is_loaded_generates_and_reads(tmp_path: Path, device: str) -> N
         loaded = LanguageModel.load(str(tmp_path), device=device)
         assert loaded.device == torch.device(device)
         assert (texts(loaded), texts(loaded, GREEDY), nlls(loaded)) == (texts(lm), texts(lm, GREEDY), nlls(lm))
+
+
+@pytest.mark.parametrize(
+    "gen",
+    [
+        GenSpec(),
+        GenSpec(do_sample=True),
+        GenSpec(do_sample=True, top_k=3),
+        GenSpec(do_sample=True, top_p=0.8, temperature=0.7),
+    ],
+    ids=["greedy", "all", "top-k", "top-p"],
+)
+def test_tokens_are_picked_as_on_the_cpu(gen: GenSpec) -> None:
+    logits = noise(40, 3000) * torch.linspace(1, 40, 40)[:, None]  # few candidates and many
+    logits[1::3] = logits[1::3].round()  # many equal ones
+    logits[::4, ::2] = -torch.inf
+    logits[5], logits[6, 7], logits[9, 8] = -torch.inf, torch.nan, torch.inf
+    keys = torch.arange(40) * 12345
+    tokens, near_ties = pick(logits, keys, gen, 3, 1e-3)
+    assert (tokens == NO_TOKEN).nonzero()[:, 0].tolist() == [5, 6, 9]
+    with pretended_device():
+        there = pick(logits.to(GPU), keys, gen, 3, 1e-3)
+    assert torch.equal(there[0], tokens)
+    usual = tokens != NO_TOKEN
+    assert torch.equal(there[1][usual], near_ties[usual])
 
 
 def change(lm: LanguageModel, **channels: Any) -> Intervention:

@@ -194,8 +194,10 @@ class _Move(torch.autograd.Function):
 
 
 def _elsewhere(x: Tensor, on: Pretended, target: torch.device) -> Tensor:
+    launches = on.launches
     with torch._C.DisableTorchFunction():
         copy = x.detach().clone()
+    on.launches = launches  # no kernel copies between devices
     on.put(copy, target)
     return copy
 
@@ -207,6 +209,10 @@ _INDEX |= {aten._index_put_impl_.default, aten._unsafe_index_put.default}
 _SIZED_BY_VALUES = {
     aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default,
     aten.unique_consecutive.default, aten.equal.default, aten.bincount.default,
+}  # fmt: skip
+_NO_KERNEL = {
+    aten._local_scalar_dense.default, aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default,
+    aten.empty_strided.default, aten.lift_fresh.default, aten.detach.default,
 }  # fmt: skip
 _NO_FIXED_ORDER = {aten.cumsum.default, aten.cumsum_.default}
 """What refuses numbers with a fraction on CUDA under torch.use_deterministic_algorithms."""
@@ -298,7 +304,7 @@ class _Meetings(TorchDispatchMode):
                 self.on.count_copy(CPU, device)
         masks = sum(index.dtype in (torch.bool, torch.uint8) for index in indices)  # each is looked through by nonzero
         self.on.waits += masks + (func in _SIZED_BY_VALUES)
-        self.on.launches += not func.is_view and func is not aten._local_scalar_dense.default
+        self.on.launches += not func.is_view and func not in _NO_KERNEL
 
 
 _COMPOSITES: dict[Any, bool] = {}
