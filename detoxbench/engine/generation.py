@@ -34,7 +34,7 @@ from detoxbench.engine.sampling import NO_TOKEN, Near, noise_key, pick
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import precision
-from detoxbench.model.devices import double, out_of_memory, sent
+from detoxbench.model.devices import double, fits_in_memory, sent
 from detoxbench.model.in_force import Outcome, OutputFunction
 from detoxbench.model.logit_state import AFTER, HIDDEN, LOGLIKELIHOOD
 from detoxbench.model.tokens import answers
@@ -196,21 +196,20 @@ def _finished(
     new = [row for row in batch if (row.request.id, row.sample) not in done]
     if not new:
         return
-    fits = True
-    try:
-        _run(lm, batch, gen, end_ids)
-    except (MemoryError, RuntimeError) as error:
-        if len(batch) == 1 or not out_of_memory(error):
-            raise
-        fits = False
-    if fits:
+    if fits_in_memory(lambda: _run(lm, batch, gen, end_ids)):
         texts = answers(lm.tokenizer, [(row.prompt, row.new) for row in new], lm.thinking)
         yield [
             Generated(_sample(lm, row, *text), row.near_ties, row.truncated_prompt)
             for row, text in zip(new, texts, strict=True)
         ]
         return
-    _forget(batch)  # here, since the exception kept the batch's tensors alive
+    if len(batch) == 1:
+        raise DetoxbenchError(
+            f"memory is too small for request '{batch[0].request.id}' alone ({len(batch[0].prompt)} tokens and "
+            f"{gen.max_new_tokens} new ones): end what else is on the device, choose model.dtype=bfloat16, or lower "
+            "gen.max_new_tokens"
+        )
+    _forget(batch)
     _tell_of_halving(gen.batch_tokens)
     # The next batches are tried whole again: what a batch is must not depend on what was run before a kill.
     middle = len(batch) // 2
@@ -589,9 +588,5 @@ def _sample(lm: Model, row: _Row, text: str, full: str | None) -> Sample:
 
 
 def _forget(batch: list[_Row]) -> None:
-    import torch
-
     for row in batch:
         row.new, row.near_ties, row.done = [], 0, False
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -3,15 +3,17 @@ interventions in force.
 
 A text is read as it would be generated: its prompt goes through the same rewriting and chat template, ends at one
 column in every row (so that hooks on generated positions leave it alone), and logit functions apply. The last bits
-depend on the chunk that a request is read in, so chunks are cut once for a suite, and a run that was killed reads them
-again as they were.
+depend on the chunk that a request is read in, and on the passes that the chunk is cut into. Both are cut once for a
+suite, and a run that was killed reads them again as they were. A pass that finds too little memory is made in halves;
+the next one is tried whole again, so that what a pass is never depends on what was read before it.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +22,7 @@ from detoxbench.engine.generation import Generated
 from detoxbench.engine.logits import Place, asked, processed, require_finite_logits
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError, NonFiniteError
-from detoxbench.model.devices import double, running_sum, sent
+from detoxbench.model.devices import double, fits_in_memory, running_sum, sent
 from detoxbench.model.logit_state import HIDDEN, LOGLIKELIHOOD
 from detoxbench.records import Request, Sample
 
@@ -29,12 +31,17 @@ if TYPE_CHECKING:
 
     from detoxbench.model.model import Model
 
+log = logging.getLogger("detoxbench")
+
 CHUNK = 64
 """Requests read, and written, at a time."""
 PASS_TOKENS = 8192
 """Padded tokens in one forward pass."""
-PASS_LOGITS_CPU = 2**23
-"""Logits of one forward pass on a CPU: of more, fetching the memory takes longer than a larger pass saves."""
+PASS_LOGITS = {"cpu": 2**25}
+PASS_LOGITS_ELSEWHERE = 2**30
+"""Bytes of the logits of one forward pass, in float32, on a CPU and on any other device. On a CPU, fetching the memory
+of more takes longer than a larger pass saves; elsewhere a pass holds them about three times over for a while."""
+FLOAT32_BYTES = 4
 
 
 class Window(NamedTuple):
@@ -189,14 +196,39 @@ def window_nlls(lm: Model, windows: Sequence[Window], *, outside: bool = False) 
     """
     results: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
     for indices in _passes(lm, windows):
-        for i, result in zip(indices, _one_pass(lm, [windows[i] for i in indices], outside), strict=True):
+        for i, result in _read(lm, windows, indices, outside):
             results[i] = result
     return results
 
 
+def _read(
+    lm: Model, windows: Sequence[Window], indices: Sequence[int], outside: bool
+) -> Iterator[tuple[int, tuple[float, bool]]]:
+    """`window_nlls` of the windows at `indices`, in one pass, or in halves where memory is too small for that."""
+    found: list[tuple[float, bool]] = []
+    if fits_in_memory(lambda: found.extend(_one_pass(lm, [windows[i] for i in indices], outside))):
+        yield from zip(indices, found, strict=True)
+        return
+    if len(indices) == 1:
+        raise DetoxbenchError(
+            f"memory is too small for one text of {len(windows[indices[0]].ids)} tokens under '{lm.name}': end what "
+            "else is on the device, choose model.dtype=bfloat16, or leave out long texts"
+        )
+    _tell_of_halving()
+    middle = len(indices) // 2
+    for half in (indices[:middle], indices[middle:]):
+        yield from _read(lm, windows, half, outside)
+
+
+@cache
+def _tell_of_halving() -> None:
+    log.warning("out of memory: given texts are read in halves")
+
+
 def _passes(lm: Model, windows: Sequence[Window]) -> Iterator[list[int]]:
     """Which windows, by index, are read in one forward pass, the longest first."""
-    vocabulary = lm.architecture.vocabulary if lm.device.type == "cpu" else 0
+    logit_bytes = FLOAT32_BYTES * lm.architecture.vocabulary  # of one position of one stream
+    most = PASS_LOGITS.get(lm.device.type, PASS_LOGITS_ELSEWHERE)
     batch: list[int] = []
     context = rest = 0  # the longest context of the batch, and the longest continuation
     for i in sorted(range(len(windows)), key=lambda i: (-len(windows[i].ids), -windows[i].context_length, i)):
@@ -205,7 +237,7 @@ def _passes(lm: Model, windows: Sequence[Window]) -> Iterator[list[int]]:
         streams = (len(batch) + 1) * (1 + len(windows[i].contexts))
         full = (
             streams * (context + rest) > PASS_TOKENS
-            or streams * (rest + 1) * vocabulary > PASS_LOGITS_CPU
+            or streams * (rest + 1) * logit_bytes > most
             # As in generation: a sliding window would count padding between a prefix and the prompt.
             or (lm.in_force.reserved and other_context)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError, UsageError
@@ -48,6 +49,30 @@ def placed(model: Any, device: str, thing: str) -> Any:
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is what is raised for want of memory, on the CPU or on a device."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_ROOM)
+
+
+def fits_in_memory(work: Callable[[], object]) -> bool:
+    """Do some work, and say whether memory was large enough for it. Where it was not, all that the work held is given
+    back by then: the error, which would keep it, goes no further."""
+    try:
+        work()
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    else:
+        return True
+    empty_caches()
+    return False
+
+
+def empty_caches() -> None:
+    """Give back to the devices what torch keeps of their memory without need."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
