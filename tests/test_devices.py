@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import detoxbench as db
@@ -30,7 +31,7 @@ from detoxbench.interventions.intervention import Intervention
 from detoxbench.interventions.per_row import per_row_weights
 from detoxbench.lm import LanguageModel
 from detoxbench.methods.base import Scope
-from detoxbench.model.devices import out_of_memory
+from detoxbench.model.devices import out_of_memory, placed
 from detoxbench.records import Request
 from detoxbench.scorers import hf_classifier, judge, perplexity, similarity
 from detoxbench.scorers.base import Scorer
@@ -345,13 +346,39 @@ def test_want_of_memory_is_known_in_all_its_words(told: str) -> None:
     assert not out_of_memory(RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
 
 
+def test_a_model_is_loaded_straight_onto_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tensor after the other, tied ones once, and checked as on the CPU."""
+    folder = saved(tmp_path, tiny("gpt2"))
+    here = LanguageModel.load(folder, device="cpu")
+    monkeypatch.delattr(nn.Module, "to")
+    for dtype in ("float32", "bfloat16"):
+        with pretended_device() as on:
+            lm = LanguageModel.load(folder, device=GPU, dtype=dtype)
+            assert {str(on.of(t)) for t in [*lm.model.parameters(), *lm.model.buffers()]} == {GPU}
+            assert lm.model.lm_head.weight is lm.model.transformer.wte.weight
+            assert lm.fingerprint == here.fingerprint
+            assert on.to_device <= 2 * len(lm.model.state_dict())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["transformer.h.1.mlp.c_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pretended_device(), pytest.raises(DetoxbenchError, match=r"no weights for transformer\.h\.1\.mlp\.c_proj"):
+        LanguageModel.load(folder, device=GPU)
+
+
+def full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+
 def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path, tiny())
-
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
-
-    monkeypatch.setattr(nn.Module, "to", full)
+    monkeypatch.setattr("transformers.core_model_loading._materialize_copy", full)
     said = rf"the model in '.*' does not fit on {GPU}: it takes 0\.0 GiB.*choose dtype=bfloat16"
     with pretended_device(), pytest.raises(DetoxbenchError, match=said):
         LanguageModel.load(folder, device=GPU)
+
+
+def test_what_is_moved_and_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny().model
+    monkeypatch.setattr(nn.Module, "to", full)
+    with pretended_device(), pytest.raises(DetoxbenchError, match=f"the embedding does not fit on {GPU}: it takes 0.0"):
+        placed(model, GPU, "the embedding")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -251,6 +252,12 @@ def _check_types(file: Path) -> None:
                 f"'{file}' holds '{name}' as {tensor['dtype']}: packed weights cannot be changed exactly; name the "
                 "checkpoint they were made from"
             )
+
+
+def numbers(folder: Path) -> int:
+    """How many numbers the weights of the model in `folder` are."""
+    headers = [header(file) for file in _weight_files(folder)]
+    return sum(math.prod(tensor["shape"]) for tensors in headers for tensor in tensors.values())
 
 
 def header(file: Path) -> dict[str, Any]:

@@ -39,11 +39,16 @@ def placed(model: Any, device: str, thing: str) -> Any:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        size = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
-        raise DetoxbenchError(
-            f"{thing} does not fit on {device}: it takes {size:.1f} GiB, and there is less left; end what else is on "
-            "the device, choose dtype=bfloat16, a smaller model, or device=cpu"
-        ) from None
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        raise no_room(thing, device, size) from None
+
+
+def no_room(thing: str, device: str, size: int) -> DetoxbenchError:
+    """What is raised where a model of `size` bytes does not fit on a device."""
+    return DetoxbenchError(
+        f"{thing} does not fit on {device}: it takes {size / 2**30:.1f} GiB, and there is less left; end what else is "
+        "on the device, choose dtype=bfloat16, a smaller model, or device=cpu"
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,6 @@ from detoxbench.fable import build as fable
 from detoxbench.model import checkpoint
 from detoxbench.model.architecture import Architecture
 from detoxbench.model.chat import ChatTemplate, chosen, in_use
-from detoxbench.model.devices import placed
 from detoxbench.model.finite import require_finite_model
 from detoxbench.model.in_force import InForce
 from detoxbench.model.tokens import encoded, thinking_marks
@@ -91,9 +90,9 @@ class Model:
 
         folder = find(path, revision=revision, seed=seed)
         thing = f"the model in '{folder}'"
-        model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, thing)
+        model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, thing, device)
         lm = cls(
-            placed(model, device, thing),
+            model,
             tokenizer,
             name=name or path,
             fingerprint=checkpoint.fingerprint(folder),

@@ -10,6 +10,7 @@ from typing import Any
 
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import checkpoint
+from detoxbench.model.devices import no_room, out_of_memory, pick_device
 from detoxbench.model.finite import require_finite_model
 from detoxbench.text import first_line
 
@@ -25,12 +26,14 @@ _SHOWN = 3
 _OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def load(auto: str, folder: Path, dtype: str, thing: str) -> tuple[Any, Any]:
+def load(auto: str, folder: Path, dtype: str, thing: str, device: str = "cpu") -> tuple[Any, Any]:
     """The model, read by the class `auto` of transformers with weights of `dtype`, and the tokenizer in `folder`.
 
-    Weights are safetensors, and code of the checkpoint is never run. Raises DetoxbenchError, which begins with `thing`
-    ("the model in 'FOLDER'"), for what cannot be loaded, for a model some of whose parameters are not in the checkpoint
-    or the other way round, and for tokens beyond the embedding; NonFiniteError for weights that are NaN or infinite.
+    Weights go straight to the `device` (as `pick_device` has it), one tensor after the other, and are never all in the
+    memory of the CPU. They are safetensors, and code of the checkpoint is never run. Raises DetoxbenchError, which
+    begins with `thing` ("the model in 'FOLDER'"), for what cannot be loaded, for a model some of whose parameters are
+    not in the checkpoint or the other way round, for tokens beyond the embedding, and for a device with too little
+    memory; NonFiniteError for weights that are NaN or infinite.
     """
     import torch
     import transformers
@@ -40,6 +43,7 @@ def load(auto: str, folder: Path, dtype: str, thing: str) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     checkpoint.check_model(folder)
+    device = pick_device(device)
     try:
         tokenizer = _tokenizer(auto, folder, thing)
         model, report = getattr(transformers, auto).from_pretrained(
@@ -47,11 +51,14 @@ def load(auto: str, folder: Path, dtype: str, thing: str) -> tuple[Any, Any]:
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
+            device_map=None if device == "cpu" else {"": device},
             **_OFFLINE,
         )
     except DetoxbenchError:
         raise
     except Exception as error:  # of every kind: missing file, unknown architecture, broken tensor file
+        if out_of_memory(error):
+            raise no_room(thing, device, checkpoint.numbers(folder) * getattr(torch, dtype).itemsize) from None
         raise DetoxbenchError(f"{thing} cannot be loaded: {first_line(error)}") from error
     _check_complete(report, _OTHER_HEADS.get(auto), thing)
     require_finite_model(model, f"{thing}, read as {dtype}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import gc
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from detoxbench.model.devices import empty_caches
 from detoxbench.runner.cell import RunCell
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _HOW = ("dtype", "device", "chat_template", "template_args", "template_date", "thinking")
 """How a model is loaded: keywords of `LanguageModel.load`."""
+_held: dict[tuple[tuple[str, str | None, int], bytes, str], LanguageModel] = {}
+"""The model in memory: one at the most."""
 
 
 def language_model(cell: RunCell) -> LanguageModel:
@@ -29,13 +32,19 @@ def language_model(cell: RunCell) -> LanguageModel:
     return lm
 
 
-@functools.lru_cache(maxsize=1)
 def _loaded(where: tuple[str, str | None, int], how: bytes, fingerprint: str) -> LanguageModel:
-    """The model in memory, shared by the runs of this process; `fingerprint` notices files that have changed."""
+    """The model in memory, shared by the runs of this process; `fingerprint` notices files that have changed. Another
+    one that is there is let go first: two do not fit on most devices."""
     from detoxbench.lm import LanguageModel
 
-    path, revision, seed = where
-    return LanguageModel.load(path, revision=revision, seed=seed, **msgspec.json.decode(how))
+    key = where, how, fingerprint
+    if key not in _held:
+        _held.clear()
+        gc.collect()  # hooks and wrappers hold a model in circles
+        empty_caches()
+        path, revision, seed = where
+        _held[key] = LanguageModel.load(path, revision=revision, seed=seed, **msgspec.json.decode(how))
+    return _held[key]
 
 
 def fitted_intervention(cell: RunCell) -> Intervention:

@@ -95,16 +95,15 @@ def locate(name: str, path: str, revision: str | None) -> Path:
 def load_classifier(name: str, folder: Path, device: str, max_length: int | None = None) -> Classifier:
     """A sequence classifier from safetensors. `max_length` lowers how many tokens it reads, and cannot raise it."""
     from detoxbench.model import pretrained
-    from detoxbench.model.devices import placed
 
     thing = f"scorer '{name}': the classifier in '{folder}'"
-    model, tokenizer = pretrained.load("AutoModelForSequenceClassification", folder, "float32", thing)
+    model, tokenizer = pretrained.load("AutoModelForSequenceClassification", folder, "float32", thing, device)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
     limits = [max_length, tokenizer.model_max_length, positions(model.config)]
     limit = min(n for n in limits if n is not None)
-    return Classifier(tokenizer, placed(model, device, thing), limit if limit < 1e9 else 512)
+    return Classifier(tokenizer, model, limit if limit < 1e9 else 512)
 
 
 def positions(config: Any) -> int | None:

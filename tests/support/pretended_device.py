@@ -9,6 +9,7 @@ Not seen: kernels, memory, rounding, and what libraries in C ask of a device by 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -91,9 +93,24 @@ def pretended_device() -> Iterator[Pretended]:
         pretended.opened.add(device)
         return torch.zeros(16, dtype=torch.uint8)
 
-    generators = {"get_rng_state": get_rng_state, "set_rng_state": lambda state, device: None}
-    with mock.patch.multiple(torch.cuda, **generators), meetings, _Names(pretended, meetings):
+    def mem_get_info(*_: Any) -> Any:
+        raise RuntimeError("a device that is pretended has no memory")
+
+    cuda = {"get_rng_state": get_rng_state, "set_rng_state": lambda *_: None, "mem_get_info": mem_get_info}
+    with mock.patch.multiple(torch.cuda, **cuda), _loading_in_sight(), meetings, _Names(pretended, meetings):
         yield pretended
+
+
+@contextmanager
+def _loading_in_sight() -> Iterator[None]:
+    """transformers reads weights in threads, which no mode sees, and on mps by code in C."""
+
+    def opened(file: str, **_: Any) -> Any:
+        return safe_open(file, framework="pt", device="cpu")
+
+    threads = mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"})
+    with threads, mock.patch("transformers.modeling_utils.safe_open", opened):
+        yield
 
 
 def device_of(given: Any) -> torch.device:
