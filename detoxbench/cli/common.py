@@ -55,6 +55,14 @@ def console() -> Console:
     return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
 
 
+def duration(seconds: float) -> str:
+    """A length of time for people."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
 def table(rows: Sequence[Sequence[str]]) -> Any:
     """Rows of texts in columns, as rich shows them."""
     from rich.table import Table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detoxbench.cli.common import OK, Parser, console, print_json, table
+from detoxbench.cli.common import OK, Parser, console, duration, print_json, table
 from detoxbench.text import clean, one_line
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def _summary(found: Status) -> str:
     counts = (("running", found.running), ("failed", found.failed), ("left", found.left))
     parts = [f"{found.done} done", *(f"{len(rows)} {state}" for state, rows in counts)]
     if found.seconds_left is not None:
-        parts.append(f"about {_duration(found.seconds_left)} to go")
+        parts.append(f"about {duration(found.seconds_left)} to go")
     return ", ".join(parts)
 
 
 def _rows(found: Status) -> list[tuple[str, str, str]]:
     rows = [
-        ("running", clean(run.title), f"on {clean(run.host)}, process {run.pid}, for {_duration(run.seconds)}")
+        ("running", clean(run.title), f"on {clean(run.host)}, process {run.pid}, for {duration(run.seconds)}")
         for run in found.running
     ]
     for failed in found.failed:
@@ -67,11 +67,3 @@ def _rows(found: Status) -> list[tuple[str, str, str]]:
     if len(found.left) > SHOWN:
         rows.append(("left", f"and {len(found.left) - SHOWN} more", ""))
     return rows
-
-
-def _duration(seconds: float) -> str:
-    """A length of time for people."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

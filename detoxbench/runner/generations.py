@@ -52,6 +52,8 @@ class Generation(msgspec.Struct):
     guide_seconds: float | None = None
     arithmetic: dict[str, Any] = {}
     """How the model computed (`provenance.arithmetic`)."""
+    seconds: float | None = None
+    """That the stage took, the model being loaded; None where it went on with what a stopped one had left."""
 
 
 class _Reading(msgspec.Struct):
@@ -68,6 +70,7 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
         if whole_or_aside(folder):
             return read_lines(samples_file, Sample), msgspec.json.decode(generation_file.read_bytes(), type=Generation)
         lm = language_model(cell)
+        resumed, start = folder.exists(), time.perf_counter()
         computes = _arithmetic(cell, lm)
         answers, tokens_per_second = _answered(cell, lm) if cell.texts is None else (_stored(cell, lm), None)
         intervention, fit = all_fits(cell, lm) if cell.per_record else (fitted_intervention(cell), None)
@@ -86,6 +89,7 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
             device=str(lm.device),
             fit=fit,
             arithmetic=computes,
+            seconds=None if resumed else time.perf_counter() - start,
         )
         write_atomic(samples_file, encode_lines(samples))
         write_atomic(generation_file, encode(generation))

@@ -29,6 +29,7 @@ from detoxbench.results.costs import COSTS
 from detoxbench.results.stats import attach
 from detoxbench.results.store import Clusters, Run, RunRecord, is_run
 from detoxbench.runner.cell import RunCell, checkpoint_folder, comparison_runs, prepare
+from detoxbench.runner.estimate import Work, work
 from detoxbench.runner.fits import FITS, Fit, fit_once
 from detoxbench.runner.generations import Generation, generated
 from detoxbench.runner.multirun import working
@@ -65,7 +66,8 @@ def run(spec: RunSpec) -> RunResult:
 
     Everything that can be checked without weights is checked first.
     """
-    cell = prepare(spec, checkpoint_folder(spec, download=True))
+    files = checkpoint_folder(spec, download=True)
+    cell = prepare(spec, files)
     beside = [run(other_spec) for other_spec in comparison_runs(spec)]
     base = beside[0] if beside else None
     if cell.finished:  # before anything is written: the folder may be read-only
@@ -78,9 +80,10 @@ def run(spec: RunSpec) -> RunResult:
             if not cell.per_record:
                 fit_once(cell)
             samples, generation = generated(cell)
+            scoring_began = None if cell.score_folder.exists() else time.perf_counter()
             scores, failed = score(cell, samples)
             fit = generation.fit or fit_once(cell)
-            done = _Done(cell, fit, generation, Answers(samples, scores), failed)
+            done = _Done(cell, fit, generation, Answers(samples, scores), failed, scoring_began, work(cell, files))
             record = _finish(done, base.folder if base else None, lines)
     return _reported(RunResult(cell.folder, record, False, base), spec)
 
@@ -108,6 +111,9 @@ class _Done(NamedTuple):
     generation: Generation
     answers: Answers
     failed_scores: int
+    scoring_began: float | None
+    """By time.perf_counter(); None where scoring went on with what a stopped one had left."""
+    work: Work
 
 
 def _finish(done: _Done, base_folder: Path | None, lines: Sequence[str]) -> RunRecord:
@@ -152,6 +158,7 @@ def _record(done: _Done, measures: Sequence[Measure], counts: Counts, base_run_i
 
     cell, fit, generation = done.cell, done.fit, done.generation
     spec, failed = cell.spec, done.failed_scores
+    scored = None if done.scoring_began is None else time.perf_counter() - done.scoring_began  # and aggregated
     measured_in = {"fit": fit, "generation": generation}
     return RunRecord(
         schema=SCHEMA_VERSION,
@@ -173,7 +180,12 @@ def _record(done: _Done, measures: Sequence[Measure], counts: Counts, base_run_i
         data=cell.data_names(),
         fidelity=cell.method.fidelity or None,
         base_run_id=base_run_id,
-        provenance=provenance(torch.device(generation.device)) | generation.arithmetic,
+        provenance={
+            **provenance(torch.device(generation.device)),
+            **generation.arithmetic,
+            "seconds": {"generate": generation.seconds, "score": scored},
+            "work": done.work._asdict(),
+        },
     )
 
 
