@@ -27,6 +27,8 @@ IDENTITY_VERSION = 2
 """Version of what a run's identity means, which is part of it: raise it and every run is another one."""
 LARGEST_SETTING = 1e6
 """Upper bound of fractional settings that declare none: far beyond use, and far below where arithmetic overflows."""
+Dtype = Literal["float32", "float16", "bfloat16"]
+"""Types that a model may be loaded in."""
 BASE = "none"
 """The method that is no intervention."""
 EMBEDDED_DATA = "embedded fable"
@@ -45,16 +47,19 @@ def knob(
     text: bool = False,
     required: bool = False,
     applied: bool = False,
+    later: bool = False,
 ) -> Any:
     """A field that can change a number: it is part of the run's identity. `source` says where its default is from.
 
     `text` marks words that a model reads or writes: typed in an override, \\n and \\t stand for line break and tab.
     `required` marks what must be given: its default is empty (`required_fields`).
     `applied` marks what no learning reads: it only acts when what was learned is applied (`Method.learned_once`).
+    `later` marks what was added to a configuration whose runs are stored, with a default that says what was so before:
+    at its default it is left out of the identity, so that runs keep their ids.
     """
     bounds = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
     known = {"identity": True, "help": help, "source": source, "bounds": bounds, "text": text, "required": required}
-    return dataclasses.field(default=default, metadata={**known, "applied": applied})
+    return dataclasses.field(default=default, metadata={**known, "applied": applied, "later": later})
 
 
 def runtime(default: Any, help: str, *, ge: float | None = None, text: bool = False, required: bool = False) -> Any:
@@ -106,7 +111,7 @@ class ModelSpec:
     path: str = runtime("", "local folder or Hugging Face hub id; 'fable' is the embedded model")
     revision: str | None = runtime(None, "hub revision (branch, tag or commit)")
     seed: int = runtime(0, "which of the embedded models: the seed it was trained with", ge=0)
-    dtype: Literal["float32", "float16", "bfloat16"] = knob("float32", "type of the weights and the arithmetic")
+    dtype: Dtype = knob("float32", "type of the weights and the arithmetic")
     chat_template: str = knob(
         "auto", "auto: the tokenizer's own, if it has one; none: raw text; or the template's name"
     )
@@ -210,8 +215,11 @@ def texts(cls: type[DataclassInstance]) -> set[str]:
 
 
 def identity(config: DataclassInstance) -> dict[str, Any]:
-    """The fields of `config` that can change a number, by name."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata["identity"]}
+    """The fields of `config` that can change a number, by name; without those that came `later`, at their default."""
+    fields = [f for f in dataclasses.fields(config) if f.metadata["identity"]]
+    values = {f.name: getattr(config, f.name) for f in fields}
+    unsaid = {f.name for f in fields if f.metadata.get("later") and values[f.name] == f.default}
+    return {name: value for name, value in values.items() if name not in unsaid}
 
 
 def digest(value: Any) -> str:

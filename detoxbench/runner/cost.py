@@ -79,8 +79,12 @@ def added_prompt_tokens(cell: RunCell, lm: LanguageModel, intervention: Interven
     def tokens() -> int:
         return sum(len(lm.encode(r.prompt, r.chat)) for r in cell.requests)
 
+    if not intervention.prompts:
+        return 0.0
+    # The rest of it would be put on for nothing, with a copy of every weight that it changes.
+    rewriting = type(intervention)(method=intervention.method, base=intervention.base, prompts=intervention.prompts)
     before = tokens()
-    with lm.applied(intervention):
+    with lm.applied(rewriting):
         return (tokens() - before) / len(cell.requests)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from detoxbench.config import Dtype
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.model import checkpoint
 
@@ -92,12 +93,14 @@ def locate(name: str, path: str, revision: str | None) -> Path:
         raise DetoxbenchError(f"scorer '{name}': {reason}{remedy}") from error
 
 
-def load_classifier(name: str, folder: Path, device: str, max_length: int | None = None) -> Classifier:
+def load_classifier(
+    name: str, folder: Path, device: str, max_length: int | None = None, dtype: Dtype = "float32"
+) -> Classifier:
     """A sequence classifier from safetensors. `max_length` lowers how many tokens it reads, and cannot raise it."""
     from detoxbench.model import pretrained
 
     thing = f"scorer '{name}': the classifier in '{folder}'"
-    model, tokenizer = pretrained.load("AutoModelForSequenceClassification", folder, "float32", thing, device)
+    model, tokenizer = pretrained.load("AutoModelForSequenceClassification", folder, dtype, thing, device)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id

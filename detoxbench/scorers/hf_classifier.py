@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from detoxbench.config import knob, runtime
+from detoxbench.config import Dtype, knob, runtime
 from detoxbench.data.labels import UMBRELLA, side, words
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.model import checkpoint
@@ -35,6 +35,7 @@ class Config:
         source="transformers, pipelines/text_classification.py",
     )
     max_length: int | None = knob(None, "tokens read at the most; null is as many as the model takes", ge=1)
+    dtype: Dtype = knob("float32", "type of the weights and the arithmetic", later=True)
     device: str = runtime("auto", "auto (cuda, then mps, then cpu) or a torch device")
 
 
@@ -63,7 +64,7 @@ class HFClassifier(Scorer[Config]):
     def _loaded(self) -> _Loaded:
         config = self.config
         folder = locate(self.name, config.path, config.revision)
-        classifier = load_classifier(self.name, folder, config.device, config.max_length)
+        classifier = load_classifier(self.name, folder, config.device, config.max_length, config.dtype)
         model_config = classifier.model.config
         labels = [str(model_config.id2label[i]) for i in range(model_config.num_labels)]
         require_consistent(model_config, self.name)

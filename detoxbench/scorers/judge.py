@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from detoxbench.config import GenSpec, knob, runtime
+from detoxbench.config import Dtype, GenSpec, knob, runtime
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.model import checkpoint
 from detoxbench.model.tokens import written
@@ -50,7 +50,7 @@ class Config:
     safe: str = knob(r"^\W*safe\b", "regular expression found in a safe verdict")
     max_new_tokens: int = knob(8, "tokens of the verdict", ge=1)
     max_length: int = knob(2048, "tokens of the prompt, and of the response, that are shown", ge=1)
-    dtype: Literal["float32", "float16", "bfloat16"] = knob("float32", "type of the weights and the arithmetic")
+    dtype: Dtype = knob("float32", "type of the weights and the arithmetic")
     device: str = runtime("auto", "auto (cuda, then mps, then cpu) or a torch device")
 
     def __post_init__(self) -> None:

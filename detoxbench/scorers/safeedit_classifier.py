@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from detoxbench.config import knob, runtime
+from detoxbench.config import Dtype, knob, runtime
 from detoxbench.data.labels import side
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import checkpoint
@@ -26,6 +26,7 @@ class Config:
     max_length: int = knob(
         512, "tokens of the response that are read", ge=1, source="EasyEdit, examples/run_safety_editing.py:49-63"
     )
+    dtype: Dtype = knob("float32", "type of the weights and the arithmetic", later=True)
     device: str = runtime("auto", "auto (cuda, then mps, then cpu) or a torch device")
 
 
@@ -56,7 +57,7 @@ class SafeEditClassifier(Scorer[Config]):
     def _classifier(self) -> Classifier:
         config = self.config
         folder = locate(self.name, config.path, config.revision)
-        classifier = load_classifier(self.name, folder, config.device, config.max_length)
+        classifier = load_classifier(self.name, folder, config.device, config.max_length, config.dtype)
         if classifier.model.config.num_labels != 2:
             raise DetoxbenchError(
                 f"scorer '{self.name}': '{config.path}' has {classifier.model.config.num_labels} labels, not the two "

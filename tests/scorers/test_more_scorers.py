@@ -176,6 +176,18 @@ def test_a_classifier_that_contradicts_itself_is_refused(copied: Path) -> None:
         safety(path=str(copied)).score(["x"], [""])
 
 
+def test_a_classifier_may_be_loaded_in_half_precision_and_is_another_one_then(copied: Path) -> None:
+    whole, half = classifier(copied), classifier(copied, dtype="bfloat16")
+    assert "dtype" not in whole.identity()["config"]  # as before there was a choice: runs keep their ids
+    assert half.identity()["config"]["dtype"] == "bfloat16"
+    ours, theirs = (scorer.score(["you are kind", "go"], ["", ""]) for scorer in (whole, half))
+    assert half._loaded.classifier.model.dtype == torch.bfloat16
+    for a, b in zip(ours, theirs, strict=True):
+        assert a is not None
+        assert a["toxicity"] != b["toxicity"] == pytest.approx(a["toxicity"], abs=0.02)  # type: ignore[index]
+    assert safety(path=str(copied), dtype="float16")._classifier.model.dtype == torch.float16
+
+
 def test_a_classifier_with_a_broken_weight_is_not_asked(copied: Path) -> None:
     from safetensors.torch import load_file, save_file
 
