@@ -111,7 +111,10 @@ class ModelSpec:
     path: str = runtime("", "local folder or Hugging Face hub id; 'fable' is the embedded model")
     revision: str | None = runtime(None, "hub revision (branch, tag or commit)")
     seed: int = runtime(0, "which of the embedded models: the seed it was trained with", ge=0)
-    dtype: Dtype = knob("float32", "type of the weights and the arithmetic")
+    dtype: Literal["float32", "float16", "bfloat16", "auto"] = knob(
+        "float32",
+        "type of the weights and the arithmetic; auto: the checkpoint's own, by whose name it is stored and identified",
+    )
     chat_template: str = knob(
         "auto", "auto: the tokenizer's own, if it has one; none: raw text; or the template's name"
     )

@@ -8,13 +8,14 @@ import os
 import re
 import socket
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlparse
 
-from detoxbench.config import digest
+from detoxbench.config import Dtype, digest
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.hashing import sha256_of_files
 from detoxbench.text import first_line
@@ -252,6 +253,35 @@ def _check_types(file: Path) -> None:
                 f"'{file}' holds '{name}' as {tensor['dtype']}: packed weights cannot be changed exactly; name the "
                 "checkpoint they were made from"
             )
+
+
+def resolved_dtype(dtype: str, folder: Path) -> str:
+    """The type that `dtype` stands for: auto is the one that config.json names or, where it names none, the one of most
+    numbers in the files. Raises DetoxbenchError for a checkpoint of another type than models are loaded in."""
+    if dtype != "auto":
+        return dtype
+    config = _json(folder / "config.json")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    named = (part.get("dtype") or part.get("torch_dtype") for part in parts)
+    own = next((str(name).removeprefix("torch.") for name in named if name), None) or _most_common_type(folder)
+    if own not in get_args(Dtype):
+        choices = " or ".join(get_args(Dtype))
+        raise DetoxbenchError(
+            f"the model in '{folder}' is of type {own}, which auto does not load: choose dtype={choices}"
+        )
+    return own
+
+
+_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+def _most_common_type(folder: Path) -> str:
+    counts = Counter[str]()
+    for file in _weight_files(folder):
+        for tensor in header(file).values():
+            counts[tensor["dtype"]] += math.prod(tensor["shape"])
+    most = counts.most_common(1)[0][0]
+    return _TYPES.get(most, most)
 
 
 def numbers(folder: Path) -> int:

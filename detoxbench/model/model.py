@@ -81,15 +81,15 @@ class Model:
     ) -> Self:
         """Load a local folder, a hub id, or 'fable' (the embedded model trained with `seed`).
 
-        `dtype` is float32, float16 or bfloat16; `device` is auto (cuda, then mps, then cpu) or a torch device;
-        `settings` are those of the constructor: chat_template, template_args, template_date, thinking. Raises
-        DetoxbenchError when the model cannot be found or downloaded, is not what its folder says (`pretrained.load`),
-        or cannot do what this class does (`require_usable`).
+        `dtype` is float32, float16, bfloat16, or auto (`checkpoint.resolved_dtype`); `device` is auto (cuda, then mps,
+        then cpu) or a torch device; `settings` are those of the constructor: chat_template, template_args,
+        template_date, thinking. Raises DetoxbenchError when the model cannot be found or downloaded, is not what its
+        folder says (`pretrained.load`), or cannot do what this class does (`require_usable`).
         """
         from detoxbench.model import pretrained
 
         folder = find(path, revision=revision, seed=seed)
-        thing = f"the model in '{folder}'"
+        thing, dtype = f"the model in '{folder}'", checkpoint.resolved_dtype(dtype, folder)
         model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, thing, device)
         lm = cls(
             model,

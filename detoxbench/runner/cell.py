@@ -157,7 +157,7 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> RunCell:
     Without a folder everything but the model is checked, and the keys stand for no run. Raises DetoxbenchError (or
     UsageError) for data that do not fit and for a scorer that cannot work.
     """
-    spec = normalised(spec)
+    spec = _with_dtype(normalised(spec), checkpoint_folder)
     suite: Suite[Any] = suites.get(spec.suite_name)(spec.suite, name=spec.suite_name)
     method = _method(spec)
     requests = suite.requests()
@@ -185,6 +185,14 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> RunCell:
     keys = stage_keys(whole_identity, probed=suite.probe is not None)
     texts = _texts(spec, suite, method, requests)
     return RunCell(spec, suite, method, judges, requests, data, records, texts, whole_identity, keys)
+
+
+def _with_dtype(spec: RunSpec, folder: Path | None) -> RunSpec:
+    """The run with the type that model.dtype=auto stands for, where the model's files are there."""
+    if folder is None:
+        return spec
+    dtype: Any = checkpoint.resolved_dtype(spec.model.dtype, folder)
+    return dataclasses.replace(spec, model=dataclasses.replace(spec.model, dtype=dtype))
 
 
 def stage_keys(identity: Mapping[str, Any], *, probed: bool) -> StageKeys:

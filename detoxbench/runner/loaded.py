@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,6 +14,8 @@ from detoxbench.runner.cell import RunCell
 if TYPE_CHECKING:
     from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
+
+log = logging.getLogger("detoxbench")
 
 _HOW = ("dtype", "device", "chat_template", "template_args", "template_date", "thinking")
 """How a model is loaded: keywords of `LanguageModel.load`."""
@@ -44,7 +47,17 @@ def _loaded(where: tuple[str, str | None, int], how: bytes, fingerprint: str) ->
         empty_caches()
         path, revision, seed = where
         _held[key] = LanguageModel.load(path, revision=revision, seed=seed, **msgspec.json.decode(how))
+        _advise(_held[key])
     return _held[key]
+
+
+def _advise(lm: LanguageModel) -> None:
+    if lm.device.type != "cpu" and str(lm.dtype) == "torch.float32":
+        log.info(
+            "model.dtype=float32 on %s takes twice the memory of bfloat16, and more time: model.dtype=bfloat16 or auto "
+            "for the checkpoint's own type, is another run, and the usual one there",
+            lm.device,
+        )
 
 
 def fitted_intervention(cell: RunCell) -> Intervention:

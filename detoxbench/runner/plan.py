@@ -46,6 +46,9 @@ def plan(spec: RunSpec) -> Plan:
         return Plan(None, missing)
     stages = _stages(cell)
     beside = []
+    if spec.model.dtype != (own := cell.spec.model.dtype):
+        remark = f"loaded in {own}, the checkpoint's own type (model.dtype={spec.model.dtype})"
+        beside.append(PlannedStage("model", spec.model.path, "cached", remark))
     for other_spec in comparison_runs(spec):
         other = prepare(other_spec, folder)
         name: Literal["base", "control"] = "base" if other_spec.method_name == BASE else "control"

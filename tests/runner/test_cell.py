@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import detoxbench as db
 from detoxbench import DetoxbenchError, Hook, Measure, Request, Suite, UsageError, runtime, suites
 from detoxbench.results.aggregation import Answers, aggregate
-from detoxbench.runner.cell import checkpoint_folder, prepare
+from detoxbench.runner.cell import RunCell, checkpoint_folder, prepare
 from detoxbench.runner.composition import compose_run
+from detoxbench.runner.plan import plan
+from tests.support.tiny import tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,3 +103,54 @@ def test_a_hook_is_before_or_behind_its_module() -> None:
         Hook("model.norm", "after", "m.op")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="positions='new': choose all, generated, predicting"):
         Hook("model.norm", "post", "m.op", positions="new")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    lm, folder = tiny(dtype=torch.bfloat16), tmp_path / "model"
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def with_config(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    config = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("dtype", "torch_dtype")}
+    file.write_text(json.dumps(config | changes))
+
+
+def cell_of(folder: Path, *more: str) -> RunCell:
+    spec = compose_run(["model=hf", f"model.path={folder}", "suite=safeedit", "suite.records=2", *more])
+    return prepare(spec, checkpoint_folder(spec, download=False))
+
+
+def test_auto_is_the_type_of_the_checkpoint_and_its_run(saved: Path) -> None:
+    """By config.json in its newer and older form, within a part of it, or else by most of the numbers."""
+    for said in ({"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}, {"text_config": {"dtype": "bfloat16"}}, {}):
+        with_config(saved, **said)
+        own = cell_of(saved, "model.dtype=auto")
+        assert own.spec.model.dtype == own.identity["model"]["dtype"] == "bfloat16"
+        assert own.low_rank == "side_path"
+        assert own.keys == cell_of(saved, "model.dtype=bfloat16").keys
+        assert own.keys != cell_of(saved, "model.dtype=float32").keys
+    with_config(saved, dtype="float16")
+    assert cell_of(saved, "model.dtype=auto").spec.model.dtype == "float16"
+    assert compose_run(["model=llama-2-7b"]).model.dtype == "bfloat16"  # a preset says its type, on every machine
+    with_config(saved, dtype="float8_e4m3fn")
+    with pytest.raises(
+        DetoxbenchError, match=r"is of type float8_e4m3fn, which auto does not load: choose dtype=float"
+    ):
+        cell_of(saved, "model.dtype=auto")
+
+
+def test_what_auto_stands_for_is_planned_stored_and_loaded(saved: Path, tmp_path: Path) -> None:
+    with_config(saved, dtype="bfloat16")
+    settings = ["model=hf", f"model.path={saved}", "model.dtype=auto", f"runs_dir={tmp_path / 'runs'}"]
+    settings += ["suite=safeedit", "suite.records=2", "gen.max_new_tokens=2"]
+    planned = plan(compose_run(settings))
+    assert planned.cells[0][2:] == ("cached", "loaded in bfloat16, the checkpoint's own type (model.dtype=auto)")
+    record = db.run(settings).record
+    assert record.run_id == planned.run_id
+    assert record.spec["model"]["dtype"] == "bfloat16"
+    assert plan(compose_run(settings)).finished
+    assert str(db.LanguageModel.load(str(saved), dtype="auto").dtype) == "torch.bfloat16"

@@ -11,6 +11,9 @@ import pytest
 import detoxbench as db
 from detoxbench.lm import LanguageModel
 from detoxbench.runner import loaded
+from detoxbench.runner.cell import prepare
+from detoxbench.runner.composition import compose_run
+from tests.support.pretended_device import pretended_device
 from tests.support.tiny import tiny
 
 SUITE = ["suite=safeedit", "suite.records=2", "gen.max_new_tokens=2"]
@@ -62,3 +65,20 @@ def test_a_model_that_cannot_be_loaded_leaves_none(alive: list[int], folder: Pat
     with pytest.raises(db.DetoxbenchError, match="is not available"):
         db.run([*spec, f"model.path={folder}", "model.device=cuda:7", "seed=3"])
     assert not loaded._held
+
+
+def test_float32_on_a_device_is_advised_against_in_one_line(
+    alive: list[int], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "detoxbench")
+    said = []
+    for dtype, device in (("float32", "cpu"), ("bfloat16", "cuda:1"), ("float32", "cuda:1")):
+        overrides = ["model=hf", f"model.path={folder}", f"model.dtype={dtype}", f"model.device={device}", *SUITE]
+        spec = compose_run(overrides)
+        with pretended_device():
+            loaded.language_model(prepare(spec, folder))
+        said.append([r.getMessage() for r in caplog.records if "takes twice the memory" in r.getMessage()])
+        caplog.clear()
+    assert said[:2] == [[], []]
+    assert len(said[2]) == 1
+    assert said[2][0].startswith("model.dtype=float32 on cuda:1 takes twice")
