@@ -22,7 +22,7 @@ from detoxbench.lm import LanguageModel
 from detoxbench.records import Request, Sample
 from detoxbench.results import broken_text
 from detoxbench.results.store import Run, is_run
-from detoxbench.runner.base_reading import readings
+from detoxbench.runner.base_reading import chunks, readings
 
 Change = Callable[[str, int], str]
 HEAD = ("texts", "n", "broken %", "by")
@@ -56,7 +56,7 @@ def control(text: str, i: int) -> str:
 def read_again(lm: LanguageModel, samples: Sequence[Sample], change: Change) -> list[Sample]:
     made = [msgspec.structs.replace(s, text=change(s.text, i), base=None) for i, s in enumerate(samples)]
     asked = {s.id: Request(id=s.id, prompt=s.prompt, record=s.record, kind=s.kind) for s in made}
-    found = [reading for chunk in readings(lm, asked, made, done=0) for reading in chunk]
+    found = [reading for chunk in chunks(made) for reading in readings(lm, asked, chunk)]
     return [msgspec.structs.replace(s, base=reading) for s, reading in zip(made, found, strict=True)]
 
 

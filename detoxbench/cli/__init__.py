@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -38,6 +38,8 @@ VERBS = {
     "completion": "print a completion script for a shell",
 }
 """Verb -> what it does. Its module is detoxbench/cli/VERB.py."""
+SHARED = {"demo", "run", "tune", "ablate"}
+"""Verbs that run cells. Where several processes are launched, they share the work of each."""
 
 EXAMPLES = """\
 examples:
@@ -98,8 +100,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 def _dispatch(argv: list[str]) -> int:
     verb = argv[0] if argv else None
     if verb in VERBS:
-        code: int = import_module(f"detoxbench.cli.{verb}").main(argv[1:])
-        return code
+        return _run_verb(verb, argv[1:])
     if verb in ("-h", "--help"):
         print(_help(), end="")
     elif verb == "--version":
@@ -109,6 +110,30 @@ def _dispatch(argv: list[str]) -> int:
     else:
         raise UsageError(f"unknown verb '{verb}'{did_you_mean(verb, VERBS)} (see `detoxbench --help`)")
     return OK
+
+
+def _run_verb(verb: str, argv: list[str]) -> int:
+    """Run a verb; in one of several processes that `torchrun` or another launcher has started, the share that it has in
+    what the first one runs."""
+    from detoxbench.runner import processes
+
+    main: Callable[[list[str]], int] = import_module(f"detoxbench.cli.{verb}").main
+    share = processes.launched()
+    if share is None or (share.rank == 0 and verb not in SHARED):
+        return main(argv)
+    if verb not in SHARED:
+        return OK  # one process is enough to print
+    with processes.joined(share):
+        if share.rank == 0:
+            return main(argv)
+        try:
+            processes.serve()
+            return OK
+        except KeyboardInterrupt as stop:
+            return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED  # process 0 tells it
+        except processes.Lost as error:
+            lost = error
+    return complain(lost, FAILURE) if share.rank == 1 else FAILURE  # process 0 can tell it no more
 
 
 def _help() -> str:

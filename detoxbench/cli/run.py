@@ -69,12 +69,16 @@ def _foreseen(args: argparse.Namespace) -> list[tuple[list[str], RunSpec]] | Non
 
     Raises DetoxbenchError for what is wrong with the configuration, UnforeseeableSweep for a sweeper that chooses.
     """
-    from detoxbench.runner import composition
+    from detoxbench.runner import composition, processes
 
     overrides = args.overrides + config_dir(args.config_dir)
     if args.cfg or args.info:
         composition.load(overrides)
         return None
+    if processes.several() and composition.launches_elsewhere(overrides):
+        raise UsageError(
+            "the processes that are there share each cell, and a launcher would start others: launcher=basic"
+        )
     if args.hydra_help or args.shell_completion or args.config_name or args.config_path:
         return None
     return composition.cells(overrides, multirun=args.multirun)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import make_dataclass
 from functools import cache
@@ -110,4 +111,9 @@ def fit_spec() -> type[Any]:
 def _fit_spec(roles: tuple[tuple[str, str], ...]) -> type[Any]:
     fields: list[tuple[str, Any, Any]] = [(str(role), str | None, runtime(None, meaning)) for role, meaning in roles]
     fields.append(("limit", int | None, runtime(None, "use the first so many examples of each role", ge=1)))
-    return make_dataclass("FitSpec", fields, frozen=True, kw_only=True)
+    pickled = {"__reduce__": lambda spec: (_made_again, (dataclasses.asdict(spec),))}  # it travels between processes
+    return make_dataclass("FitSpec", fields, frozen=True, kw_only=True, namespace=pickled)
+
+
+def _made_again(values: dict[str, Any]) -> Any:
+    return fit_spec()(**values)

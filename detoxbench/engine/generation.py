@@ -31,6 +31,7 @@ from detoxbench.engine.kv_cache import Cache
 from detoxbench.engine.logits import Place, Rounding, asked, processed, require_finite_logits, sensitivity
 from detoxbench.engine.lookahead import Lookahead
 from detoxbench.engine.sampling import NO_TOKEN, Near, noise_key, pick
+from detoxbench.engine.share import ALONE, Share
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import precision
@@ -93,12 +94,13 @@ def generate(
     *,
     ends: Set[int] | None = None,
     done: Container[tuple[str, int]] = (),
+    share: Share = ALONE,
 ) -> Iterator[list[Generated]]:
     """Yield finished samples, batch by batch, longest prompts first.
 
     `ends` are the tokens that end a text, by default the model's. Samples that are `done` already, by (request id,
     sample), are not yielded. A batch of such samples alone is skipped; a batch that holds others too is run whole, so
-    that a sample always has the same neighbours.
+    that a sample always has the same neighbours. Of the batches that are left, `share` are run here.
 
     A batch holds at most `gen.batch_tokens` tokens (prompt and new, over all streams of its rows) and at least one row;
     one that finds too little memory is run in halves. Prompts that leave no room for `gen.max_new_tokens` in the
@@ -106,9 +108,9 @@ def generate(
     """
     ends = lm.eos_ids if ends is None else ends
     if lm.in_force.outputs:
-        yield from _chosen(lm, requests, gen, seed, ends, done)
+        yield from _chosen(lm, requests, gen, seed, ends, done, share)
         return
-    for batch in _batches(lm, _rows(lm, requests, gen, seed), gen):
+    for batch in share.of(_left(lm, _rows(lm, requests, gen, seed), gen, done)):
         yield from _finished(lm, batch, gen, ends, done)
 
 
@@ -119,6 +121,7 @@ def _chosen(
     seed: int,
     ends: Set[int],
     done: Container[tuple[str, int]],
+    share: Share,
 ) -> Iterator[list[Generated]]:
     """`generate` where choices among whole texts are in force: sample k is made of the candidates k c to k c + c - 1,
     each a sample with noise of its own. Several candidates are drawn, also where one text would be the likeliest."""
@@ -126,8 +129,12 @@ def _chosen(
     count = math.prod(function.candidates for function in outputs)
     more = dataclasses.replace(gen, n=gen.n * count, do_sample=gen.do_sample or count > 1)
     waiting: dict[tuple[str, int], dict[int, Generated]] = {}  # the candidates of each sample that there are
-    for batch in _batches(lm, _rows(lm, requests, more, seed), more):
-        for part in _finished(lm, batch, more, ends, _DoneCandidates(done, count)):
+    # A sample whose candidates lie in several batches is made where the first of them is.
+    left = _left(lm, _rows(lm, requests, more, seed), more, _DoneCandidates(done, count))
+    firsts = [row for batch in share.of(left) for row in batch if row.sample % count == 0]
+    own = {key for row in firsts if (key := (row.request.id, row.sample // count)) not in done}
+    for batch in left:
+        for part in _finished(lm, batch, more, ends, _OtherCandidates(own, count)):
             for made in part:
                 key = made.sample.id, made.sample.sample // count
                 waiting.setdefault(key, {})[made.sample.sample % count] = made
@@ -147,6 +154,13 @@ class _DoneCandidates(Container[tuple[str, int]]):
     def __contains__(self, candidate: Any) -> bool:
         request, number = candidate
         return (request, number // self.count) in self.samples
+
+
+class _OtherCandidates(_DoneCandidates):
+    """The candidates of all samples but these."""
+
+    def __contains__(self, candidate: Any) -> bool:
+        return not super().__contains__(candidate)
 
 
 def _decided(
@@ -176,6 +190,11 @@ def _outcome(group: Sequence[Generated], outcome: Outcome) -> Generated:
         full = sample.text if sample.full_text is None else sample.full_text
         sample = msgspec.structs.replace(sample, text=outcome.text, full_text=full)
     return Generated(sample, sum(g.near_ties for g in group), chosen.truncated_prompt)
+
+
+def _left(lm: Model, rows: list[_Row], gen: GenSpec, done: Container[tuple[str, int]]) -> list[list[_Row]]:
+    """The batches that hold a sample which is not `done`."""
+    return [b for b in _batches(lm, rows, gen) if any((row.request.id, row.sample) not in done for row in b)]
 
 
 def _batches(lm: Model, rows: list[_Row], gen: GenSpec) -> Iterator[list[_Row]]:

@@ -101,8 +101,9 @@ def chained_lines(path: Path, rows: Sequence[msgspec.Struct]) -> bytes:
     return b"".join([chain.line(encode(row)) for row in rows])
 
 
-def _read_chain(path: Path, cls: type[S]) -> list[S]:
-    """The rows up to the first line that is not what was written; a last line that a kill cut off is no damage."""
+def unfinished_lines(path: Path, cls: type[S]) -> list[S]:
+    """The rows that `appending` has left so far in `path`, up to the first line that is not what was written; a last
+    line that a kill cut off is no damage."""
     decoder, chain = msgspec.json.Decoder(cls), _Chain(path)
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     end = len(_CHECK % (b"0" * 16))
@@ -125,7 +126,7 @@ def appending(
 
     Rows from the first damaged line on are dropped, and so are those beyond a multiple of `whole`.
     """
-    rows = _read_chain(path, cls)
+    rows = unfinished_lines(path, cls)
     rows = rows[: len(rows) - len(rows) % whole]
     chain = _Chain(path)
     write_atomic(path, b"".join([chain.line(encode(row)) for row in rows]))  # type: ignore[arg-type]
@@ -137,3 +138,21 @@ def appending(
             os.fsync(file.fileno())
 
         yield rows, append
+
+
+def of_process(path: Path, rank: int) -> Path:
+    """Where one of several processes appends what belongs into `path`: the first one there, each other one beside."""
+    return path.with_name(f"{path.stem}.{rank}{path.suffix}") if rank else path
+
+
+def gathered(path: Path, cls: type[S]) -> list[S]:
+    """The rows in `path`, with those that other processes left beside it (`of_process`), which are moved into it."""
+    others = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
+    with appending(path, cls) as (rows, append):
+        for other in others:
+            new = unfinished_lines(other, cls)
+            append(new)  # type: ignore[arg-type]
+            rows += new
+    for other in others:  # a kill before this leaves rows twice
+        other.unlink()
+    return rows

@@ -20,21 +20,22 @@ DIGITS = 4
 """Decimals kept, in nats."""
 
 
-def readings(
-    lm: LanguageModel, requests: Mapping[str, Request], samples: Sequence[Sample], done: int
-) -> Iterator[list[BaseReading | None]]:
-    """Chunk by chunk, the readings of `samples[done:]`; None for a text without a token of its own after its prompt.
+def chunks(samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+    """The samples that are read together."""
+    return [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
+
+
+def readings(lm: LanguageModel, requests: Mapping[str, Request], chunk: Sequence[Sample]) -> list[BaseReading | None]:
+    """The reading of each sample of a chunk; None for a text without a token of its own after its prompt.
 
     `requests` are by id; no intervention may be in force on `lm`. Each text is read after its prompt, in the chat
     template where that was used: as it is, and with its words in reverse.
     """
-    for start in range(done, len(samples), CHUNK):
-        chunk = samples[start : start + CHUNK]
-        pairs = [_in_both_orders(lm, requests[sample.id], sample.text) for sample in chunk]
-        windows = [window for pair in pairs for part in pair for window in part.all]
-        nlls = iter([nll for nll, _ in window_nlls(lm, windows)])
-        sums = [[_sum(nlls, part) for part in pair] for pair in pairs]
-        yield [_reading(*pair, *nll) for pair, nll in zip(pairs, sums, strict=True)]
+    pairs = [_in_both_orders(lm, requests[sample.id], sample.text) for sample in chunk]
+    windows = [window for pair in pairs for part in pair for window in part.all]
+    nlls = iter([nll for nll, _ in window_nlls(lm, windows)])
+    sums = [[_sum(nlls, part) for part in pair] for pair in pairs]
+    return [_reading(*pair, *nll) for pair, nll in zip(pairs, sums, strict=True)]
 
 
 def _in_both_orders(lm: LanguageModel, request: Request, text: str) -> tuple[Continuation, Continuation]:

@@ -108,6 +108,13 @@ def _cell(overrides: Sequence[str], launcher: Any) -> RunSpec:
     return run_spec(cfg)
 
 
+def launches_elsewhere(overrides: Sequence[str]) -> bool:
+    """Whether the cells of a multirun would run in processes that a launcher starts. Raises UsageError."""
+    with _hydra(overrides):
+        target: str = _multirun_config(overrides).hydra.launcher._target_
+    return not target.endswith(".BasicLauncher")
+
+
 def _plain(cfg: DictConfig) -> Any:
     from omegaconf import OmegaConf
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from detoxbench.config import digest
-from detoxbench.files.lines import appending, chained_lines, encode
+from detoxbench.config import GenSpec, digest
+from detoxbench.engine.share import ALONE, Share
+from detoxbench.files.lines import appending, chained_lines, encode, gathered, of_process, unfinished_lines
 from detoxbench.files.sealing import seal, whole_or_aside
 from detoxbench.files.writing import write_atomic, write_folder
 from detoxbench.fitting.shelf import sharing
@@ -104,41 +106,86 @@ def _fit_of(
 
 
 def fitted_groups(
-    cell: RunCell, lm: LanguageModel, requests: Mapping[str, Sequence[Request]], done: Container[tuple[str, int]]
+    cell: RunCell,
+    lm: LanguageModel,
+    requests: Mapping[str, Sequence[Request]],
+    done: Container[tuple[str, int]],
+    share: Share = ALONE,
 ) -> Iterator[dict[str, Intervention]]:
     """Groups of records with the intervention of each, fitted here. A group is as large as a batch has rows and
     `gen.edits_mb` has room for; an intervention that cannot differ by row is a group of its own. The first group is
     that of the first record that lacks samples; `done` holds the (request id, sample) that exist.
 
-    What a fit recorded is on disk before its samples are, so that every record that has samples has it.
+    What a fit recorded is on disk before its samples are, so that every record that has samples has it. Several
+    processes share the groups as they are if all changes are as large as the first record's.
     """
-    from detoxbench.interventions.routing import routable
+    names, gen, path = list(cell.records), cell.spec.gen, cell.generation_folder / FITS
+    earlier = unfinished_lines(path, RecordFit)
+    stretches = [range(len(names))] if share.ranks == 1 else _stretches(cell, lm, requests)
+    left = [s for s in stretches if any(_lacks(requests[names[i]], gen.n, done) for i in s)]
+    wanted = [s[_first_to_fit([names[i] for i in s], requests, gen.n, done, earlier) :] for s in share.of(left)]
+    fits = cell.method.fit_many(lm, list(cell.records.values()), [i for stretch in wanted for i in stretch])
+    with appending(of_process(path, share.rank), RecordFit) as (_, append):
+        for stretch in wanted:
+            yield from _groups(lm, gen, {names[i]: requests[names[i]] for i in stretch}, fits, append)
 
-    gen, names = cell.spec.gen, list(cell.records)
+
+def _groups(
+    lm: LanguageModel,
+    gen: GenSpec,
+    requests: Mapping[str, Sequence[Request]],
+    fits: Iterator[Intervention],
+    append: Callable[[Sequence[RecordFit]], None],
+) -> Iterator[dict[str, Intervention]]:
+    """`fitted_groups` of the records that `requests` are by."""
     group: dict[str, Intervention] = {}
-    size, rows = 0.0, 0
-    with appending(cell.generation_folder / FITS, RecordFit) as (earlier, append):
-        wanted = range(_first_to_fit(names, requests, gen.n, done, earlier), len(names))
-        fits = cell.method.fit_many(lm, list(cell.records.values()), wanted)
-        for i in wanted:
-            with Meter(lm.device) as meter:
-                intervention = next(fits)
-            more = intervention.artifact_bytes() if routable(lm, intervention) else math.inf
-            new_rows = len(requests[names[i]]) * gen.n
-            full = size + more > gen.edits_mb * 2**20 or (rows + new_rows) * gen.max_new_tokens > gen.batch_tokens
-            first = names[i] if full or not group else next(iter(group))
-            changes, digest = weights.record(lm, intervention.weights), intervention.digest()
-            info = {**intervention.info, **weights.as_info(changes)}
-            append([RecordFit(names[i], meter.seconds, meter.peak_mb, info, digest, first)])
-            if group and full:
-                yield group
-                group.clear()  # here, so that it is not held in memory while the next is fitted
-                size, rows = 0.0, 0
-            group[names[i]] = intervention
-            size, rows = size + more, rows + new_rows
-            del intervention
+    filling = _Filling(gen)
+    for record, asked in requests.items():
+        with Meter(lm.device) as meter:
+            intervention = next(fits)
+        full = not filling.takes(_size(lm, intervention), len(asked))
+        first = record if full or not group else next(iter(group))
+        changes, digest = weights.record(lm, intervention.weights), intervention.digest()
+        info = {**intervention.info, **weights.as_info(changes)}
+        append([RecordFit(record, meter.seconds, meter.peak_mb, info, digest, first)])
+        if group and full:
+            yield group
+            group.clear()  # here, so that it is not held in memory while the next is fitted
+        group[record] = intervention
+        del intervention
     if group:
         yield group
+
+
+class _Filling:
+    """How full a group of records is."""
+
+    def __init__(self, gen: GenSpec) -> None:
+        self._gen = gen
+        self._bytes, self._rows = 0.0, 0
+
+    def takes(self, size: float, requests: int) -> bool:
+        """Put a record in, with a change of `size` bytes; False where it is the first of a new group."""
+        rows = requests * self._gen.n
+        all_bytes, all_rows = self._bytes + size, self._rows + rows
+        full = all_bytes > self._gen.edits_mb * 2**20 or all_rows * self._gen.max_new_tokens > self._gen.batch_tokens
+        self._bytes, self._rows = (size, rows) if full else (all_bytes, all_rows)
+        return not full
+
+
+def _size(lm: LanguageModel, intervention: Intervention) -> float:
+    """Bytes that a group has to have room for; infinite for what cannot differ by row."""
+    from detoxbench.interventions.routing import routable
+
+    return intervention.artifact_bytes() if routable(lm, intervention) else math.inf
+
+
+def _stretches(cell: RunCell, lm: LanguageModel, requests: Mapping[str, Sequence[Request]]) -> list[range]:
+    """The records, by index, of each group if all changes are as large as that of the first record, which is fitted."""
+    size = _size(lm, next(cell.method.fit_many(lm, list(cell.records.values()), [0])))
+    filling = _Filling(cell.spec.gen)
+    begins = [i for i, record in enumerate(cell.records) if not filling.takes(size, len(requests[record])) or i == 0]
+    return [range(begin, end) for begin, end in pairwise([*begins, len(cell.records)])]
 
 
 def _first_to_fit(
@@ -149,13 +196,14 @@ def _first_to_fit(
     earlier: Sequence[RecordFit],
 ) -> int:
     """The index of the record to go on at: the first of the group of the first record that lacks a sample."""
-
-    def lacks(record: str) -> bool:
-        return any((r.id, k) not in done for r in requests[record] for k in range(n if r.text is None else 1))
-
     groups = {fit.record: fit.group for fit in earlier}
-    record = next((name for name in names if lacks(name)), None)
+    record = next((name for name in names if _lacks(requests[name], n, done)), None)
     return len(names) if record is None else names.index(groups.get(record) or record)
+
+
+def _lacks(requests: Sequence[Request], n: int, done: Container[tuple[str, int]]) -> bool:
+    """Whether a record with these requests lacks a sample."""
+    return any((r.id, k) not in done for r in requests for k in range(n if r.text is None else 1))
 
 
 def all_fits(cell: RunCell, lm: LanguageModel) -> tuple[Intervention, Fit]:
@@ -178,8 +226,7 @@ def fitted_already(cell: RunCell) -> dict[str, RecordFit] | None:
     """What earlier tries recorded of each record's fit (the last, of one that was fitted twice); None under one fit."""
     if not cell.per_record:
         return None
-    with appending(cell.generation_folder / FITS, RecordFit) as (rows, _):
-        return {fit.record: fit for fit in rows}
+    return {fit.record: fit for fit in gathered(cell.generation_folder / FITS, RecordFit)}
 
 
 def merged(values: Sequence[Any]) -> Any:

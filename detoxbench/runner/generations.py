@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from detoxbench.files.lines import appending, encode, encode_lines, read_lines
+from detoxbench.engine.share import ALONE, Share
+from detoxbench.errors import DetoxbenchError
+from detoxbench.files.lines import appending, encode, encode_lines, gathered, of_process, read_lines
 from detoxbench.files.sealing import PARTIAL, seal, whole_or_aside
 from detoxbench.files.writing import write_atomic
 from detoxbench.model.finite import require_finite_values
@@ -20,6 +22,7 @@ from detoxbench.runner.cell import RunCell
 from detoxbench.runner.cost import Running, added_prompt_tokens, running_costs
 from detoxbench.runner.fits import FITS, Fit, all_fits, fitted_already, fitted_groups
 from detoxbench.runner.loaded import fitted_intervention, language_model
+from detoxbench.runner.processes import together
 from detoxbench.suites.base import Probe
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from detoxbench.interventions.intervention import Intervention
     from detoxbench.lm import LanguageModel
 
-READINGS = "readings.partial.jsonl"
+READINGS = "base_readings.partial.jsonl"
 """The base's readings of the samples, until the samples are written with them."""
 PROBED = 64
 """Requests measured, and written, at a time; the measurements without the intervention are kept in memory."""
@@ -57,8 +60,10 @@ class Generation(msgspec.Struct):
 
 
 class _Reading(msgspec.Struct):
-    """A line of readings.partial.jsonl: the reading of the next sample that is read."""
+    """A line of base_readings.partial.jsonl: the reading of a sample."""
 
+    id: str
+    sample: int
     base: BaseReading | None
 
 
@@ -72,9 +77,9 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
         lm = language_model(cell)
         resumed, start = folder.exists(), time.perf_counter()
         computes = _arithmetic(cell, lm)
-        answers, tokens_per_second = _answered(cell, lm) if cell.texts is None else (_stored(cell, lm), None)
+        answers, tokens_per_second = _answered(cell) if cell.texts is None else (_stored(cell, lm), None)
         intervention, fit = all_fits(cell, lm) if cell.per_record else (fitted_intervention(cell), None)
-        samples = _read_by_base(cell, lm, [g.sample for g in answers])
+        samples = _read_by_base(cell, [g.sample for g in answers])
         change = intervention if cell.texts is None else None
         running = running_costs(cell, lm, change) if change else Running()
         generation = Generation(
@@ -100,27 +105,53 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
         return samples, generation
 
 
-def _answered(cell: RunCell, lm: LanguageModel) -> tuple[list[Generated], float | None]:
-    """What was generated for each request, in their order, and the speed: None where all was there already.
+def _answered(cell: RunCell) -> tuple[list[Generated], float | None]:
+    """What was generated for each request, in their order, and the speed: None where nothing was generated here.
 
     Each batch is appended to a file, where a killed run finds it again.
     """
+    wanted = [(r.id, k) for r in cell.requests for k in range(cell.spec.gen.n if r.text is None else 1)]
+    speed = together(_answer, cell, len(wanted), frozenset(_answers_there(cell)))
+    there = _answers_there(cell)
+    _require_all(cell, len(wanted) - len(there.keys() & set(wanted)))
+    return [there[key] for key in wanted], speed
+
+
+def _answers_there(cell: RunCell) -> dict[tuple[str, int], Generated]:
+    """What has been generated, by request id and number of the sample."""
     from detoxbench.engine.generation import Generated
 
-    wanted = [(r.id, k) for r in cell.requests for k in range(cell.spec.gen.n if r.text is None else 1)]
-    tokens, seconds = 0, 0.0
-    with appending(cell.generation_folder / PARTIAL, Generated) as (rows, append):
-        fitted = fitted_already(cell)
-        done = {(g.sample.id, g.sample.sample): g for g in rows if fitted is None or g.sample.record in fitted}
-        answers = _answers_per_record if cell.per_record else _answers
-        with bar(f"{cell.method.name}: {cell.suite.name}", len(wanted), done=len(done)) as advance:
-            for batch, took in answers(cell, lm, done):
-                append(batch)
-                done |= {(g.sample.id, g.sample.sample): g for g in batch}
-                tokens += sum(g.sample.tokens for g in batch)
-                seconds += took
-                advance(len(batch))
-    return [done[key] for key in wanted], tokens / seconds if tokens else None
+    fitted = fitted_already(cell)
+    rows = gathered(cell.generation_folder / PARTIAL, Generated)
+    return {(g.sample.id, g.sample.sample): g for g in rows if fitted is None or g.sample.record in fitted}
+
+
+def _answer(cell: RunCell, share: Share, wanted: int, done: Collection[tuple[str, int]]) -> float | None:
+    """Generate this process's share of the samples that are not `done`, of all that are wanted. Returns its tokens a
+    second; None where it had none to make."""
+    from detoxbench.engine.generation import Generated
+
+    lm, tokens, seconds = language_model(cell), 0, 0.0
+    answers = _answers_per_record if cell.per_record else _answers
+    with (
+        appending(of_process(cell.generation_folder / PARTIAL, share.rank), Generated) as (_, append),
+        bar(f"{cell.method.name}: {cell.suite.name}", wanted, done=len(done)) as advance,
+    ):
+        for batch, took in answers(cell, lm, done, share):
+            append(batch)
+            tokens += sum(g.sample.tokens for g in batch)
+            seconds += took
+            advance(len(batch) * share.ranks)  # the others are about as far
+    return tokens / seconds if tokens else None
+
+
+def _require_all(cell: RunCell, missing: int) -> None:
+    """Raises DetoxbenchError where what other processes have made is not to be seen."""
+    if missing:
+        raise DetoxbenchError(
+            f"{missing} samples that other processes have made are not in '{cell.generation_folder}': runs_dir must be "
+            "one folder for all processes"
+        )
 
 
 def _stored(cell: RunCell, lm: LanguageModel) -> list[Generated]:
@@ -141,25 +172,37 @@ def _stored(cell: RunCell, lm: LanguageModel) -> list[Generated]:
     return stored
 
 
-def _read_by_base(cell: RunCell, lm: LanguageModel, samples: Sequence[Sample]) -> list[Sample]:
+def _read_by_base(cell: RunCell, samples: Sequence[Sample]) -> list[Sample]:
     """The samples, the generated ones with their readings by the unmodified model."""
-    from detoxbench.runner.base_reading import CHUNK, readings
-
     chosen = broken_text.read_ones(samples)
     if not chosen:
         return list(samples)
-    requests = {request.id: request for request in cell.requests}
+    together(_read, cell, chosen, frozenset(_readings_there(cell)))
+    there = _readings_there(cell)
+    _require_all(cell, sum((s.id, s.sample) not in there for s in chosen))
+    return [msgspec.structs.replace(s, base=there.get((s.id, s.sample))) for s in samples]
+
+
+def _readings_there(cell: RunCell) -> dict[tuple[str, int], BaseReading | None]:
+    """The readings that have been made, by request id and number of the sample."""
+    return {(row.id, row.sample): row.base for row in gathered(cell.generation_folder / READINGS, _Reading)}
+
+
+def _read(cell: RunCell, share: Share, chosen: Sequence[Sample], done: Collection[tuple[str, int]]) -> None:
+    """Read this process's share of the `chosen` samples that are not `done`, by whole chunks of them all."""
+    from detoxbench.runner.base_reading import chunks, readings
+
+    lm, requests = language_model(cell), {request.id: request for request in cell.requests}
+    left = [chunk for chunk in chunks(chosen) if any((s.id, s.sample) not in done for s in chunk)]
     with (
-        appending(cell.generation_folder / READINGS, _Reading, whole=CHUNK) as (rows, append),
-        bar(f"{cell.method.name}: the base reads", len(chosen), done=len(rows)) as advance,
+        appending(of_process(cell.generation_folder / READINGS, share.rank), _Reading) as (_, append),
+        bar(f"{cell.method.name}: the base reads", len(chosen), done=len(done)) as advance,
     ):
-        for chunk in readings(lm, requests, chosen, done=len(rows)):
-            new = [_Reading(reading) for reading in chunk]
-            append(new)
-            rows += new
-            advance(len(new))
-    by_sample = {(s.id, s.sample): row.base for s, row in zip(chosen, rows, strict=True)}
-    return [msgspec.structs.replace(s, base=by_sample.get((s.id, s.sample))) for s in samples]
+        for chunk in share.of(left):
+            append(
+                [_Reading(s.id, s.sample, read) for s, read in zip(chunk, readings(lm, requests, chunk), strict=True)]
+            )
+            advance(len(chunk) * share.ranks)
 
 
 def _arithmetic(cell: RunCell, lm: LanguageModel) -> dict[str, Any]:
@@ -177,16 +220,18 @@ def _arithmetic(cell: RunCell, lm: LanguageModel) -> dict[str, Any]:
 
 
 def _answers(
-    cell: RunCell, lm: LanguageModel, done: Container[tuple[str, int]]
+    cell: RunCell, lm: LanguageModel, done: Container[tuple[str, int]], share: Share
 ) -> Iterator[tuple[list[Generated], float]]:
-    """Batches of the samples that are not `done` yet, under the one intervention, with the seconds that each took."""
+    """Batches of a share of the samples that are not `done` yet, under the one intervention, with the seconds that each
+    took."""
     if cell.suite.probe is not None:
         probe = cell.suite.probe(lm, cell.suite.config, cell.requests)
-        yield from _probed(lm, fitted_intervention(cell), probe, [r for r in cell.requests if (r.id, 0) not in done])
+        left = [r for r in cell.requests if (r.id, 0) not in done]
+        yield from _probed(lm, fitted_intervention(cell), probe, share.of(left))
         return
     with lm.applied(fitted_intervention(cell)):
         start = time.perf_counter()
-        for batch in sample_requests(cell, lm, [cell.requests], done):
+        for batch in sample_requests(cell, lm, [cell.requests], done, share):
             yield batch, time.perf_counter() - start
             start = time.perf_counter()
 
@@ -218,27 +263,35 @@ def _probed(
 
 
 def sample_requests(
-    cell: RunCell, lm: LanguageModel, parts: Sequence[Sequence[Request]], done: Container[tuple[str, int]]
+    cell: RunCell,
+    lm: LanguageModel,
+    parts: Sequence[Sequence[Request]],
+    done: Container[tuple[str, int]],
+    share: Share = ALONE,
 ) -> Iterator[list[Generated]]:
-    """The samples of all `parts` that are not `done` yet. Given texts are read, in chunks within each part; the others
-    are generated, in batches over all parts. What is in a chunk or a batch does not depend on what is done."""
+    """A share of the samples of all `parts` that are not `done` yet. Given texts are read, in chunks within each part;
+    the others are generated, in batches over all parts. What is in a chunk or a batch depends neither on what is done
+    nor on the share, which is one of whole chunks and batches."""
     from detoxbench.engine.generation import generate
-    from detoxbench.engine.likelihood import loglikelihoods
+    from detoxbench.engine.likelihood import CHUNK, loglikelihoods
 
     for requests in parts:
         to_read = [r for r in requests if r.text is not None]
-        yield from loglikelihoods(lm, to_read, {r.id for r in to_read if (r.id, 0) not in done})
+        chunks = [to_read[start : start + CHUNK] for start in range(0, len(to_read), CHUNK)]
+        left = [chunk for chunk in chunks if any((r.id, 0) not in done for r in chunk)]
+        own = {r.id for chunk in share.of(left) for r in chunk if (r.id, 0) not in done}
+        yield from loglikelihoods(lm, to_read, own)
     to_generate = [r for requests in parts for r in requests if r.text is None]
-    yield from generate(lm, to_generate, cell.spec.gen, cell.spec.seed, done=done)
+    yield from generate(lm, to_generate, cell.spec.gen, cell.spec.seed, done=done, share=share)
 
 
 def _answers_per_record(
-    cell: RunCell, lm: LanguageModel, done: Container[tuple[str, int]]
+    cell: RunCell, lm: LanguageModel, done: Container[tuple[str, int]], share: Share
 ) -> Iterator[tuple[list[Generated], float]]:
     """Each record's samples under the intervention fitted on it, several records in one batch, with the seconds that
-    generating them took."""
+    generating them took. The share is one of whole groups of records."""
     requests = _by_record(cell.requests)
-    for group in fitted_groups(cell, lm, requests, done):
+    for group in fitted_groups(cell, lm, requests, done, share):
         with lm.routed(group) if len(group) > 1 else lm.applied(*group.values()):
             start = time.perf_counter()
             for batch in sample_requests(cell, lm, [requests[record] for record in group], done):

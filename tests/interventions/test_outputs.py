@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 import detoxbench as db
 from detoxbench import DetoxbenchError, Intervention, LabelledText, LanguageModel, Output, Request, UsageError, compose
 from detoxbench.config import GenSpec
-from detoxbench.engine.generation import generate
+from detoxbench.engine.generation import Generated, generate
 from detoxbench.engine.likelihood import loglikelihoods
+from detoxbench.engine.share import Share
 from tests.support.tiny import same, state, tiny
 
 SAMPLED = GenSpec(max_new_tokens=8, do_sample=True, top_p=0.9, n=3)
@@ -76,6 +78,24 @@ def test_choices_do_not_depend_on_batches_order_or_what_is_done() -> None:
         done = {("0", 0), ("3", 1), ("3", 2)}
         left = [g.sample for b in generate(lm, asked(), SAMPLED, 0, done=done) for g in b]
         assert {(s.id, s.sample): s for s in left} == {k: s for k, s in whole.items() if k not in done}
+
+
+@pytest.mark.parametrize("choice", [True, False])
+@pytest.mark.parametrize("tokens", [1, 60, 500])
+def test_the_shares_of_several_processes_are_all_texts_once(choice: bool, tokens: int) -> None:
+    """Also where the candidates of a text lie in batches of two of them."""
+    lm, gen = tiny(), dataclasses.replace(SAMPLED, batch_tokens=tokens)
+    with lm.applied(best_of(lm, 4)) if choice else nullcontext():
+        whole = [g for b in generate(lm, asked(), gen, 0) for g in b]
+        for done in (set(), {("0", 0), ("3", 1), ("3", 2)}):
+            shares = [generate(lm, asked(), gen, 0, done=done, share=Share(rank, 3)) for rank in range(3)]
+            made = [g for share in shares for b in share for g in b]
+            left = [g for g in whole if (g.sample.id, g.sample.sample) not in done]
+            assert sorted(made, key=_place) == sorted(left, key=_place)
+
+
+def _place(made: Generated) -> tuple[str, int]:
+    return made.sample.id, made.sample.sample
 
 
 def test_the_prompt_is_read_once_for_all_candidates() -> None:

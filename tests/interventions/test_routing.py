@@ -13,14 +13,16 @@ import torch
 
 from detoxbench.config import GenSpec
 from detoxbench.data.examples import FitData
+from detoxbench.engine.share import ALONE, Share
 from detoxbench.errors import DetoxbenchError
+from detoxbench.files.lines import gathered, unfinished_lines
 from detoxbench.interventions.channels import Dense, Hook, LowRank, Prompt, Weight
 from detoxbench.interventions.intervention import Intervention
 from detoxbench.interventions.per_row import per_row_weights
 from detoxbench.interventions.routing import routable
 from detoxbench.lm import LanguageModel
 from detoxbench.records import Request
-from detoxbench.runner.fits import fitted_groups
+from detoxbench.runner.fits import RecordFit, fitted_groups
 from tests.support.tiny import EVERY_FAMILY, METHOD_FAMILIES, same, state, tiny
 
 PROMPTS = ["tell me", "why is the cat so rude", "a", "what do you say to that", "tell me"]
@@ -208,7 +210,7 @@ def test_the_runner_puts_together_what_fits_and_leaves_alone_what_cannot_be_rout
     records = {str(i): FitData() for i in range(len(fits))}
     asked = {r: [Request(id=f"{r}{i}", prompt="x", record=r, kind="k") for i in range(5)] for r in records}
 
-    def grouped(made: str = "", **gen: int) -> list[str]:
+    def grouped(made: str = "", share: Share = ALONE, **gen: int) -> list[str]:
         """The groups that are left where the records in `made` have their samples."""
         method = SimpleNamespace(fit_many=lambda lm, records, wanted: (fits[i] for i in wanted))
         cell = SimpleNamespace(
@@ -216,7 +218,7 @@ def test_the_runner_puts_together_what_fits_and_leaves_alone_what_cannot_be_rout
             generation_folder=tmp_path,
         )  # fmt: skip
         there = {(r.id, 0) for record in made for r in asked[record]}
-        return ["".join(group) for group in fitted_groups(cast(Any, cell), lm, asked, there)]
+        return ["".join(group) for group in fitted_groups(cast(Any, cell), lm, asked, there, share)]
 
     assert grouped(batch_tokens=1) == list("012345678")
     assert grouped() == ["012", "3", "45678"]
@@ -226,6 +228,16 @@ def test_the_runner_puts_together_what_fits_and_leaves_alone_what_cannot_be_rout
     assert len(lines) == 9 + 9 + 5 + 9  # what is fitted is on disk whatever becomes of it
     (tmp_path / "fits.jsonl").unlink()
     assert grouped(batch_tokens=100) == ["01", "2", "3", "45", "67", "8"]  # two records of five rows of ten tokens
+    fits[3] = fits[2]
+    groups = grouped(batch_tokens=100)
+    assert groups == ["01", "23", "45", "67", "8"]
+    for made, left in (("", groups), ("0145", ["23", "67", "8"])):
+        two, one = (grouped(made, Share(rank, 2), batch_tokens=100) for rank in (0, 1))
+        assert (two + one, len(two)) == (left, len(left) // 2)
+    assert len(unfinished_lines(tmp_path / "fits.1.jsonl", RecordFit)) == 5 + 3
+    assert {fit.record for fit in gathered(tmp_path / "fits.jsonl", RecordFit)} == set("012345678")
+    assert not (tmp_path / "fits.1.jsonl").exists()
+    fits[3] = hooked
     big = fits[0].artifact_bytes()
     fits[4:] = [Intervention(method="t", base=lm.fingerprint, weights=i.weights * (2**19 // big)) for i in fits[4:]]
     assert grouped(edits_mb=1) == ["012", "3", "45", "67", "8"]  # half a megabyte each
