@@ -88,7 +88,7 @@ def test_classes_that_cannot_be_told_apart_are_named() -> None:
 @pytest.mark.parametrize("gen", GENS)
 @pytest.mark.parametrize("family", METHOD_FAMILIES)
 def test_tokens_are_weighed_by_the_released_formula(family: str, gen: str) -> None:
-    lm, beta, top_p, most = tiny(family), 30.0, 0.5, 7
+    lm, beta, top_p, most = tiny(family), 30.0, 0.4, 8
     change = fitted(lm, beta=beta, top_p=top_p, max_candidates=most)
     # 1. The classifier, from the states of each text alone.
     texts = labelled().labelled_texts or ()
