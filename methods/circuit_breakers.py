@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Instruction, Role
 from detoxbench.fitting.depth import at_depth
+from detoxbench.fitting.recomputation import recomputation
 from detoxbench.fitting.responses import untrained
 from detoxbench.fitting.states import collate_pairs, encoded_texts, halves, paired, states
 from detoxbench.fitting.training import LoraConfig, Recipe, optimise_lora
@@ -68,6 +69,7 @@ class Config:
     batch_size: int = knob(16, "harmful answers an update, and as many others", source="llama3_8b.sh", ge=1)
     micro_batch_size: int = knob(16, "pairs a forward pass", source="llama3_8b.sh", ge=1)
     max_length: int = knob(512, "tokens of a text at the most", source="cb_train_dataset.py: 512; 1024 of others", ge=2)
+    gradient_checkpointing: bool = recomputation()
 
     def __post_init__(self) -> None:
         if self.targets is not None and (not self.targets or min(self.targets) < 1):
@@ -140,6 +142,7 @@ class CircuitBreakers(Method[Config]):
             rank=self._rank(lm), lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=maps,
             learning_rate=config.learning_rate, epochs=1, batch_size=config.batch_size,
             micro_batch_size=config.micro_batch_size, warmup_ratio=0.0,
+            gradient_checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
 
     def _progress(self) -> Iterator[float]:

@@ -15,6 +15,7 @@ from detoxbench.data.examples import EditRecord, FitData, Role
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import CachedPrefixForward, recorded
 from detoxbench.fitting.edit_records import EditText, edit_text, fitted_in_batches
+from detoxbench.fitting.recomputation import recomputation
 from detoxbench.fitting.responses import IGNORED
 from detoxbench.fitting.row_optimiser import Losses, tune
 from detoxbench.interventions.channels import Dense, Prompt, Weight
@@ -62,6 +63,7 @@ class Config:
     last_hidden: Literal["post_norm", "pre_norm"] = knob(
         "post_norm", "the last layer's state: behind or before the final norm", source="safety_editor.py:99-126"
     )
+    gradient_checkpointing: bool = recomputation()
     fidelity: Literal["default", "reference", "paper"] = runtime("default", "what switches that are null stand for")
     relocate: Literal["per_record", "first_record"] | None = switch(
         "switch: locate for every record, or keep the first one's layer",
@@ -272,7 +274,8 @@ class DINM(Method[Config]):
         tuned = tune(
             lm, names, edited, self._losses(edit_batch, constraint_batch), steps=config.num_steps,
             learning_rate=config.learning_rate, weight_decay=config.weight_decay, stop=EARLY_STOP_LOSS,
-            norm_constraint=config.norm_constraint, description="DINM: updates",
+            norm_constraint=config.norm_constraint, gradient_checkpointing=config.gradient_checkpointing,
+            description="DINM: updates",
         )  # fmt: skip
         for values, row in zip(edited, tuned, strict=True):
             values.update(row.values)

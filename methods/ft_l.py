@@ -16,6 +16,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.activations import CachedPrefixForward
 from detoxbench.fitting.depth import at_depth
 from detoxbench.fitting.edit_records import edit_text, fitted_in_batches
+from detoxbench.fitting.recomputation import recomputation
 from detoxbench.fitting.row_optimiser import Losses, Tuned, tune
 from detoxbench.interventions.channels import Dense, Weight
 from detoxbench.interventions.intervention import Intervention
@@ -54,6 +55,7 @@ class Config:
         None, "furthest a weight moves; null: anywhere", source="llama-7b.yaml: false; gpt2-xl.yaml has 5e-4", gt=0
     )
     tune_bias: bool = knob(False, "tune the bias too, if there is one", source="llama-7b.yaml; gpt2-xl.yaml does")
+    gradient_checkpointing: bool = recomputation()
 
     def __post_init__(self) -> None:
         if self.protocol == "per_record" and self.instance:
@@ -109,7 +111,8 @@ class FTL(Method[Config]):
         tuned = tune(
             lm, [names] * len(records), [{} for _ in records], losses, steps=config.num_steps,
             learning_rate=config.learning_rate, weight_decay=config.weight_decay, stop=STOP_LOSS,
-            norm_constraint=config.norm_constraint, description="FT-L: updates",
+            norm_constraint=config.norm_constraint, gradient_checkpointing=config.gradient_checkpointing,
+            description="FT-L: updates",
         )  # fmt: skip
         return [self._intervention(lm, row, layer, cut_tokens) for row, cut_tokens in zip(tuned, cut, strict=True)]
 

@@ -18,6 +18,7 @@ from detoxbench.config import knob
 from detoxbench.data.examples import FitData, Instruction, Role
 from detoxbench.fitting.activations import recorded
 from detoxbench.fitting.depth import at_depth
+from detoxbench.fitting.recomputation import recomputation
 from detoxbench.fitting.responses import untrained
 from detoxbench.fitting.states import collate_pairs, encoded_texts, halves, paired
 from detoxbench.fitting.training import TrainingConfig, optimise
@@ -49,6 +50,7 @@ class Config:
     batch_size: int = knob(4, "toxic texts an update, and as many others", source="unlearn.py", ge=1)
     learning_rate: float = knob(5e-5, "rate of AdamW, constant", source="unlearn.py", gt=0)
     max_length: int = knob(512, "tokens of a text at the most", source="unlearn.py", ge=1)
+    gradient_checkpointing: bool = recomputation()
 
 
 class RMU(Method[Config]):
@@ -87,7 +89,7 @@ class RMU(Method[Config]):
         training = TrainingConfig(
             parameters=tuple(f"{lm.architecture.mlp_down(i)}.weight" for i in layers), schedule="constant",
             warmup_ratio=0.0, epochs=1, learning_rate=config.learning_rate, batch_size=config.batch_size,
-            micro_batch_size=config.batch_size,
+            micro_batch_size=config.batch_size, gradient_checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
         trained = optimise(
             lm, lambda epoch: rows, training, collate=partial(collate_pairs, pad=lm.tokenizer.pad_token_id or 0),

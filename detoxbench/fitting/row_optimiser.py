@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from detoxbench.errors import NonFiniteError
+from detoxbench.fitting.recomputation import recomputed
 from detoxbench.interventions.per_row import per_row_weights
 from detoxbench.model.finite import require_finite
 from detoxbench.progress import track
@@ -44,15 +45,17 @@ def tune(
     weight_decay: float = 0.0,
     stop: float = -math.inf,
     norm_constraint: float | None = None,
+    gradient_checkpointing: bool = False,
     description: str,
 ) -> list[Tuned]:
     """Tune every row's own copy of some parameters by Adam, in fp32.
 
     `names[i]` are row i's parameters. They begin as the model's or, where it has them, as those of `replaced[i]`, which
     replace the model's for this row during all updates. `losses()` reads the batch. Rows share nothing but the passes:
-    a loss has a gradient for its own row alone, and Adam treats each number by itself. A row whose loss is
-    below `stop` gets no more updates; no number moves further than `norm_constraint`. Nothing of the model is written
-    to, and gradient flags are given back. Raises NonFiniteError where a loss, or a parameter at the end, is not finite.
+    a loss has a gradient for its own row alone, and Adam treats each number by itself. A row whose loss is below `stop`
+    gets no more updates; no number moves further than `norm_constraint`. With `gradient_checkpointing` layers that hold
+    no tuned parameter are computed again for the gradient (`recomputed`). Nothing of the model is written to, and
+    gradient flags are given back. Raises NonFiniteError where a loss, or a parameter at the end, is not finite.
     """
     import torch
 
@@ -62,7 +65,13 @@ def tune(
     in_place = [{**fixed, **row} for fixed, row in zip(replaced, tuned, strict=True)]
     curves: list[dict[str, list[float]]] = [{} for _ in start]
     going = list(range(len(start)))
-    with _frozen(lm), per_row_weights(lm, in_place) as set_rows, torch.enable_grad():
+    of_rows = {name for row in in_place for name in row}
+    with (
+        _frozen(lm),
+        recomputed(lm, gradient_checkpointing, but=of_rows),
+        per_row_weights(lm, in_place) as set_rows,
+        torch.enable_grad(),
+    ):
         set_rows(going)
         parameters = [w for row in tuned for w in row.values()]
         optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)

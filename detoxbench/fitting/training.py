@@ -25,6 +25,7 @@ from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.fitting.parameters import names_of, trainable
 from detoxbench.fitting.quantization import Quantization, quantized
 from detoxbench.fitting.random_state import unchanged_random_state
+from detoxbench.fitting.recomputation import recomputation, recomputed
 from detoxbench.fitting.responses import Response, encode
 from detoxbench.fitting.responses import collate as collate_responses
 from detoxbench.fitting.shelf import Learned, once
@@ -70,6 +71,7 @@ class LoraConfig:
     warmup_ratio: float = knob(0.03, "share of the updates with a rising rate", source="train_peft.sh", ge=0, le=1)
     weight_decay: float = knob(0.0, "weight decay of AdamW", source="train_peft.sh", ge=0)
     max_length: int = knob(1024, "tokens of an example at the most", source="train_peft.sh", ge=2)
+    gradient_checkpointing: bool = recomputation()
 
     def __post_init__(self) -> None:
         if self.batch_size % self.micro_batch_size:
@@ -185,7 +187,7 @@ def _once(
     train: Callable[[], Adapter[LowRank]],
 ) -> Adapter[LowRank]:
     """From the shelf by all that the training reads: the tokens, the knobs of a LoRA and the seed."""
-    knobs = {f.name: getattr(config, f.name) for f in fields(LoraConfig)}
+    knobs = {f.name: getattr(config, f.name) for f in fields(LoraConfig) if f.metadata["identity"]}
     reads = [TRAINING_VERSION, examples, cut, knobs, asdict(recipe), seed]
     return _adapter_of(once(lm, lambda: reads, lambda: _learned(train())))
 
@@ -499,7 +501,7 @@ def _optimise(
             # Else the Trainer takes it for normalised over the whole update, and does not divide by the accumulation.
             trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
-        with bar(description, updates) as advance:
+        with bar(description, updates) as advance, recomputed(lm, config.gradient_checkpointing):
             trainer.add_callback(_follower(epoch, rows, watch, advance, description))
             trainer.train()
     return watch
