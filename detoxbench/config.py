@@ -201,6 +201,11 @@ class RunSpec:
         "merged in float32, else side_path. What it comes to is part of the method's identity",
     )
     runs_dir: str = runtime("runs", "folder of the results")
+    runs_lock: Literal["file", "lease"] = runtime(
+        "file",
+        "how processes keep off each other's runs: by locks of the file system, or where those do not hold between "
+        "machines by a lease, which is then kept to in that runs folder",
+    )
     with_base: bool = runtime(
         True, "also run the base model (method=none) and the method's controls, once for all, to compare against"
     )

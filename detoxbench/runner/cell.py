@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from detoxbench import methods, scorers, suites
 from detoxbench.config import BASE, IDENTITY_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
 from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import EMBEDDED, fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.files.locking import Held, by_lease, locked
 from detoxbench.files.sealing import Damaged, whole
 from detoxbench.methods.base import Method, Scope
 from detoxbench.model import chat, checkpoint
@@ -125,19 +125,17 @@ class RunCell:
         return f"{self.suite.name}'s own" if outside and place in (None, EMBEDDED) else place_name(place)
 
     @contextmanager
-    def locked(self, folder: Path) -> Iterator[None]:
-        """One process at a time works on a stage or a run; the lock goes with its process, however that ends."""
-        self._stages.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._stages / f"{folder.name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+    def locked(self, folder: Path) -> Iterator[Held]:
+        """One process at a time works on a stage or a run. What is given is to be called before it is sealed: it raises
+        LeaseLost where another process works on it by now."""
+        if self.spec.runs_lock == "lease":
+            by_lease(self._stages)
+
+        def waiting() -> None:
             log.warning("waiting for another process that works on %s", folder)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+
+        with locked(self._stages / f"{folder.name}.lock", waiting=waiting) as held:
+            yield held
 
 
 def state_of(folder: Path) -> tuple[bool, str]:

@@ -221,7 +221,7 @@ def run_spec(cfg: DictConfig) -> RunSpec:
     if path := _target(values, ""):
         raise UsageError(f"'{path}' is refused: configurations hold values and never name code")
     builders = _builders()
-    known = [*builders, "seed", "low_rank", "runs_dir", "with_base"]
+    known = [*builders, "seed", "low_rank", "runs_dir", "runs_lock", "with_base"]
     for key in values:
         if key not in known:
             raise UsageError(f"unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")

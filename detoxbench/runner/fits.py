@@ -64,7 +64,7 @@ class RecordFit(msgspec.Struct):
 
 def fit_once(cell: RunCell) -> Fit:
     """Fit and save the intervention unless it is on disk already; return what the fit cost."""
-    with cell.locked(cell.fit_folder):
+    with cell.locked(cell.fit_folder) as held:
         if whole_or_aside(cell.fit_folder):
             return msgspec.json.decode((cell.fit_folder / "fit.json").read_bytes(), type=Fit)
         lm, shelf = language_model(cell), RunShelf(cell)
@@ -81,6 +81,7 @@ def fit_once(cell: RunCell) -> Fit:
             write_atomic(folder / "fit.json", encode(fit))
             seal(folder)
 
+        held()
         write_folder(cell.fit_folder, fill)
         log.info("fitted %s in %.1f s", cell.method.name, fit.seconds)
         return fit

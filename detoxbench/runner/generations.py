@@ -12,6 +12,7 @@ import msgspec
 from detoxbench.engine.share import ALONE, Share
 from detoxbench.errors import DetoxbenchError
 from detoxbench.files.lines import appending, encode, encode_lines, gathered, of_process, read_lines
+from detoxbench.files.locking import Held
 from detoxbench.files.sealing import PARTIAL, seal, whole_or_aside
 from detoxbench.files.writing import write_atomic
 from detoxbench.model.finite import require_finite_values
@@ -71,15 +72,15 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
     """All samples, in the order of the requests, those of an earlier try included."""
     folder = cell.generation_folder
     samples_file, generation_file = folder / "samples.jsonl", folder / "generation.json"
-    with cell.locked(folder):
+    with cell.locked(folder) as held:
         if whole_or_aside(folder):
             return read_lines(samples_file, Sample), msgspec.json.decode(generation_file.read_bytes(), type=Generation)
         lm = language_model(cell)
         resumed, start = folder.exists(), time.perf_counter()
         computes = _arithmetic(cell, lm)
-        answers, tokens_per_second = _answered(cell) if cell.texts is None else (_stored(cell, lm), None)
+        answers, tokens_per_second = _answered(cell, held) if cell.texts is None else (_stored(cell, lm), None)
         intervention, fit = all_fits(cell, lm) if cell.per_record else (fitted_intervention(cell), None)
-        samples = _read_by_base(cell, [g.sample for g in answers])
+        samples = _read_by_base(cell, held, [g.sample for g in answers])
         change = intervention if cell.texts is None else None
         running = running_costs(cell, lm, change) if change else Running()
         generation = Generation(
@@ -96,6 +97,7 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
             arithmetic=computes,
             seconds=None if resumed else time.perf_counter() - start,
         )
+        held()
         write_atomic(samples_file, encode_lines(samples))
         write_atomic(generation_file, encode(generation))
         seal(folder, [samples_file.name, generation_file.name, *([FITS] if cell.per_record else [])])
@@ -105,13 +107,14 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
         return samples, generation
 
 
-def _answered(cell: RunCell) -> tuple[list[Generated], float | None]:
+def _answered(cell: RunCell, held: Held) -> tuple[list[Generated], float | None]:
     """What was generated for each request, in their order, and the speed: None where nothing was generated here.
 
     Each batch is appended to a file, where a killed run finds it again.
     """
     wanted = [(r.id, k) for r in cell.requests for k in range(cell.spec.gen.n if r.text is None else 1)]
     speed = together(_answer, cell, len(wanted), frozenset(_answers_there(cell)))
+    held()
     there = _answers_there(cell)
     _require_all(cell, len(wanted) - len(there.keys() & set(wanted)))
     return [there[key] for key in wanted], speed
@@ -172,12 +175,13 @@ def _stored(cell: RunCell, lm: LanguageModel) -> list[Generated]:
     return stored
 
 
-def _read_by_base(cell: RunCell, samples: Sequence[Sample]) -> list[Sample]:
+def _read_by_base(cell: RunCell, held: Held, samples: Sequence[Sample]) -> list[Sample]:
     """The samples, the generated ones with their readings by the unmodified model."""
     chosen = broken_text.read_ones(samples)
     if not chosen:
         return list(samples)
     together(_read, cell, chosen, frozenset(_readings_there(cell)))
+    held()
     there = _readings_there(cell)
     _require_all(cell, sum((s.id, s.sample) not in there for s in chosen))
     return [msgspec.structs.replace(s, base=there.get((s.id, s.sample))) for s in samples]

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from detoxbench.config import RunSpec, digest
 from detoxbench.errors import DetoxbenchError, NonFiniteError, UsageError
+from detoxbench.files.locking import is_held
 from detoxbench.files.writing import write_atomic
 from detoxbench.results.store import Run, RunRecord, is_run
 from detoxbench.runner.cell import RunCell, checkpoint_folder
@@ -112,22 +112,9 @@ def worked_on(runs_dir: Path) -> dict[str, Working]:
     found = {}
     for file in sorted(_stages(runs_dir).glob(f"*{_WORKING}")):
         run = file.name.removesuffix(_WORKING)
-        if (who := _read(file, Working)) and _held(file.with_name(f"{run}.lock")):
+        if (who := _read(file, Working)) and is_held(file.with_name(f"{run}.lock")):
             found[run] = who
     return found
-
-
-def _held(path: Path) -> bool:
-    """Whether a process holds the lock. Where it cannot be tried, in a folder of others, it is taken for held."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:
-        return path.is_file()
-    lock.release()
-    return False
 
 
 def title_of(spec: RunSpec) -> str:

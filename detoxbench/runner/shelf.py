@@ -46,10 +46,11 @@ class RunShelf:
     def kept(self, key: str, learn: Callable[[], Learned]) -> Learned:
         """What is kept under the key and for this model as it is loaded, learned if it is not there."""
         folder = self._cell.stage("learned", digest([self._cell.identity["model"], key]))
-        with self._cell.locked(folder):
+        with self._cell.locked(folder) as held:
             if not whole_or_aside(folder):
                 with Meter(language_model(self._cell).device) as meter:
                     learned = learn()
+                held()
                 _keep(folder, learned, meter)
                 return learned
         tensors, kept = _read(folder)

@@ -73,7 +73,7 @@ def run(spec: RunSpec) -> RunResult:
     if cell.finished:  # before anything is written: the folder may be read-only
         return _already_there(cell, base)
     make_runs_dir(Path(spec.runs_dir))
-    with cell.locked(cell.folder), working(cell):
+    with cell.locked(cell.folder) as held, working(cell):
         if whole_or_aside(cell.folder) and cell.finished:  # by another process, meanwhile
             return _already_there(cell, base)
         with _logged() as lines:
@@ -84,6 +84,7 @@ def run(spec: RunSpec) -> RunResult:
             scores, failed = score(cell, samples)
             fit = generation.fit or fit_once(cell)
             done = _Done(cell, fit, generation, Answers(samples, scores), failed, scoring_began, work(cell, files))
+            held()
             record = _finish(done, base.folder if base else None, lines)
     return _reported(RunResult(cell.folder, record, False, base), spec)
 

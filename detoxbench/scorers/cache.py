@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock
 
 from detoxbench.config import digest
 from detoxbench.files.lines import encode
+from detoxbench.files.locking import locked
 from detoxbench.scorers.asking import Columns, Score
 from detoxbench.scorers.base import Scorer
 
@@ -94,5 +94,5 @@ def _append(file: Path, lines: Sequence[_Line]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     # The newline in front ends a line that a kill cut off.
     data = b"".join(b"\n" + encode(line) for line in lines) + b"\n"
-    with FileLock(file.with_suffix(".lock")), open(file, "ab") as out:
+    with locked(file.with_suffix(".lock")), open(file, "ab") as out:
         out.write(data)

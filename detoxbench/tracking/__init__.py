@@ -23,10 +23,10 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
 
 from detoxbench.config import TrackerSpec
 from detoxbench.errors import DetoxbenchError
+from detoxbench.files.locking import locked
 from detoxbench.files.writing import write_atomic
 from detoxbench.results.store import Run, RunRecord
 from detoxbench.tracking.sinks import sink
@@ -121,9 +121,8 @@ def _report(job: _Job) -> None:
     """Write the run and, in online mode, send it. Raises DetoxbenchError for what went wrong."""
     done = msgspec.json.encode(job.spec)
     lock = job.folder.parent / ".stages" / f"{job.spec.name}-{job.marker.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
     job.marker.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock, timeout=WRITE_SECONDS + SEND_SECONDS):  # of several processes that share a base run
+    with locked(lock, timeout=WRITE_SECONDS + SEND_SECONDS):  # of several processes that share a base run
         if job.marker.is_file() and job.marker.read_bytes() == done:
             return
         job.marker.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from filelock import FileLock
 import detoxbench as db
 from detoxbench.engine import generation
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.files.locking import Claim, LeaseLost
 from detoxbench.results.store import Run, runs
 from detoxbench.runner import generations, loaded, scoring, stages
 from detoxbench.runner.cell import RunCell, checkpoint_folder, comparison_runs, prepare
 from detoxbench.runner.composition import compose_run
 from detoxbench.runner.cost import Running
 from detoxbench.runner.plan import plan
+from detoxbench.runner.status import status
 from tests.support.processes import Process
 
 QUICK = ["suite=safeedit", "suite.records=6", "gen.max_new_tokens=8"]
@@ -240,6 +243,40 @@ def test_killed_twice_the_third_try_finishes_with_the_same_bytes(tmp_path: Path)
     records = [json.loads((tmp_path / w / planned.folder.name / "run.json").read_text()) for w in ("killed", "whole")]
     assert records[0]["metrics"] == records[1]["metrics"]
     assert not partial.exists()
+
+
+def test_under_a_lease_a_killed_run_is_taken_over_and_who_has_lost_one_stores_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [*LONG, "method=none", "suite.prompts=6", "runs_lock=lease"]
+    spec = compose_run([*argv, f"runs_dir={tmp_path / 'killed'}"])
+    planned = prepare(spec, checkpoint_folder(spec, download=False))
+    killed = Process(Path.cwd(), ["run", *argv, *SMALL_BATCHES, f"runs_dir={tmp_path / 'killed'}"])
+    kill_when(killed, planned.generation_folder / "partial.jsonl", 2)
+    (running,) = status(tmp_path / "killed").running  # as far as one can see
+    assert running.run == planned.keys.run
+    for claim in tmp_path.glob("killed/.stages/*.claims/*"):
+        os.utime(claim, (0, 0))  # as if the lease were over
+    assert not status(tmp_path / "killed").running
+    renew, seals = Claim.renew, 0
+
+    def lost_at_the_end(claim: Claim) -> bool:
+        nonlocal seals
+        seals += threading.current_thread() is threading.main_thread()
+        return renew(claim) and seals < 3  # after the answers, after the base's readings, before the seal
+
+    monkeypatch.setattr(Claim, "renew", lost_at_the_end)
+    with pytest.raises(LeaseLost, match="taken over 'generate-"):
+        stages.run(spec)
+    assert not (planned.generation_folder / "digests.json").exists()
+    monkeypatch.undo()
+    resumed = db.run([*argv[:-1], f"runs_dir={tmp_path / 'killed'}"])  # the folder keeps to leases
+    assert len(list(tmp_path.glob("killed/.stages/*.claims"))) >= 3
+    assert not list(tmp_path.glob("killed/.stages/*.lock"))
+    whole = db.run([*argv[:-1], f"runs_dir={tmp_path / 'whole'}"])
+    assert resumed.run_id == whole.run_id
+    for file in ("samples.jsonl", "scores.jsonl", "clusters.json"):
+        assert (resumed.folder / file).read_bytes() == (whole.folder / file).read_bytes()
 
 
 class Cut(BaseException):
