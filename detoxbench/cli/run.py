@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
         return OK
     if args.experimental_rerun:
         raise UsageError("--experimental-rerun reads a pickle, which can run code: give the overrides instead")
+    if args.config_name or args.config_path:
+        raise UsageError("the configuration is detoxbench's own: add to it with --config-dir DIR and experiment=NAME")
     command = ["detoxbench", "run", *argv]
     try:
         cells = _foreseen(args)
@@ -79,7 +81,7 @@ def _foreseen(args: argparse.Namespace) -> list[tuple[list[str], RunSpec]] | Non
         raise UsageError(
             "the processes that are there share each cell, and a launcher would start others: launcher=basic"
         )
-    if args.hydra_help or args.shell_completion or args.config_name or args.config_path:
+    if args.hydra_help or args.shell_completion:
         return None
     return composition.cells(overrides, multirun=args.multirun)
 

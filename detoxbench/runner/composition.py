@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from detoxbench.config import GenSpec, ModelSpec, RunSpec, TrackerSpec, build, texts, unescaped
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.registry import REGISTRIES
+from detoxbench.runner.values_only import require_values
 
 if TYPE_CHECKING:  # Hydra takes 0.1 s to import, and `detoxbench list` does without it
     from hydra.core.override_parser.types import Override
@@ -128,6 +129,7 @@ def load(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
 
     with _hydra(overrides):
         cfg = hydra_compose("config", settable(overrides), return_hydra_config=True)
+        require_values(cfg, overrides)
         _unescape(cfg, overrides)
     with open_dict(cfg):
         return cfg, cfg.pop("hydra")
@@ -212,14 +214,16 @@ def _multirun_config(overrides: Sequence[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    return GlobalHydra.instance().config_loader().load_configuration("config", settable(overrides), RunMode.MULTIRUN)
+    loader = GlobalHydra.instance().config_loader()
+    whole = loader.load_configuration("config", settable(overrides), RunMode.MULTIRUN)
+    require_values(whole, overrides)
+    return whole
 
 
 def run_spec(cfg: DictConfig) -> RunSpec:
     """A composed configuration as a typed, validated run. Raises UsageError naming key, place and remedy."""
+    require_values(cfg)
     values = _resolved(cfg)
-    if path := _target(values, ""):
-        raise UsageError(f"'{path}' is refused: configurations hold values and never name code")
     builders = _builders()
     known = [*builders, "seed", "low_rank", "runs_dir", "runs_lock", "with_base"]
     for key in values:
@@ -305,18 +309,6 @@ def _check_judge(sections: Mapping[str, Any]) -> None:
         )
 
 
-def _target(value: Any, path: str) -> str:
-    """The path of the first `_target_` in nested configuration, or an empty string."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        where = f"{path}.{key}" if path else str(key)
-        if key == "_target_":
-            return where
-        if inner_path := _target(inner, where):
-            return inner_path
-    return ""
-
-
 @cache
 def register_search_path() -> None:
     """Tell Hydra about third parties' conf folders."""
@@ -338,6 +330,7 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     register_search_path()
     ready = partial(initialize_config_dir, str(conf_dir()), job_name="detoxbench", version_base=VERSION_BASE)
@@ -348,6 +341,12 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
             if type(error) is AttributeError and "full_key: " not in str(error):
                 raise  # ours: what OmegaConf raises so names its key
             raise UsageError(_explain(error, overrides)) from None
+        except YAMLError as error:
+            raise UsageError(f"a configuration file is no YAML: {' '.join(str(error).split())}") from None
+        except KeyError as error:  # Hydra looks it up before anything could be checked
+            raise UsageError(
+                f"hydra.job.env_copy asks for {error} of the environment: leave it out, settings are no place for it"
+            ) from None
 
 
 @contextmanager

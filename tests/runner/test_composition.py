@@ -311,7 +311,9 @@ def test_a_launcher_in_a_group_with_several_values_is_refused(tmp_path: Path) ->
     """Hydra would pass over it, and run the cells here one after the other."""
     (tmp_path / "experiment").mkdir()
     for name in ("here", "there"):
-        launcher = "hydra:\n  launcher:\n    _target_: somewhere.Launcher\n" if name == "there" else "seed: 7\n"
+        launcher = (
+            "hydra:\n  launcher:\n    _target_: hydra_plugins.somewhere.Launcher\n" if name == "there" else "seed: 7\n"
+        )
         (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{launcher}")
     place = f"hydra.searchpath=['file://{tmp_path}']"
     with pytest.raises(UsageError, match="where Hydra does not read it: give it by itself") as error:
