@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from detoxbench.terminal import console
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -55,7 +57,6 @@ def bar(description: str, total: float | None = None, done: int = 0) -> Iterator
 
 
 def _display() -> Progress:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -72,6 +73,6 @@ def _display() -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         speed_estimate_period=180,  # seconds; the default of 30 forgets the rate within one slow batch
     )

@@ -21,7 +21,7 @@ ROOT = Path(detoxbench.__file__).parent.parent
 HEAVY = {"torch", "transformers", "peft", "accelerate", "detoxify", "sklearn", "wandb", "evaluate", "datasets"}
 HEAVY |= {"trackio"}
 FLOORS = [
-    "errors text metrics",
+    "errors text metrics terminal",
     "config progress records evaluate_modules",
     "registry files",
     "fable",

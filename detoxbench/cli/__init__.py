@@ -15,6 +15,7 @@ from typing import Any
 from detoxbench import __version__
 from detoxbench.cli.common import FAILURE, INTERRUPTED, OK, TERMINATED, USAGE, complain
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.terminal import guarded
 
 VERBS = {
     "demo": "every method on the embedded model, and a leaderboard, in a few minutes",
@@ -57,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     argv = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a verb's module here
     warnings.showwarning = _show_warning
+    with guarded():
+        return _exit_code(argv)
+
+
+def _exit_code(argv: list[str]) -> int:
     try:
         with _stopped_by_sigterm():
             code = _dispatch(argv)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from detoxbench import terminal
 from detoxbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,15 +45,14 @@ def names(values: Sequence[str]) -> list[str]:
 
 def complain(error: object, code: int) -> int:
     """Say on stderr, in one line, what went wrong."""
-    print(f"detoxbench: {error}", file=sys.stderr)
+    print(f"detoxbench: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 
 def console() -> Console:
     """For people; in a pipe or a file without colours and without breaking lines."""
-    from rich.console import Console
-
-    return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
+    width = None if sys.stdout.isatty() else 10_000
+    return terminal.console(markup=False, highlight=False, emoji=False, width=width)
 
 
 def duration(seconds: float) -> str:
@@ -74,10 +74,11 @@ def table(rows: Sequence[Sequence[str]]) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print a value for programs."""
+    """Print a value for programs; what is no text for a terminal stays what it is, as JSON escapes it."""
     import json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
 def config_dir(folder: str | None) -> list[str]:
