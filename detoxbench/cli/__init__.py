@@ -14,7 +14,7 @@ from typing import Any
 
 from detoxbench import __version__
 from detoxbench.cli.common import FAILURE, INTERRUPTED, OK, TERMINATED, USAGE, complain
-from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean
+from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean, told
 from detoxbench.terminal import guarded
 
 VERBS = {
@@ -78,6 +78,8 @@ def _exit_code(argv: list[str]) -> int:
         # Python flushes stdout once more at exit, which would complain about the pipe again. rich does the same.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILURE
+    except OSError as error:
+        code = complain(told(error), FAILURE)
     return code
 
 

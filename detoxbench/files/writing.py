@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from detoxbench.errors import DetoxbenchError
@@ -43,13 +45,26 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
-        fill(temporary)
+        with _os_errors(folder):
+            fill(temporary)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _sync_folder(folder.parent)
+
+
+@contextmanager
+def _os_errors(folder: Path) -> Iterator[None]:
+    """What safetensors says of a full disk is an OSError like any other: its own error has the number in its text."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -26,7 +26,7 @@ from typing import TypeVar
 import msgspec
 
 from detoxbench.config import RunSpec, digest
-from detoxbench.errors import DetoxbenchError, NonFiniteError, UsageError
+from detoxbench.errors import DetoxbenchError, NonFiniteError, UsageError, told
 from detoxbench.files.locking import is_held
 from detoxbench.files.writing import write_atomic
 from detoxbench.results.store import Run, RunRecord, is_run
@@ -150,7 +150,7 @@ class Multirun:
                 work()
                 return None
             except Exception as error:
-                if not many and not isinstance(error, DetoxbenchError):
+                if not many and not isinstance(error, DetoxbenchError | OSError):
                     raise
                 failure = _failure(number, title, error, tries)
                 again = many and tries < TRIES and _may_pass(error)
@@ -274,11 +274,15 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _failure(number: int, title: str, error: Exception, tries: int) -> Failure:
-    explained = isinstance(error, DetoxbenchError)
+    explained = isinstance(error, DetoxbenchError | OSError)
+    if isinstance(error, OSError):
+        said = told(error)
+    else:
+        said = str(error) if explained else f"{type(error).__name__}: {first_line(error)}"
     return Failure(
         number=number,
         title=title,
-        error=str(error) if explained else f"{type(error).__name__}: {first_line(error)}",
+        error=said,
         usage=isinstance(error, UsageError),
         tries=tries,
         host=socket.gethostname(),
