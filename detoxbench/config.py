@@ -29,6 +29,8 @@ LARGEST_SETTING = 1e6
 """Upper bound of fractional settings that declare none: far beyond use, and far below where arithmetic overflows."""
 Dtype = Literal["float32", "float16", "bfloat16"]
 """Types that a model may be loaded in."""
+Quantization = Literal["none", "nf4", "int8"]
+"""Bits that weights of linear layers may be held in, by bitsandbytes."""
 BASE = "none"
 """The method that is no intervention."""
 EMBEDDED_DATA = "embedded fable"
@@ -115,6 +117,12 @@ class ModelSpec:
         "float32",
         "type of the weights and the arithmetic; auto: the checkpoint's own, by whose name it is stored and identified",
     )
+    quantization: Quantization = knob(
+        "none",
+        "bits that the weights of linear layers but the head are held in, by bitsandbytes; what would change such "
+        "weights is refused, and low-rank changes act beside them",
+        later=True,
+    )
     chat_template: str = knob(
         "auto", "auto: the tokenizer's own, if it has one; none: raw text; or the template's name"
     )
@@ -132,8 +140,20 @@ class ModelSpec:
         "there are any; none; or the two marks with a blank between",
     )
     device: str = runtime("auto", "auto (cuda, then mps, then cpu) or a torch device")
+    device_map: Literal["none", "auto"] = runtime(
+        "none",
+        "none: the whole model on `device`; auto: by accelerate over all GPUs and, where they are full, the memory of "
+        "the CPU and the disk",
+    )
+    max_memory: dict[int | str, str] | None = runtime(
+        None, "of device_map=auto: what each device may hold, as {0: 20GiB, cpu: 60GiB}; null: what is free"
+    )
 
     def __post_init__(self) -> None:
+        if self.device_map == "auto" and self.device != "auto":
+            raise ValueError("device_map=auto chooses among all devices: leave device=auto")
+        if self.max_memory is not None and self.device_map != "auto":
+            raise ValueError("max_memory is of device_map=auto")
         try:
             datetime.date.fromisoformat(self.template_date)
         except ValueError:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.config import knob
+from detoxbench.config import Quantization, knob
 from detoxbench.data.examples import FitData, Role
 from detoxbench.fitting.paraphrases import NEGATIVE, POSITIVE, Drawn, Pools, compared
-from detoxbench.fitting.quantization import Quantization, require_quantization
+from detoxbench.fitting.quantization import require_quantization
 from detoxbench.fitting.token_losses import plain_head, sequence_nll
 from detoxbench.fitting.training import Adapter, LoraConfig, optimise_lora
 from detoxbench.interventions.channels import LowRank, Weight

@@ -124,6 +124,11 @@ class EigenShift(Method[Config]):
         return states
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether they are one tensor, or lie in the same memory; what is offloaded lies in none."""
+    return a is b or (not a.is_meta and a.data_ptr() == b.data_ptr())
+
+
 def own_head(lm: LanguageModel) -> str:
     """Path of the language-model head. Raises DetoxbenchError where it is tied to another parameter."""
     path = lm.architecture.head
@@ -131,7 +136,7 @@ def own_head(lm: LanguageModel) -> str:
     tied = [
         name
         for name, parameter in parameters.items()
-        if name != f"{path}.weight" and parameter.data_ptr() == parameters[f"{path}.weight"].data_ptr()
+        if name != f"{path}.weight" and _same(parameter, parameters[f"{path}.weight"])
     ]
     if tied:
         raise DetoxbenchError(

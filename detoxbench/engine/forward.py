@@ -69,7 +69,8 @@ def head_inputs(lm: Model, wanted: bool) -> Iterator[list[Tensor]]:
     if not wanted:
         yield seen
         return
-    handle = lm.model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    head, device = lm.model.get_output_embeddings(), lm.device  # the head of a spread model may be on another one
+    handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].to(device)))
     try:
         yield seen
     finally:

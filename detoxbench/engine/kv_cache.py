@@ -57,7 +57,8 @@ class Cache:
         """
         for layer in self.past.layers:
             # Indices on both sides of the heads come first: [new rows, positions, heads, width].
-            layer.hold(*(x[rows[:, None], :, positions].transpose(1, 2) for x in (layer.keys, layer.values)))
+            row, column = rows[:, None].to(layer.keys.device), positions.to(layer.keys.device)
+            layer.hold(*(x[row, :, column].transpose(1, 2) for x in (layer.keys, layer.values)))
 
 
 def _buffers(new: Sequence[Tensor], held: Sequence[Tensor], room: int) -> list[Tensor]:
@@ -92,7 +93,8 @@ def _layer() -> Any:
 
         def reorder_cache(self, beam_idx: Tensor) -> None:
             if self.is_initialized:  # else it shares the keys and values of another layer
-                self.hold(self.keys[beam_idx], self.values[beam_idx])
+                rows = beam_idx.to(self.keys.device)  # layers may lie on several devices
+                self.hold(self.keys[rows], self.values[rows])
 
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
             """Add what is new, [rows, heads, new positions, width], and give all keys and values."""

@@ -22,14 +22,16 @@ BROKEN_MODEL = "the model is broken, or overflows in its dtype: change model.dty
 
 @contextmanager
 def recorded(lm: LanguageModel, sites: Sequence[str], *, inputs: bool = False) -> Iterator[dict[str, Tensor]]:
-    """The outputs (or inputs) of the named modules in the latest forward pass; of a tuple, its first element."""
+    """The outputs (or inputs) of the named modules in the latest forward pass; of a tuple, its first element. They are
+    on `lm.device`, wherever the modules are."""
     require_eager(lm)
+    device = lm.device
     seen: dict[str, Tensor] = {}
 
     def keep(site: str) -> Any:
         def hook(_: Any, arguments: Any, output: Any = None) -> None:
             value = arguments if inputs else output
-            seen[site] = value[0] if isinstance(value, tuple) else value
+            seen[site] = (value[0] if isinstance(value, tuple) else value).to(device)
 
         return hook
 
@@ -85,7 +87,7 @@ class CachedPrefixForward:
         model, outputs = self._lm.model, dict[Any, list[Any]]()
         with ExitStack() as undo:
             head = model.get_output_embeddings()
-            pick = head.register_forward_pre_hook(lambda _, args: (args[0][self._rows, self._positions][None],))
+            pick = head.register_forward_pre_hook(lambda _, args: (self._wanted(args[0])[None],))
             undo.callback(pick.remove)
             if self._cached is None:
                 self._watch(outputs, undo)
@@ -97,6 +99,10 @@ class CachedPrefixForward:
         if self._cached is None:  # a module that is called more than once (a shared one) is left alone
             self._cached = {m: calls[0] for m, calls in outputs.items() if len(calls) == 1 and calls[0] is not None}
         return list(torch.split(logits[0].float(), self._counts))
+
+    def _wanted(self, states: Tensor) -> Tensor:
+        """Of states [texts, tokens, width] those of the wanted positions, [wanted positions of all texts, width]."""
+        return states[self._rows.to(states.device), self._positions.to(states.device)]
 
     def _watch(self, outputs: dict[Any, list[Any]], undo: ExitStack) -> None:
         """Record in `outputs` what each module gives at each call, None where a changing one has begun before."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.low_rank import low_rank
 from detoxbench.interventions.channels import Dense, LowRank, Weight
-from detoxbench.interventions.channels.weights import full
+from detoxbench.interventions.channels.weights import full, require_plain
 from detoxbench.progress import track
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def differences(lm: LanguageModel, other: Any, description: str) -> tuple[tuple[
     if odd := sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}):
         here, there = (of.get(odd[0], "not there") for of in shapes)
         raise DetoxbenchError(f"'{odd[0]}' is {there} in the checkpoint and {here} in '{lm.name}': they are two shapes")
+    for name, parameter in mine.items():
+        require_plain(lm, name, parameter)
     found = list(_differing(lm, mine, theirs, description))
     ranks = [len(d.weight.delta.a) for d in found if isinstance(d.weight.delta, LowRank)]
     info = {

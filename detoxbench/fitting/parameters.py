@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
-from detoxbench.interventions.channels.weights import require_plain
+from detoxbench.interventions.channels.weights import require_in_memory, require_plain
 from detoxbench.lm import LanguageModel
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def names_of(lm: LanguageModel, wanted: Sequence[str]) -> list[str]:
 
     Raises DetoxbenchError for an entry that means nothing, or nothing that can be trained.
     """
+    require_in_memory(lm)
     parameters = dict(lm.model.named_parameters(remove_duplicate=False))
     holders: dict[int, list[str]] = {}
     for name, parameter in parameters.items():

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from detoxbench.errors import DetoxbenchError
+from detoxbench.config import Quantization
 from detoxbench.lm import LanguageModel
+from detoxbench.model.quantization import require_bitsandbytes
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-Quantization = Literal["none", "nf4", "int8"]
-
-
 def require_quantization(quantization: Quantization) -> None:
     """Raises DetoxbenchError when it needs bitsandbytes and that is not installed."""
-    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
-        raise DetoxbenchError(
-            f"method.quantization={quantization} needs bitsandbytes: pip install bitsandbytes, or set it to none"
-        )
+    require_bitsandbytes("method.quantization", quantization)
 
 
 @contextmanager
@@ -34,8 +28,9 @@ def quantized(lm: LanguageModel, quantization: Quantization) -> Iterator[None]:
         return
     from torch import nn
 
-    head, device = lm.model.get_output_embeddings(), lm.device
+    head = lm.model.get_output_embeddings()
     linear = {n: m for n, m in lm.model.named_modules() if type(m) is nn.Linear and m is not head}
+    devices = {name: layer.weight.device for name, layer in linear.items()}
     mark = "is_loaded_in_4bit" if quantization == "nf4" else "is_loaded_in_8bit"  # where PEFT looks
     try:
         for name, layer in linear.items():
@@ -45,7 +40,7 @@ def quantized(lm: LanguageModel, quantization: Quantization) -> Iterator[None]:
         yield
     finally:
         for name, layer in linear.items():
-            lm.model.set_submodule(name, layer.to(device))
+            lm.model.set_submodule(name, layer.to(devices[name]))
 
 
 def _packed(lm: LanguageModel, layer: nn.Linear, quantization: Quantization) -> nn.Module:
@@ -63,5 +58,5 @@ def _packed(lm: LanguageModel, layer: nn.Linear, quantization: Quantization) -> 
         quantized.weight = bnb.nn.Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     if layer.bias is not None:
         quantized.bias = nn.Parameter(layer.bias.data.clone(), requires_grad=False)
-    packed: nn.Module = quantized.to(lm.device)  # which packs the weight
+    packed: nn.Module = quantized.to(layer.weight.device)  # which packs the weight
     return packed

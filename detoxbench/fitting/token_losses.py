@@ -11,6 +11,7 @@ from detoxbench.lm import LanguageModel
 from detoxbench.model.architecture import Architecture
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Batch = Mapping[str, "Tensor"]
@@ -44,16 +45,17 @@ def token_nlls(
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head, cap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
     if not through_head:
-        with _changed_input(head, before_head):
+        with _changed_input(head, before_head, ids.device):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][targets]
         return cross_entropy(logits.float(), labels, reduction="none"), rows
     # A text model taken out of a multi-modal one (Llama 4) is its own base model.
     decoder = Architecture(causal).decoder if causal.base_model is causal else causal.base_model
-    hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1][targets]
+    states = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    hidden = states.to(ids.device)[targets]  # a spread model ends on another device than it begins on
     hidden = hidden if before_head is None else before_head(hidden, rows)
 
     def nll(part: Tensor, label: Tensor) -> Tensor:
-        logits = head(part).float()
+        logits = head(part).to(label.device).float()
         logits = logits if cap is None else torch.tanh(logits / cap) * cap
         return cross_entropy(logits, label, reduction="none")
 
@@ -66,8 +68,8 @@ def token_nlls(
 
 
 @contextmanager
-def _changed_input(head: Any, change: BeforeHead | None) -> Iterator[None]:
-    """While open, the head gets changed states, if there is a change."""
+def _changed_input(head: Any, change: BeforeHead | None, device: torch.device) -> Iterator[None]:
+    """While open, the head gets changed states, if there is a change; it is made on the device."""
     import torch
 
     if change is None:
@@ -75,7 +77,7 @@ def _changed_input(head: Any, change: BeforeHead | None) -> Iterator[None]:
         return
 
     def changed(_: Any, arguments: tuple[Any, ...]) -> Tensor:
-        states = arguments[0]  # [rows, tokens, width]
+        states = arguments[0].to(device)  # [rows, tokens, width]
         rows = torch.arange(len(states), device=states.device).repeat_interleave(states.shape[1])
         return change(states.flatten(0, 1), rows).view_as(states)
 

@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from detoxbench.config import knob
+from detoxbench.config import Quantization, knob
 from detoxbench.data.examples import Instruction
 from detoxbench.errors import DetoxbenchError, NonFiniteError
 from detoxbench.fitting.parameters import names_of, trainable
-from detoxbench.fitting.quantization import Quantization, quantized
+from detoxbench.fitting.quantization import quantized
 from detoxbench.fitting.random_state import unchanged_random_state
 from detoxbench.fitting.recomputation import recomputation, recomputed
 from detoxbench.fitting.responses import Response, encode
@@ -31,7 +31,7 @@ from detoxbench.fitting.responses import collate as collate_responses
 from detoxbench.fitting.shelf import Learned, once
 from detoxbench.fitting.token_losses import Batch
 from detoxbench.interventions.channels import Dense, LowRank, Weight
-from detoxbench.interventions.channels.weights import require_eager
+from detoxbench.interventions.channels.weights import require_eager, require_in_memory
 from detoxbench.lm import LanguageModel
 from detoxbench.model.architecture import without_numbers
 from detoxbench.model.finite import require_finite
@@ -319,6 +319,7 @@ def optimise_lora(
 
     _require_updates(rows, config, description)
     require_eager(lm)
+    require_in_memory(lm)
     targets = _targets(lm, config.target_modules)
     _warn_of_untouched_layers(lm, config.target_modules or (), targets or ())
     linear = frozenset(lm.architecture.linear_maps())

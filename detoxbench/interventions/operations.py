@@ -9,9 +9,8 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.registry import METHODS
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
-
-    from detoxbench.model.model import Model
 
 
 def found(op: str) -> Callable[..., Any]:
@@ -24,12 +23,14 @@ def found(op: str) -> Callable[..., Any]:
     return ops[name]
 
 
-def on_device(tensors: Mapping[str, Tensor], lm: Model) -> dict[str, Tensor]:
-    """The tensors where the model's are."""
-    return {name: tensor.to(lm.device) for name, tensor in tensors.items()}
+def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The tensors on a device."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def bound(op: str, tensors: Mapping[str, Tensor], params: Mapping[str, Any], lm: Model) -> Callable[[Tensor], Tensor]:
-    """x -> op(x, tensors, params), with the tensors on the device of `lm`. Raises as `found`."""
-    function, moved = found(op), on_device(tensors, lm)
+def bound(
+    op: str, tensors: Mapping[str, Tensor], params: Mapping[str, Any], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """x -> op(x, tensors, params), with the tensors on the device. Raises as `found`."""
+    function, moved = found(op), on_device(tensors, device)
     return lambda x: function(x, moved, params)

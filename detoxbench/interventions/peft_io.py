@@ -275,8 +275,8 @@ def _features(lm: Model, module: str) -> tuple[int, int]:
 def rescaling(lm: Model, module: str, change: Tensor, on_input: bool) -> Iterator[Weight]:
     """IA3 as deltas: weight (and, on the output side, bias) times `change`, which is factors - 1, [features]."""
     linear: Any = lm.architecture.module(module)
-    change = change.to(lm.device)
     weight = lm.weight(module)
+    change = change.to(weight.device)
     along_rows = on_input == lm.architecture.transposed(module)
     yield Weight(f"{module}.weight", Dense((weight * (change[:, None] if along_rows else change)).cpu()))
     if not on_input and linear.bias is not None:

@@ -192,12 +192,13 @@ def _add(lm: Model, path: str, changes: Mapping[int, LowRank], rows: _Rows, undo
     """Have the module called once for all rows, and each variant's side path added to its rows."""
     module = lm.architecture.module(path)
     original: Callable[[Tensor], Tensor] = module.forward
-    beside = {i: on_device(low, module) for i, low in changes.items()}
+    beside = {i: on_device(low, module, lm.device) for i, low in changes.items()}
 
     def forward(x: Tensor) -> Tensor:
         output = original(x)
         if not rows.variants:
             return output
+        x = x.to(output.device)  # as in `with_side_path`
         inputs, outputs = rows.by_row(x, path), rows.by_row(output, path)  # [rows, tokens, in] and [rows, tokens, out]
         for variant, those in rows.places(frozenset(beside), x.device):
             outputs[those] = with_side_path(outputs[those], inputs[those], beside[variant])

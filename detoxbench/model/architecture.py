@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError
+from detoxbench.model.devices import of_inputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -178,7 +179,7 @@ class Architecture:
             self.module(path).register_forward_pre_hook(lambda *_, path=path: called.add(without_numbers(path)))
             for path in self.linear_maps()
         ]
-        ids = torch.arange(PASS_TOKENS, device=model.device)[None] % int(self._text_config.vocab_size)
+        ids = torch.arange(PASS_TOKENS, device=of_inputs(model))[None] % int(self._text_config.vocab_size)
         try:
             with torch.no_grad():
                 model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import DetoxbenchError, UsageError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "_status_alloc_failed")
 """What torch says for want of memory; the last is cuBLAS's and cuDNN's, when their own workspace found none."""
@@ -85,6 +87,42 @@ def empty_caches() -> None:
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+def computes_on(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where a module computes: where accelerate has it computed, if a model is spread over devices, else where its
+    tensors are; `otherwise` where it has none."""
+    import torch
+
+    hook = getattr(module, "_hf_hook", None)
+    for part in getattr(hook, "hooks", (hook,)):
+        if (place := getattr(part, "execution_device", None)) is not None:
+            return torch.device(place)
+    first = next(itertools.chain(module.parameters(), module.buffers()), None)
+    return otherwise if first is None else first.device
+
+
+def of_inputs(model: Any) -> torch.device:
+    """Where a model takes its token ids, and gives its logits back."""
+    device: torch.device = model.device
+    return device if device.type != "meta" else computes_on(model.get_input_embeddings(), device)
+
+
+def offloaded(module: nn.Module) -> str | None:
+    """The name of the first parameter that is not in memory while it is not used; None where there is none."""
+    return next((name for name, parameter in module.named_parameters() if parameter.is_meta), None)
+
+
+@contextmanager
+def present(module: nn.Module) -> Iterator[None]:
+    """While open, the module's own parameters are in memory, to be read, also those that are offloaded."""
+    if not any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        yield
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        yield
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:

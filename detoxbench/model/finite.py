@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import NonFiniteError
+from detoxbench.model.devices import offloaded, present
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +30,12 @@ def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str, remedy: st
 def require_finite_model(model: nn.Module, where: str) -> None:
     """Every parameter as in `require_finite`, and no NaN or +inf in a buffer: a mask may hold -inf."""
     remedy = "the file is damaged or the number too large for this type: get the file again, or change the dtype"
-    require_finite(model.named_parameters(), where, remedy)
+    if offloaded(model) is None:
+        require_finite(model.named_parameters(), where, remedy)
+    else:
+        for path, module in model.named_modules():
+            with present(module):
+                require_finite(module.named_parameters(path, recurse=False), where, remedy)
     for name, buffer in model.named_buffers():
         low, high = _bounds(buffer)
         if not high < math.inf:

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from detoxbench.config import ModelSpec
+from detoxbench.config import ModelSpec, Quantization
 from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import build as fable
 from detoxbench.model import checkpoint
 from detoxbench.model.architecture import Architecture
 from detoxbench.model.chat import ChatTemplate, chosen, in_use
+from detoxbench.model.devices import of_inputs, present
 from detoxbench.model.finite import require_finite_model
 from detoxbench.model.in_force import InForce
+from detoxbench.model.quantization import holds_packed, packed
 from detoxbench.model.tokens import encoded, thinking_marks
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Model:
         self.chat_template = chat_template
         self.in_force = InForce()
         """What acts on it now; interventions add to it and take off what they added."""
-        self.low_rank = low_rank_form(low_rank, str(self.dtype).removeprefix("torch."))
+        self.low_rank = low_rank_form(low_rank, str(self.dtype).removeprefix("torch."), packed=holds_packed(model))
         """Whether low-rank changes are merged or act as side paths."""
         self._template_values: dict[str, Any] = {"date": template_date, "args": template_args}
         self._template: ChatTemplate | None = None
@@ -75,6 +77,9 @@ class Model:
         revision: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
+        device_map: str = "none",
+        max_memory: Mapping[int | str, str] | None = None,
+        quantization: Quantization = "none",
         name: str | None = None,
         seed: int = 0,
         **settings: Any,
@@ -82,15 +87,19 @@ class Model:
         """Load a local folder, a hub id, or 'fable' (the embedded model trained with `seed`).
 
         `dtype` is float32, float16, bfloat16, or auto (`checkpoint.resolved_dtype`); `device` is auto (cuda, then mps,
-        then cpu) or a torch device; `settings` are those of the constructor: chat_template, template_args,
-        template_date, thinking. Raises DetoxbenchError when the model cannot be found or downloaded, is not what its
-        folder says (`pretrained.load`), or cannot do what this class does (`require_usable`).
+        then cpu) or a torch device. With `device_map` auto the model is spread over all GPUs, the memory of the CPU and
+        the disk, each of which holds at most what `max_memory` gives it. With `quantization` (int8
+        or nf4, by bitsandbytes) linear layers are held in so few bits. `settings` are those of the constructor:
+        chat_template, template_args, template_date, thinking. Raises DetoxbenchError when the model cannot be found or
+        downloaded, is not what its folder says (`pretrained.load`), or cannot do what this class does
+        (`require_usable`).
         """
         from detoxbench.model import pretrained
 
         folder = find(path, revision=revision, seed=seed)
         thing, dtype = f"the model in '{folder}'", checkpoint.resolved_dtype(dtype, folder)
-        model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, thing, device)
+        spread = pretrained.Spread(max_memory) if device_map == "auto" else None
+        model, tokenizer = pretrained.load(pretrained.CAUSAL, folder, dtype, thing, device, spread, quantization)
         lm = cls(
             model,
             tokenizer,
@@ -106,8 +115,14 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
-        return self.model.device
+        """Where token ids go, and logits come from: of a model on one device, where it is."""
+        return of_inputs(self.model)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Every device that it lies on, `device` first."""
+        places = dict.fromkeys(p.device for p in self.model.parameters() if not p.is_meta)
+        return list(dict.fromkeys([self.device, *places]))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -219,11 +234,17 @@ class Model:
 
     def weight(self, path: str, inputs: slice = slice(None)) -> Tensor:
         """The weight of the linear map at `path`, in float32 and in the shape in which it is stored, with every change
-        in force; `inputs` selects some of its inputs."""
+        in force; `inputs` selects some of its inputs. Raises DetoxbenchError for a weight that is quantised."""
         module: Any = self.architecture.module(path)
         transposed = self.architecture.transposed(path)
-        weight = module.weight.detach()
-        total: Tensor = (weight[inputs] if transposed else weight[:, inputs]).float()
+        if what := packed(module.weight):
+            raise DetoxbenchError(
+                f"'{path}.weight' of '{self.name}' is quantised or packed ({what}), and cannot be read as it is: load "
+                "the model in float32, bfloat16 or float16"
+            )
+        with present(module):
+            weight = module.weight.detach()
+            total: Tensor = (weight[inputs] if transposed else weight[:, inputs]).float()
         for low in self.in_force.side_paths.get(path, ()):
             product = low.b @ low.a[:, inputs]
             total = total + (product.T if transposed else product)
@@ -284,11 +305,12 @@ def find(path: str, *, revision: str | None = None, seed: int = 0, download: boo
     return fable.locate(seed) if path == "fable" else checkpoint.locate(path, revision, download=download)
 
 
-def low_rank_form(setting: str, dtype: str) -> LowRankForm:
-    """What `low_rank` stands for in a model of type `dtype`: auto merges in float32 (and float64) only."""
+def low_rank_form(setting: str, dtype: str, *, packed: bool = False) -> LowRankForm:
+    """What `low_rank` stands for in a model of type `dtype`: auto merges in float32 (and float64) only, and nothing
+    into weights that are `packed`."""
     if setting in ("merged", "side_path"):
         return "merged" if setting == "merged" else "side_path"
-    return "merged" if dtype in ("float32", "float64") else "side_path"
+    return "merged" if dtype in ("float32", "float64") and not packed else "side_path"
 
 
 def _fingerprint_in_memory(model: PreTrainedModel) -> str:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from detoxbench.model.devices import of_inputs
+from detoxbench.model.quantization import holds_packed
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -21,12 +24,15 @@ SIDE = 128
 
 
 def spacing(model: nn.Module) -> float:
-    """The relative distance of neighbouring numbers in the coarsest type that a model computes in."""
+    """The relative distance of neighbouring numbers in the coarsest type that a model computes in. Weights in few bits
+    count as bfloat16: int8 products round what they are given, and by what stands in other rows."""
     import torch
 
+    if holds_packed(model):
+        return 2.0**-7
+
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    device = next(model.parameters()).device
-    return max([products(device), *(torch.finfo(dtype).eps for dtype in types)])
+    return max([products(of_inputs(model)), *(torch.finfo(dtype).eps for dtype in types)])
 
 
 def products(device: torch.device) -> float:

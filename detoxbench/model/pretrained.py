@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from detoxbench.config import Quantization
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import checkpoint
-from detoxbench.model.devices import no_room, out_of_memory, pick_device
+from detoxbench.model.devices import no_room, offloaded, out_of_memory, pick_device
 from detoxbench.model.finite import require_finite_model
+from detoxbench.model.quantization import loading_arguments, require_bitsandbytes
 from detoxbench.text import first_line
 
 CAUSAL = "AutoModelForCausalLM"
@@ -26,14 +31,29 @@ _SHOWN = 3
 _OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def load(auto: str, folder: Path, dtype: str, thing: str, device: str = "cpu") -> tuple[Any, Any]:
+class Spread(NamedTuple):
+    """A model over several devices, by accelerate: as much as fits on the first GPU, and so on."""
+
+    max_memory: Mapping[int | str, str] | None = None
+    """What each may hold, by the number of a GPU, cpu, or disk, as "20GiB"; None: what is free."""
+
+
+def load(
+    auto: str,
+    folder: Path,
+    dtype: str,
+    thing: str,
+    device: str = "cpu",
+    spread: Spread | None = None,
+    quantization: Quantization = "none",
+) -> tuple[Any, Any]:
     """The model, read by the class `auto` of transformers with weights of `dtype`, and the tokenizer in `folder`.
 
     Weights go straight to the `device` (as `pick_device` has it), one tensor after the other, and are never all in the
-    memory of the CPU. They are safetensors, and code of the checkpoint is never run. Raises DetoxbenchError, which
-    begins with `thing` ("the model in 'FOLDER'"), for what cannot be loaded, for a model some of whose parameters are
-    not in the checkpoint or the other way round, for tokens beyond the embedding, and for a device with too little
-    memory; NonFiniteError for weights that are NaN or infinite.
+    memory of the CPU; with `spread` to several. They are safetensors, and code of the checkpoint is never run. Raises
+    DetoxbenchError, which begins with `thing` ("the model in 'FOLDER'"), for what cannot be loaded, for a model some of
+    whose parameters are not in the checkpoint or the other way round, for tokens beyond the embedding, and for a device
+    with too little memory; NonFiniteError for weights that are NaN or infinite.
     """
     import torch
     import transformers
@@ -43,7 +63,9 @@ def load(auto: str, folder: Path, dtype: str, thing: str, device: str = "cpu") -
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     checkpoint.check_model(folder)
-    device = pick_device(device)
+    require_bitsandbytes("quantization", quantization)
+    device = "the devices" if spread else pick_device(device)
+    plain = device == "cpu" and quantization == "none"
     try:
         tokenizer = _tokenizer(auto, folder, thing)
         model, report = getattr(transformers, auto).from_pretrained(
@@ -51,7 +73,8 @@ def load(auto: str, folder: Path, dtype: str, thing: str, device: str = "cpu") -
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
-            device_map=None if device == "cpu" else {"": device},
+            **(_over_devices(spread) if spread else {"device_map": None if plain else {"": device}}),
+            **loading_arguments(quantization, getattr(torch, dtype)),
             **_OFFLINE,
         )
     except DetoxbenchError:
@@ -61,8 +84,19 @@ def load(auto: str, folder: Path, dtype: str, thing: str, device: str = "cpu") -
             raise no_room(thing, device, checkpoint.numbers(folder) * getattr(torch, dtype).itemsize) from None
         raise DetoxbenchError(f"{thing} cannot be loaded: {first_line(error)}") from error
     _check_complete(report, _OTHER_HEADS.get(auto), thing)
+    if offloaded(model) is not None:
+        model.requires_grad_(False)  # what comes and goes under inference mode could not have it set again
     require_finite_model(model, f"{thing}, read as {dtype}")
     return model, tokenizer
+
+
+def _over_devices(spread: Spread) -> dict[str, Any]:
+    """Arguments of `from_pretrained`. What is offloaded to the disk is read from the checkpoint's own files; the folder
+    is for weights that are stored in another form than they are used in, and lasts as long as the process."""
+    limits = {int(place) if str(place).isdecimal() else place: m for place, m in (spread.max_memory or {}).items()}
+    folder = tempfile.mkdtemp(prefix="detoxbench-offload-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return {"device_map": "auto", "max_memory": limits or None, "offload_folder": folder}
 
 
 def described(folder: Path, thing: str) -> tuple[Any, Any]:

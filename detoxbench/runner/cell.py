@@ -26,6 +26,7 @@ from detoxbench.files.sealing import Damaged, whole
 from detoxbench.methods.base import Method, Scope
 from detoxbench.model import chat, checkpoint
 from detoxbench.model.model import LowRankForm, find, low_rank_form
+from detoxbench.model.quantization import require_bitsandbytes
 from detoxbench.records import Request
 from detoxbench.results import broken_text
 from detoxbench.results.store import Run
@@ -99,7 +100,7 @@ class RunCell:
     @property
     def low_rank(self) -> LowRankForm:
         """How the method's low-rank changes of weights take effect."""
-        return low_rank_form(self.spec.low_rank, self.spec.model.dtype)
+        return _low_rank(self.spec)
 
     @property
     def finished(self) -> bool:
@@ -156,6 +157,7 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> RunCell:
     UsageError) for data that do not fit and for a scorer that cannot work.
     """
     spec = _with_dtype(normalised(spec), checkpoint_folder)
+    require_bitsandbytes("model.quantization", spec.model.quantization)
     suite: Suite[Any] = suites.get(spec.suite_name)(spec.suite, name=spec.suite_name)
     method = _method(spec)
     requests = suite.requests()
@@ -276,13 +278,17 @@ def _texts(
 def _method_identity(spec: RunSpec, method: Method[Any], data_digest: str) -> dict[str, Any]:
     method_identity = method.identity()
     first = {key: method_identity[key] for key in ("name", "version", "config")}
-    low_rank = low_rank_form(spec.low_rank, spec.model.dtype)
+    low_rank = _low_rank(spec)
     return {
         **first,
         "fit_data": data_digest,
         **({} if method.name == BASE else {"low_rank": low_rank}),
         **method_identity,
     }
+
+
+def _low_rank(spec: RunSpec) -> LowRankForm:
+    return low_rank_form(spec.low_rank, spec.model.dtype, packed=spec.model.quantization != "none")
 
 
 def _requests_digest(requests: Sequence[Request]) -> str:

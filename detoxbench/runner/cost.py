@@ -26,21 +26,21 @@ TIMED_REQUESTS, TIMED_TOKENS, ROUNDS = 16, 16, 5
 
 
 class Meter:
-    """`with Meter(device) as m:` measures `m.seconds` and `m.peak_mb`: the most memory held during the block, the model
-    included, of the GPU or (on Linux) of the process; None where it cannot be measured."""
+    """`with Meter(*lm.devices) as m:` measures `m.seconds` and `m.peak_mb`: the most memory held during the block, the
+    model included, of the GPUs together or (on Linux) of the process; None where it cannot be measured."""
 
     seconds: float
     peak_mb: float | None
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, *devices: torch.device) -> None:
+        self._gpus = [device for device in devices if device.type == "cuda"]
 
     def __enter__(self) -> Meter:
         import torch
 
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
+        for gpu in self._gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+        if not self._gpus:
             _reset_process_peak()
         self._start = time.perf_counter()
         return self
@@ -48,11 +48,10 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         import torch
 
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            self.peak_mb = torch.cuda.max_memory_allocated(self._device) / 2**20
-        else:
-            self.peak_mb = _process_peak_mb()
+        for gpu in self._gpus:
+            torch.cuda.synchronize(gpu)
+        peaks = [torch.cuda.max_memory_allocated(gpu) / 2**20 for gpu in self._gpus]
+        self.peak_mb = sum(peaks) if peaks else _process_peak_mb()
         self.seconds = time.perf_counter() - self._start
 
 
@@ -107,13 +106,13 @@ def running_costs(cell: RunCell, lm: LanguageModel, intervention: Intervention) 
     if all(r.text is not None and not r.text for r in sample):
         return Running()
     if cell.method.name == BASE:
-        with Meter(lm.device) as meter:
+        with Meter(*lm.devices) as meter:
             _timed(cell, lm, sample)
         return Running(1.0, 1.0, meter.peak_mb)
     speeds, guiding = list[float](), list[float]()
     for _ in range(ROUNDS):
         plain = _timed(cell, lm, sample)
-        with lm.applied(intervention), Meter(lm.device) as meter:
+        with lm.applied(intervention), Meter(*lm.devices) as meter:
             under = _timed(cell, lm, sample)
         speeds.append(plain.seconds / under.seconds)
         guiding.append(under.guide_seconds / len(sample))

@@ -68,7 +68,7 @@ def fit_once(cell: RunCell) -> Fit:
         if whole_or_aside(cell.fit_folder):
             return msgspec.json.decode((cell.fit_folder / "fit.json").read_bytes(), type=Fit)
         lm, shelf = language_model(cell), RunShelf(cell)
-        with sharing(shelf), Meter(lm.device) as meter:
+        with sharing(shelf), Meter(*lm.devices) as meter:
             intervention = cell.method.fit(lm, cell.data)
         changes = weights.record(lm, intervention.weights)
         info = {**intervention.info, **weights.as_info(changes)}
@@ -142,7 +142,7 @@ def _groups(
     group: dict[str, Intervention] = {}
     filling = _Filling(gen)
     for record, asked in requests.items():
-        with Meter(lm.device) as meter:
+        with Meter(*lm.devices) as meter:
             intervention = next(fits)
         full = not filling.takes(_size(lm, intervention), len(asked))
         first = record if full or not group else next(iter(group))

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("detoxbench")
 
-_HOW = ("dtype", "device", "chat_template", "template_args", "template_date", "thinking")
+_HOW = (
+    "dtype", "device", "device_map", "max_memory", "quantization", "chat_template", "template_args", "template_date",
+    "thinking",
+)  # fmt: skip
 """How a model is loaded: keywords of `LanguageModel.load`."""
 _held: dict[tuple[tuple[str, str | None, int], bytes, str], LanguageModel] = {}
 """The model in memory: one at the most."""

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.model import precision
+from detoxbench.model.devices import of_inputs
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_PACKAGES = ("detoxbench", "torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "lm_eval")
+_PACKAGES = (
+    "detoxbench", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "numpy", "scikit-learn",
+    "lm_eval",
+)  # fmt: skip
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -45,7 +49,7 @@ def arithmetic(model: PreTrainedModel) -> dict[str, Any]:
 
     return {
         "attention": getattr(model.config, "_attn_implementation", None),
-        "products": precision.NAMES[precision.products(model.device)],
+        "products": precision.NAMES[precision.products(of_inputs(model))],
         "float32_matmul_precision": {
             name: getattr(backend.matmul, "fp32_precision", None)
             for name, backend in (("cuda", torch.backends.cuda), ("mkldnn", torch.backends.mkldnn))

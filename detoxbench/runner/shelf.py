@@ -48,7 +48,7 @@ class RunShelf:
         folder = self._cell.stage("learned", digest([self._cell.identity["model"], key]))
         with self._cell.locked(folder) as held:
             if not whole_or_aside(folder):
-                with Meter(language_model(self._cell).device) as meter:
+                with Meter(*language_model(self._cell).devices) as meter:
                     learned = learn()
                 held()
                 _keep(folder, learned, meter)

@@ -25,6 +25,7 @@ from detoxbench.runner.cell import RunCell, prepare
 from detoxbench.runner.composition import compose_run
 from tests.support import stored
 from tests.support.adapters import adapter_folder, logits, peft_logits
+from tests.support.quantised import quantised
 from tests.support.tiny import same, state, tiny
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -335,34 +336,10 @@ def test_a_compiled_model_is_refused_by_name(how: str) -> None:
         pass
 
 
-class _Packed(torch.Tensor):
-    """Stands for the tensor classes of quantisation libraries."""
-
-
-class _Int8Linear(nn.Linear):
-    """Holds int8 numbers and computes in float."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight.to(x.dtype) / 64)
-
-
-def _quantised(kind: str) -> tuple[LanguageModel, str]:
-    lm = tiny(dtype=BF16)
-    for layer in lm.model.model.layers:
-        old = layer.mlp.down_proj
-        layer.mlp.down_proj = new = _Int8Linear(old.in_features, old.out_features, bias=False)
-        values = old.weight.detach()
-        if kind == "packed":
-            packed = values.as_subclass(_Packed)
-        else:
-            packed = (values * 64).round().clamp(-100, 100).to(getattr(torch, kind))
-        new.weight = nn.Parameter(packed, requires_grad=False)
-    return lm, down(lm)
-
-
 @pytest.mark.parametrize("kind", ["int8", "uint8", "float8_e4m3fn", "float8_e5m2", "packed"])
 def test_a_change_of_a_quantised_weight_is_refused_and_a_side_path_or_hook_beside_it_works(kind: str) -> None:
-    lm, path = _quantised(kind)
+    lm = quantised(kind)
+    path = down(lm)
     low, said = Weight(f"{path}.weight", factors(lm, path, 0.05)), rf"'{path}\.weight' of .* is quantised or packed"
     dense = on(lm, Weight(f"{path}.weight", Dense(torch.ones(32, 48))))
     with pytest.raises(DetoxbenchError, match=said), lm.applied(dense):

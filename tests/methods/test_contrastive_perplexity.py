@@ -387,7 +387,8 @@ def test_layers_in_few_bits_train_and_are_put_back(quantization: str) -> None:
 
 def test_few_bits_without_bitsandbytes_are_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DetoxbenchError, match=r"method\.quantization=nf4 needs bitsandbytes: pip install bitsandbytes"):
+    said = r"method\.quantization=nf4 needs bitsandbytes: pip install 'detoxbench\[bitsandbytes\]'"
+    with pytest.raises(DetoxbenchError, match=said):
         db.methods.create("contrastive_perplexity", quantization="nf4").fingerprints()
 
 

@@ -70,6 +70,17 @@ class Pretended:
             self._storages = {k: held for k, held in self._storages.items() if not held[0].expired()}
         self._storages[storage._cdata] = StorageWeakRef(storage), device
 
+    def grouped(self, lists: Sequence[Sequence[Any]], with_indices: bool = False) -> dict[Any, Any]:
+        """Lists of tensors by the device and type of those of the first list, as optimizers take them: in torch by code
+        in C, which sees where tensors really are."""
+        found: dict[Any, Any] = {}
+        for i, first in enumerate(lists[0]):
+            columns, indices = found.setdefault((self.of(first), first.dtype), ([[] for _ in lists], []))
+            for column, of in zip(columns, lists, strict=True):
+                column += [of[i]] if of else []
+            indices += [i] if with_indices else []
+        return found
+
     def count_copy(self, source: torch.device, to: torch.device, *, blocking: bool = True) -> None:
         """Count a copy from one place to another."""
         if source == to:
@@ -97,7 +108,13 @@ def pretended_device() -> Iterator[Pretended]:
         raise RuntimeError("a device that is pretended has no memory")
 
     cuda = {"get_rng_state": get_rng_state, "set_rng_state": lambda *_: None, "mem_get_info": mem_get_info}
-    with mock.patch.multiple(torch.cuda, **cuda), _loading_in_sight(), meetings, _Names(pretended, meetings):
+    with (
+        mock.patch.multiple(torch.cuda, **cuda),
+        mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", pretended.grouped),
+        _loading_in_sight(),
+        meetings,
+        _Names(pretended, meetings),
+    ):
         yield pretended
 
 

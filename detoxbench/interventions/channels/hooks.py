@@ -18,9 +18,11 @@ from detoxbench.interventions.channels.prompts import Prompt
 from detoxbench.interventions.channels.weights import Weight, edits, require_eager
 from detoxbench.interventions.operations import bound, found, on_device
 from detoxbench.interventions.per_row import per_row_weights
+from detoxbench.model.devices import computes_on
 from detoxbench.model.in_force import Companion
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
@@ -144,17 +146,20 @@ def register(
     """Have the hook act on `lm`: on all rows, or on those whose indices `rows()` gives, [rows under it]; None: none.
     `companions` are the numbers of the interventions that it carries; then it acts on the rows' own sequences."""
     module = lm.architecture.module(hook.module)
-    change = _comparing(lm, hook, companions) if companions else _steering(lm, hook)
+    device = computes_on(module, lm.device)
+    change = _comparing(lm, hook, device, companions) if companions else _steering(lm, hook, device)
 
     def on_first(value: Any) -> Any:
         return (chosen(value[0]), *value[1:]) if isinstance(value, tuple) else chosen(value)
 
     def chosen(x: Tensor) -> Tensor:
+        x = x.to(device)  # where a model is spread, what comes in may be on the device before
         if rows is None:
             return change(x, lm.in_force.prompt_positions[0])
         indices = rows()
         if indices is None:
             return x
+        indices = indices.to(device)
         batch = x.reshape(lm.in_force.prompt_positions[0], -1, x.shape[-1])  # as below
         part = change(batch.index_select(0, indices), len(indices))
         return batch.index_copy(0, indices, part).reshape(x.shape)
@@ -170,11 +175,11 @@ def _left_alone(lm: Model, hook: Hook, positions: int) -> int:
     return min({"all": 0, "generated": prompt, "predicting": max(prompt - 1, 0)}[hook.positions], positions)
 
 
-def _steering(lm: Model, hook: Hook) -> Callable[[Tensor, int], Tensor]:
+def _steering(lm: Model, hook: Hook, device: torch.device) -> Callable[[Tensor, int], Tensor]:
     """change(x, rows): the hook's function at the positions where it acts."""
     import torch
 
-    function = bound(hook.op, hook.tensors, hook.params, lm)
+    function = bound(hook.op, hook.tensors, hook.params, device)
 
     def change(x: Tensor, rows: int) -> Tensor:
         if hook.positions == "all" or not lm.in_force.prompt_positions[1]:
@@ -188,9 +193,11 @@ def _steering(lm: Model, hook: Hook) -> Callable[[Tensor, int], Tensor]:
     return change
 
 
-def _comparing(lm: Model, hook: Hook, companions: Mapping[str, int]) -> Callable[[Tensor, int], Tensor]:
+def _comparing(
+    lm: Model, hook: Hook, device: torch.device, companions: Mapping[str, int]
+) -> Callable[[Tensor, int], Tensor]:
     """change(x, rows): the hook's function of the rows' own sequences and of those of its `companions` beside them."""
-    function, tensors, on = found(hook.op), on_device(hook.tensors, lm), lm.in_force
+    function, tensors, on = found(hook.op), on_device(hook.tensors, device), lm.in_force
 
     def change(x: Tensor, rows: int) -> Tensor:
         # 1. The positions where it acts, [streams, positions, width]: they end alike in all streams.
@@ -205,11 +212,12 @@ def _comparing(lm: Model, hook: Hook, companions: Mapping[str, int]) -> Callable
             )
         new = streams[:, left:]
         # 2. What becomes of the rows' own, [rows, positions, width].
-        state = HookState(tensors, hook.params, {name: new[on.beside[n]] for name, n in companions.items()})
-        changed = function(new[on.beside[0]], state)
+        own = on.beside[0].to(device)
+        carried = {name: new[on.beside[n].to(device)] for name, n in companions.items()}
+        changed = function(new[own], HookState(tensors, hook.params, carried))
         # 3. All streams again.
         result = streams.clone()
-        result[on.beside[0], left:] = changed.to(x.dtype)
+        result[own, left:] = changed.to(x.dtype)
         return result.reshape(x.shape)
 
     return change

@@ -84,7 +84,7 @@ def put_on(lm: Model, part: LogitOp, undo: ExitStack, variant: int | None = None
     on.logit_functions.append(
         LogitFunction(
             found(part.op),
-            on_device(part.tensors, lm),
+            on_device(part.tensors, lm.device),
             part.params,
             companions,
             frozenset(part.asks),

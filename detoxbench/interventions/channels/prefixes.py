@@ -11,6 +11,7 @@ from detoxbench.engine.forward import cache_name
 from detoxbench.engine.kv_cache import Cache
 from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.channels.base import Channel
+from detoxbench.model.devices import computes_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +50,9 @@ class Prefix(Channel):
 
 def _prefixed(lm: Model, prefix: Prefix) -> Callable[..., Any]:
     """A pre-hook of the whole model: an empty cache begins with the prefix, which every position may look at."""
-    kv = prefix.kv.to(lm.device, lm.dtype)
-    tokens = kv.shape[3]
+    modules = map(lm.architecture.module, lm.architecture.layers)
+    kv = [of.to(computes_on(m, lm.device), lm.dtype) for of, m in zip(prefix.kv, modules, strict=True)]
+    tokens = prefix.kv.shape[3]
     config, name = lm.model.config.get_text_config(), cache_name(lm.model.__class__)
     if not Cache(config, tokens).movable:
         raise DetoxbenchError(

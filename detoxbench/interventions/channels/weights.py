@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from detoxbench.errors import DetoxbenchError
 from detoxbench.interventions.channels.base import Channel
 from detoxbench.interventions.channels.deltas import Delta, Dense, LowRank
-from detoxbench.model.devices import with_float64
+from detoxbench.model.devices import computes_on, offloaded, with_float64
 from detoxbench.model.finite import require_finite
+from detoxbench.model.quantization import packed
 
 if TYPE_CHECKING:
     import torch
@@ -133,12 +134,7 @@ def require_eager(lm: Model) -> None:
 
 def require_plain(lm: Model, name: str, parameter: Tensor) -> None:
     """Raises DetoxbenchError for a parameter that a change cannot be added to: quantised, packed, or not in memory."""
-    import torch
-
-    kind = str(parameter.dtype).removeprefix("torch.")
-    plain = type(parameter) in (torch.Tensor, torch.nn.Parameter)
-    if not plain or not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
-        what = kind if plain else f"{type(parameter).__name__}, {kind}"
+    if what := packed(parameter):
         raise DetoxbenchError(
             f"'{name}' of '{lm.name}' is quantised or packed ({what}), and a change of it would be lost: load the "
             "model in float32, bfloat16 or float16 (low-rank changes of linear layers also work with "
@@ -147,8 +143,16 @@ def require_plain(lm: Model, name: str, parameter: Tensor) -> None:
     if parameter.is_meta:
         raise DetoxbenchError(
             f"'{name}' of '{lm.name}' is not in memory (device meta, offloaded), and a change of it would be lost: "
-            "load the model whole on one device"
+            "load the model without offloading (a larger GPU, or more of them); low-rank changes of linear layers also "
+            "work with low_rank=side_path"
         )
+
+
+def require_in_memory(lm: Model, path: str = "") -> None:
+    """Raises DetoxbenchError where a parameter of the module (of the whole model) is offloaded."""
+    module = lm.architecture.module(path)
+    if (name := offloaded(module)) is not None:
+        require_plain(lm, f"{path}.{name}".lstrip("."), module.get_parameter(name))
 
 
 def _plain(lm: Model, name: str, parameter: Tensor) -> bool:
@@ -233,6 +237,7 @@ def _changes(lm: Model, weights: Sequence[Weight], low_rank: str) -> Iterator[_C
             new_bias = leaf == "bias" and getattr(module, "bias", False) is None
             if not new_bias or any(isinstance(part, LowRank) for part in parts):
                 raise DetoxbenchError(f"{type(lm.model).__name__} has no parameter '{name}'")
+            require_in_memory(lm, path)
         elif name not in meant and (
             shared := [n for n in sharers[target.data_ptr()] if n != name and not target.is_meta]
         ):
@@ -345,7 +350,7 @@ def put_on(lm: Model, weights: Sequence[Weight], undo: ExitStack) -> None:
 
 
 def _put_beside(lm: Model, path: str, module: nn.Module, low: LowRank, undo: ExitStack) -> None:
-    low = on_device(low, module)
+    low = on_device(low, module, lm.device)
     forward: Callable[..., Tensor] = module.forward
     replace_forward(module, lambda x, *args, **kwargs: with_side_path(forward(x, *args, **kwargs), x, low), undo)
     stacked = lm.in_force.side_paths.setdefault(path, [])
@@ -353,9 +358,9 @@ def _put_beside(lm: Model, path: str, module: nn.Module, low: LowRank, undo: Exi
     undo.callback(stacked.pop)
 
 
-def on_device(low: LowRank, module: nn.Module) -> LowRank:
-    """The factors in float32 where the module's weight is."""
-    device: Any = module.weight.device
+def on_device(low: LowRank, module: nn.Module, otherwise: torch.device) -> LowRank:
+    """The factors in float32 where the module computes."""
+    device = computes_on(module, otherwise)
     return LowRank(low.a.to(device).float(), low.b.to(device).float())
 
 
@@ -363,7 +368,8 @@ def with_side_path(output: Tensor, x: Tensor, low: LowRank) -> Tensor:
     """The output [..., out] of a linear map of `x` [..., in], and (x A^T) B^T, added in float32 and rounded once."""
     from torch.nn.functional import linear
 
-    return (output.float() + linear(linear(x.float(), low.a), low.b)).to(output.dtype)
+    x = x.to(output.device, low.a.dtype)  # where a model is spread, what comes in may be on the device before
+    return (output.float() + linear(linear(x, low.a), low.b)).to(output.dtype)
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
