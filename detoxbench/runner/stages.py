@@ -21,6 +21,7 @@ import msgspec
 from detoxbench.config import BASE, SCHEMA_VERSION, RunSpec
 from detoxbench.data.contamination import contamination, fit_texts
 from detoxbench.files.lines import encode
+from detoxbench.files.private_paths import impersonal, without_paths
 from detoxbench.files.sealing import seal, whole_or_aside
 from detoxbench.files.writing import link, make_runs_dir, write_atomic, write_folder
 from detoxbench.records import Counts, Measure, Sample
@@ -134,7 +135,8 @@ def _finish(done: _Done, base_folder: Path | None, lines: Sequence[str]) -> RunR
     def fill(folder: Path) -> None:
         _link_stages(cell, folder)
         write_atomic(folder / "clusters.json", encode(Clusters.of(measures)))
-        write_atomic(folder / "log.txt", "".join(f"{line}\n" for line in lines).encode())
+        shown = "".join(f"{without_paths(line, impersonal)}\n" for line in lines)
+        write_atomic(folder / "log.txt", shown.encode())
         write_atomic(folder / "run.json", msgspec.json.format(encode(record), indent=1))
         seal(folder)
 
@@ -165,24 +167,24 @@ def _record(done: _Done, measures: Sequence[Measure], counts: Counts, base_run_i
         schema=SCHEMA_VERSION,
         run_id=cell.keys.run,
         created=now(),
-        model=spec.model.name or spec.model.path,
+        model=without_paths(spec.model.name or spec.model.path, impersonal),
         method=cell.method.name,
         suite=cell.suite.name,
         scorer=cell.scorers["main"].name,
         seed=spec.seed,
         identity=dict(cell.identity),
-        spec=dataclasses.asdict(spec),
+        spec=without_paths(dataclasses.asdict(spec), impersonal),
         metrics=attach(measures),
         counts=_counts(cell, done.answers.samples, counts, generation) | ({"failed_scores": failed} if failed else {}),
         # What texts cost that were written elsewhere is not known here, and not 0.
         cost={k: None if cell.texts is not None else _measured(measured_in, c.measured) for k, c in COSTS.items()},
-        diagnostics=fit.info,
+        diagnostics=without_paths(fit.info, impersonal),
         fit=fit.digest,
         data=cell.data_names(),
         fidelity=cell.method.fidelity or None,
         base_run_id=base_run_id,
         provenance={
-            **provenance(torch.device(generation.device)),
+            **without_paths(provenance(torch.device(generation.device)), impersonal),
             **generation.arithmetic,
             "seconds": {"generate": generation.seconds, "score": scored},
             "work": done.work._asdict(),

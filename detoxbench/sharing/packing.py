@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
@@ -29,6 +28,7 @@ import msgspec
 from detoxbench import __version__
 from detoxbench.config import SCHEMA_VERSION
 from detoxbench.errors import DetoxbenchError, UsageError
+from detoxbench.files.private_paths import is_local, without_paths
 from detoxbench.files.sealing import seal
 from detoxbench.files.writing import make_runs_dir, write_atomic, write_folder
 from detoxbench.results.store import VERIFIED, Run, RunRecord, Verified, is_run, runs
@@ -137,45 +137,19 @@ def shared(record: RunRecord, where: str) -> RunRecord:
 
     Raises DetoxbenchError where the identity holds a local path, since without it the run id would be another.
     """
-    if leak := next(((key, value) for key, value in _strings(record.identity) if _is_local(value)), None):
+    if leak := next(((key, value) for key, value in _strings(record.identity) if is_local(value)), None):
         raise DetoxbenchError(
             f"run '{where}' has a local path in its identity, which cannot be taken out: {leak[0]}={leak[1]!r}; run it "
             "again from a place that may be shown"
         )
-    spec = {key: _without_paths(value) for key, value in record.spec.items() if key != "tracker"}
+    spec = {key: without_paths(value) for key, value in record.spec.items() if key != "tracker"}
     return msgspec.structs.replace(
         record,
-        model=_without_paths(record.model),
+        model=without_paths(record.model),
         spec=spec | {"runs_dir": "runs"},
-        diagnostics=_without_paths(record.diagnostics),
-        provenance={k: _without_paths(v) for k, v in record.provenance.items() if k in SHARED_PROVENANCE},
+        diagnostics=without_paths(record.diagnostics),
+        provenance={k: without_paths(v) for k, v in record.provenance.items() if k in SHARED_PROVENANCE},
     )
-
-
-_INSIDE = re.compile(r"(?<![\w.:/\\])(?:file:/*|~|[A-Za-z]:(?=[\\/]))?(?:[\\/][^\s\\/'\",;()\[\]{}<>]+){2,}")
-"""A path inside a longer text, of two parts at least."""
-
-
-def _is_local(text: str) -> bool:
-    """Whether all of `text` is a path of this machine: absolute, in somebody's home, upwards, or of a file here."""
-    if not text or "\n" in text or len(text) > 4096:
-        return False
-    parts = PureWindowsPath(text).parts  # knows both separators
-    if PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive or text.startswith(("~", "file:", "\\")):
-        return " /" not in text  # "/ or not" is prose
-    return ".." in parts or (len(parts) > 1 and os.path.exists(text))
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(inner) for inner in value]
-    if isinstance(value, str):
-        if _is_local(value):
-            return PureWindowsPath(value).name
-        return _INSIDE.sub(lambda match: PureWindowsPath(match[0]).name, value)
-    return value
 
 
 def _strings(value: Any, path: str = "identity") -> Iterator[tuple[str, str]]:
