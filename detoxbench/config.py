@@ -229,6 +229,9 @@ class RunSpec:
     with_base: bool = runtime(
         True, "also run the base model (method=none) and the method's controls, once for all, to compare against"
     )
+    cells_per_job: int = runtime(
+        1, "cells of one model that a job of a multirun runs one after the other, with the model loaded once", ge=1
+    )
 
 
 def unescaped(text: str) -> str:

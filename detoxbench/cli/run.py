@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from detoxbench.config import RunSpec
     from detoxbench.results.store import MetricRecord, RunRecord
     from detoxbench.runner.multirun import Failure, Multirun
+    from detoxbench.runner.stages import RunResult
 
 HELP = """\
 Overrides are Hydra's: group=choice (method=destein), key=value (method.alpha=0.3), experiment=NAME. With -m several
@@ -54,16 +57,16 @@ def main(argv: list[str]) -> int:
     try:
         cells = _foreseen(args)
     except composition.UnforeseeableSweep as sweep:  # such cells are checked when their turn comes
-        return _run_by_hydra(argv, args.overrides, multirun.unforeseeable(command, sweep.runs_dir))
+        return _run_by_hydra(argv, args, multirun.unforeseeable(command, sweep.runs_dir))
     if cells is None:
-        return _run_by_hydra(argv, args.overrides, multirun.unforeseeable(command, "runs"))
+        return _run_by_hydra(argv, args, multirun.unforeseeable(command, "runs"))
     titles, specs = _titles([overrides for overrides, _ in cells]), [spec for _, spec in cells]
     plans = multirun.planned(specs)  # a mistake in any of them is raised before the first one begins
     if all(plan.finished for plan in plans):
         return _report_again(titles, specs)
     for spec in specs:
         make_runs_dir(Path(spec.runs_dir))
-    return _run_by_hydra(argv, args.overrides, multirun.begin(command, titles, specs, plans))
+    return _run_by_hydra(argv, args, multirun.begin(command, titles, specs, plans))
 
 
 def _foreseen(args: argparse.Namespace) -> list[tuple[list[str], RunSpec]] | None:
@@ -97,52 +100,103 @@ def _report_again(titles: Sequence[str], specs: Sequence[RunSpec]) -> int:
     return OK
 
 
-def _run_by_hydra(argv: Sequence[str], overrides: Sequence[str], cells: Multirun) -> int:
+def _run_by_hydra(argv: Sequence[str], args: argparse.Namespace, cells: Multirun) -> int:
     """Have Hydra run the cells, here or by its launcher elsewhere; the exit code is the worst of them."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from detoxbench.runner import composition
-    from detoxbench.runner.stages import run
 
-    # Hydra reads the arguments from sys.argv, and unless told otherwise prints errors in its own way and exits.
-    sys.argv = ["detoxbench run", *_flags(argv, overrides), *composition.settable(overrides)]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    command, parent = sys.argv, os.getpid()
-    tried: set[int] = set()
-    failed: dict[int, Failure] = {}  # both of this process
+    flags = ["detoxbench run", *_flags(argv, args.overrides)]
+    work = _Work(cells, [*flags, *composition.settable(args.overrides)], os.getpid())
 
-    def job(cfg: DictConfig) -> None:  # travels to the processes of a launcher: what it changes here stays there
-        os.chdir(HydraConfig.get().runtime.cwd)  # paths are relative to where the command was given
-        sys.argv = command  # as the run records it
-        hydra_job, many = HydraConfig.get().job, HydraConfig.get().mode is RunMode.MULTIRUN
-        number = hydra_job.num if many else 0
-        title = cells.titles[number] if cells.titles else f"[{number + 1}] {hydra_job.override_dirname}"
-        tried.add(number)
-        if many:
-            _announce(title)
-
-        def work() -> None:
-            result = run(composition.run_spec(cfg))
-            if os.getpid() == parent:  # of other processes it is told at the end, in order
-                _report(result.record, result.folder, cached=result.cached)
-
-        if failure := cells.attempt(number, title, work, many=many):
-            failed[number] = failure
+    def job(cfg: DictConfig) -> None:
+        work.do(cfg)
 
     composition.register_search_path()
+    # Hydra reads the arguments from sys.argv, and unless told otherwise prints errors in its own way and exits.
+    jobs = args.overrides
+    if len(cells.specs) > 1:
+        jobs = composition.of_jobs(args.overrides + config_dir(args.config_dir), len(cells.jobs))
+    sys.argv = [*flags, *composition.settable(jobs)]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     code = OK
     try:
         hydra.main(str(composition.conf_dir()), "config", composition.VERSION_BASE)(job)()
     except Exception as error:
-        if tried:  # cells ran here: it is no launcher's
+        if work.tried:  # cells ran here: it is no launcher's
             raise
         code = complain(f"the launcher stopped: {type(error).__name__}: {first_line(error)}", FAILURE)
-    failures = cells.failures() | failed  # a full disk holds none
-    code = max(code, _report_others(cells, tried | failures.keys()))
+    failures = cells.failures() | work.failed  # a full disk holds none
+    code = max(code, _report_others(cells, work.tried | failures.keys()))
     cells.end()
     return max([code, *(_complain(failures[number]) for number in sorted(failures))])
+
+
+@dataclass
+class _Work:
+    """What the jobs of a command do. It travels to the processes of a launcher: what it notes there stays there."""
+
+    cells: Multirun
+    command: list[str]
+    """As the runs record it."""
+    parent: int
+    """The process where the command was given."""
+    tried: set[int] = field(default_factory=set)
+    failed: dict[int, Failure] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._reports = _InOrder()
+
+    def do(self, cfg: DictConfig) -> None:
+        """Run the cells of a job of Hydra's, configured by `cfg`."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra, cells = HydraConfig.get(), self.cells
+        os.chdir(hydra.runtime.cwd)  # paths are relative to where the command was given
+        sys.argv = self.command
+        many = hydra.mode is RunMode.MULTIRUN
+        number = hydra.job.num if many else 0
+        for cell in cells.jobs[number] if cells.jobs else [number]:
+            title = cells.titles[cell] if cells.titles else f"[{cell + 1}] {hydra.job.override_dirname}"
+            known = cells.specs[cell] if cells.specs else None
+            self._attempt(cell, title, partial(_spec, known, cfg), many)
+
+    def _attempt(self, number: int, title: str, spec: Callable[[], RunSpec], many: bool) -> None:
+        from detoxbench.runner.stages import run
+
+        self.tried.add(number)
+        if many:
+            _announce(title)
+        done: list[RunResult] = []
+        failure = self.cells.attempt(number, title, lambda: done.append(run(spec())), many=many)
+        if failure:
+            self.failed[number] = failure
+        if os.getpid() == self.parent:  # of other processes it is told at the end
+            self._reports.add(number, None if failure else done[0])
+
+
+def _spec(known: RunSpec | None, cfg: DictConfig) -> RunSpec:
+    """The run of a cell, known beforehand or not."""
+    from detoxbench.runner import composition
+
+    return known or composition.run_spec(cfg)
+
+
+class _InOrder:
+    """Reports runs in the order of the command, each as soon as all before it are done."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, RunResult | None] = {}
+        self._next = 0
+
+    def add(self, number: int, result: RunResult | None) -> None:
+        """A cell is done; without a result where it failed."""
+        self._waiting[number] = result
+        while self._next in self._waiting:
+            if result := self._waiting.pop(self._next):
+                _report(result.record, result.folder, cached=result.cached)
+            self._next += 1
 
 
 def _report_others(cells: Multirun, told: Set[int]) -> int:

@@ -196,6 +196,14 @@ def swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, Override]]:
         return fixed, several
 
 
+def of_jobs(overrides: Sequence[str], count: int) -> list[str]:
+    """The overrides by which Hydra starts so many jobs where `overrides` say, whatever cells they run: what those say
+    of Hydra and the launcher, and the number of the job. Raises as `swept`."""
+    fixed, _ = swept(overrides)
+    kept = [text for text in fixed if re.match(r"[+~]*(hydra[./]|(launcher|experiment|runs_dir)=)", text)]
+    return [*kept, "hydra.mode=MULTIRUN", "hydra.sweeper.params=null", f"+job=range({count})"]
+
+
 def _with_params(overrides: Sequence[str], whole: DictConfig) -> list[Override]:
     """The sweeper's own overrides, then those given, parsed. Needs `_hydra`."""
     from hydra.core.global_hydra import GlobalHydra
@@ -225,7 +233,7 @@ def run_spec(cfg: DictConfig) -> RunSpec:
     require_values(cfg)
     values = _resolved(cfg)
     builders = _builders()
-    known = [*builders, "seed", "low_rank", "runs_dir", "runs_lock", "with_base"]
+    known = [*builders, "seed", "low_rank", "runs_dir", "runs_lock", "with_base", "cells_per_job"]
     for key in values:
         if key not in known:
             raise UsageError(f"unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from detoxbench.config import ModelSpec
 from detoxbench.model.devices import empty_caches
 from detoxbench.runner.cell import RunCell
 
@@ -28,14 +29,15 @@ _held: dict[tuple[tuple[str, str | None, int], bytes, str], LanguageModel] = {}
 
 def language_model(cell: RunCell) -> LanguageModel:
     """The cell's model in memory."""
-    model = cell.spec.model
-    lm = _loaded(
-        (model.path, model.revision, model.seed),
-        msgspec.json.encode({key: getattr(model, key) for key in _HOW}),
-        cell.identity["model"]["fingerprint"],
-    )
+    lm = _loaded(*loaded_as(cell.spec.model), cell.identity["model"]["fingerprint"])
     lm.low_rank = cell.low_rank  # set here, so that both forms share what is loaded
     return lm
+
+
+def loaded_as(model: ModelSpec) -> tuple[tuple[str, str | None, int], bytes]:
+    """Where a model is loaded from and how: of two models with the same, what is in memory is shared."""
+    how = msgspec.json.encode({key: getattr(model, key) for key in _HOW})
+    return (model.path, model.revision, model.seed), how
 
 
 def _loaded(where: tuple[str, str | None, int], how: bytes, fingerprint: str) -> LanguageModel:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -31,6 +31,7 @@ from detoxbench.files.locking import is_held
 from detoxbench.files.writing import write_atomic
 from detoxbench.results.store import Run, RunRecord, is_run
 from detoxbench.runner.cell import RunCell, checkpoint_folder
+from detoxbench.runner.loaded import loaded_as
 from detoxbench.runner.plan import Plan, plan
 from detoxbench.text import first_line
 
@@ -141,6 +142,10 @@ class Multirun:
     """By number, the folder of each cell's record; one for all where only Hydra's sweeper knows them."""
     folders: Sequence[Path | None] = ()
     """By number, the folder of each cell's run; None while its model is not there to be identified."""
+    specs: Sequence[RunSpec] = ()
+    """By number, what each cell is."""
+    jobs: Sequence[Sequence[int]] = ()
+    """The numbers of the cells, in the order in which jobs run them."""
 
     def attempt(self, number: int, title: str, work: Callable[[], object], *, many: bool = True) -> Failure | None:
         """Do the work of a cell; of one of many once more where that may help. Its failure is returned, and recorded
@@ -209,7 +214,16 @@ def begin(command: Sequence[str], titles: Sequence[str], specs: Sequence[RunSpec
         by_folder.setdefault(Path(spec.runs_dir).absolute(), []).extend(cells)
     homes = {runs_dir: _begin_in(runs_dir, command, cells) for runs_dir, cells in by_folder.items()}
     folders = [Path(s.runs_dir) / p.run_id if p.run_id else None for s, p in zip(specs, plans, strict=True)]
-    return Multirun(titles, [homes[Path(spec.runs_dir).absolute()] for spec in specs], folders)
+    return Multirun(titles, [homes[Path(spec.runs_dir).absolute()] for spec in specs], folders, specs, _jobs(specs))
+
+
+def _jobs(specs: Sequence[RunSpec]) -> list[list[int]]:
+    """The numbers of the cells by job. Those of one model come after another, so that a process loads it once."""
+    by_model: dict[Any, list[int]] = {}
+    for number, spec in enumerate(specs):
+        by_model.setdefault(loaded_as(spec.model), []).append(number)
+    size = specs[0].cells_per_job
+    return [cells[first : first + size] for cells in by_model.values() for first in range(0, len(cells), size)]
 
 
 def unforeseeable(command: Sequence[str], runs_dir: str) -> Multirun:

@@ -148,6 +148,23 @@ def test_a_failed_job_is_one_line_and_code_1_and_the_others_run(tmp_path: Path) 
     assert "1 failed" in detoxbench(tmp_path, "status").stdout
 
 
+def test_cells_of_one_model_run_together_and_are_told_in_the_order_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    short = "# @package _global_\ndefaults:\n  - override /suite: utility\nsuite:\n  limit: 2\n"
+    (tmp_path / "mine" / "experiment" / "short.yaml").write_text(short)
+    several = ["method=none,self_reminder", "model.dtype=float32,bfloat16", "with_base=false"]
+    done = detoxbench(tmp_path, "run", "-m", "--config-dir", "mine", "experiment=short", *several)
+    assert done.returncode == 0, done.stderr
+    begun = [line.partition("]")[0] + "]" for line in done.stderr.splitlines()]
+    assert begun == ["[1/4]", "[3/4]", "[2/4]", "[4/4]"], "a model is loaded once"
+    told = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("model=")]
+    records = [json.loads((tmp_path / folder / "run.json").read_bytes()) for folder in told]
+    assert [(record["method"], record["spec"]["model"]["dtype"]) for record in records] == [
+        ("none", "float32"), ("none", "bfloat16"), ("self_reminder", "float32"), ("self_reminder", "bfloat16"),
+    ]  # fmt: skip
+    assert "experiment=short" in records[0]["provenance"]["command"]
+
+
 def test_a_run_works_from_any_folder_and_leaves_only_the_runs_folder(tmp_path: Path) -> None:
     argv = ["run", "suite=utility", "suite.limit=2", "runs_dir=here"]
     done = detoxbench(tmp_path, *argv)

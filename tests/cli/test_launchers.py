@@ -98,6 +98,18 @@ def test_several_processes_leave_the_same_bytes_and_leaderboard(extra: str, one_
 
 
 @pytest.mark.parametrize("extra", LAUNCHERS)
+def test_a_job_of_several_cells_leaves_the_same_and_tells_them_in_order(extra: str, tmp_path: Path) -> None:
+    """Two models, each with two cells, that the command names in turn."""
+    cells = ["run", "-m", "method=none,self_reminder", "model.dtype=float32,bfloat16", "suite=utility", "suite.limit=2"]
+    (tmp_path / "apart").mkdir()
+    by_one = detoxbench(tmp_path / "apart", *cells)
+    done = detoxbench(tmp_path, *cells, "cells_per_job=2", *chosen(extra))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == by_one.stdout
+    assert contents(tmp_path / "runs") == contents(tmp_path / "apart" / "runs")
+
+
+@pytest.mark.parametrize("extra", LAUNCHERS)
 def test_what_fails_in_another_process_is_told_here_and_the_others_go_on(extra: str, tmp_path: Path) -> None:
     cells = ["run", "-m", "model=hf", "model.path=absent,fable", "suite=utility", "suite.limit=2"]
     done = detoxbench(tmp_path, *cells, *chosen(extra))

@@ -322,6 +322,12 @@ def test_a_launcher_in_a_group_with_several_values_is_refused(tmp_path: Path) ->
     assert len(cells([place, "experiment=there", "seed=1,2"], multirun=True)) == 2, "by itself it is read"
 
 
+def test_jobs_are_started_by_what_is_said_of_hydra_and_the_launcher_alone() -> None:
+    said = ["hydra.verbose=true", "+hydra.job_logging.x=1", "launcher=basic", "runs_dir=here"]
+    given = ["method=destein,none", "seed=1", "++gen.n=2", *said]
+    assert composition.of_jobs(given, 3) == [*said, "hydra.mode=MULTIRUN", "hydra.sweeper.params=null", "+job=range(3)"]
+
+
 def test_one_wrong_cell_refuses_all() -> None:
     with pytest.raises(UsageError, match=r"unknown key 'method.alpha' of method 'none'"):
         composition.cells(["method=destein,none", "method.alpha=0.3"], multirun=True)

@@ -56,6 +56,16 @@ def test_what_is_left_is_told_with_the_runs_to_compare_with(tmp_path: Path) -> N
     assert found.stopped == ["detoxbench run -m"]
 
 
+@pytest.mark.parametrize(
+    ("size", "jobs"),
+    [(1, [[0], [2], [4], [1], [3], [5]]), (2, [[0, 2], [4], [1, 3], [5]]), (9, [[0, 2, 4], [1, 3, 5]])],
+)
+def test_jobs_are_cells_of_one_model(size: int, jobs: list[list[int]], tmp_path: Path) -> None:
+    found, _ = begun(tmp_path, "seed=0,1,2", "model.dtype=float32,bfloat16", f"cells_per_job={size}")
+    assert found.jobs == jobs
+    assert [found.specs[0].model.dtype, found.specs[1].model.dtype] == ["float32", "bfloat16"]
+
+
 def test_a_base_that_is_a_cell_itself_stands_once(tmp_path: Path) -> None:
     begun(tmp_path, METHODS)
     assert [left.title for left in status(tmp_path).left] == ["[1/2]", "[2/2]"]
