@@ -18,18 +18,11 @@ _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "_sta
 
 
 def pick_device(device: str) -> str:
-    """auto is cuda, else mps, else cpu; cuda is the GPU that this process has taken, where it has taken one of several.
-    Raises UsageError for a device that is not there."""
+    """auto is cuda, else mps, else cpu. Raises UsageError for a device that is not there."""
     import torch
 
-    auto = device == "auto"
-    if auto:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    initialized: Callable[[], bool] = torch.cuda.is_initialized
-    if device == "cuda" and initialized() and (taken := torch.cuda.current_device()):
-        return f"cuda:{taken}"  # by number, since threads of a library would take the first one
-    if auto:
-        return device
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -234,13 +234,20 @@ def _hide_the_launcher() -> None:
 
 
 def _take_gpu(local: int) -> None:
-    """Make the GPU of this number the one that `cuda` means, `local` being the process's among those of its machine."""
+    """Leave only one GPU to be seen, for whatever runs here: the one of this number, `local` being the process's among
+    those of its machine."""
     import torch
 
-    if count := torch.cuda.device_count():
-        if local >= count:
-            log.warning("process %d of this machine shares a GPU with another one: there are %d", local, count)
-        torch.cuda.set_device(local % count)
+    if not (count := torch.cuda.device_count()):
+        return
+    if local >= count:
+        log.warning("process %d of this machine shares a GPU with another one: there are %d", local, count)
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[local % count]
+    if torch.cuda.device_count() > 1:
+        raise DetoxbenchError(
+            "CUDA counts its devices before one can be chosen: set CUDA_VISIBLE_DEVICES for each process"
+        )
 
 
 @contextmanager

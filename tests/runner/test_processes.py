@@ -16,6 +16,7 @@ import pytest
 import detoxbench as db
 from detoxbench import cli
 from detoxbench.engine.share import Share
+from detoxbench.errors import DetoxbenchError
 from detoxbench.runner import processes
 from tests.support.processes import Process
 
@@ -149,17 +150,30 @@ def test_a_single_process_of_a_launcher_is_one_alone(monkeypatch: pytest.MonkeyP
     assert processes.launched() == Share(0, 2)
 
 
-@pytest.mark.parametrize(("local", "taken", "told"), [(1, 1, False), (3, 1, True)])
-def test_each_process_has_a_gpu_of_its_own(
-    local: int, taken: int, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("seen", "local", "taken"),
+    [(None, 1, "1"), ("4,6", 0, "4"), ("4,6", 1, "6"), (None, 3, "1"), ("GPU-a,GPU-b", 1, "GPU-b")],
+)
+def test_each_process_sees_a_gpu_of_its_own(
+    seen: str | None, local: int, taken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As if there were two: `cuda` is then the one that was taken."""
-    given: list[int] = []
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("torch.cuda.set_device", given.append)
+    """As if there were two."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    monkeypatch.setattr(
+        "torch.cuda.device_count", lambda: len((os.environ["CUDA_VISIBLE_DEVICES"] or "0,1").split(","))
+    )
     processes._take_gpu(local)
-    assert given == [taken]
-    assert ("shares a GPU" in caplog.text) == told
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == taken
+    assert ("shares a GPU" in caplog.text) == (local == 3)
+
+
+def test_where_no_gpu_can_be_chosen_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(DetoxbenchError, match="set CUDA_VISIBLE_DEVICES"):
+        processes._take_gpu(0)
 
 
 @pytest.mark.slow
