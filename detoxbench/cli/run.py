@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     """`detoxbench run`: checks every cell that can be foreseen, then leaves the running to Hydra."""
     from hydra._internal.utils import get_args_parser
 
+    from detoxbench.files import sweeping
     from detoxbench.files.writing import make_runs_dir
     from detoxbench.runner import composition, multirun
 
@@ -64,8 +65,9 @@ def main(argv: list[str]) -> int:
     plans = multirun.planned(specs)  # a mistake in any of them is raised before the first one begins
     if all(plan.finished for plan in plans):
         return _report_again(titles, specs)
-    for spec in specs:
-        make_runs_dir(Path(spec.runs_dir))
+    for runs_dir in dict.fromkeys(Path(spec.runs_dir) for spec in specs):
+        make_runs_dir(runs_dir)
+        sweeping.sweep(runs_dir)
     return _run_by_hydra(argv, args, multirun.begin(command, titles, specs, plans))
 
 
