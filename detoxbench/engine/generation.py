@@ -18,9 +18,9 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -215,7 +215,8 @@ def _finished(
     new = [row for row in batch if (row.request.id, row.sample) not in done]
     if not new:
         return
-    if fits_in_memory(lambda: _run(lm, batch, gen, end_ids)):
+    write = partial(_run, lm) if lm.backend is None else lm.backend.write
+    if fits_in_memory(lambda: write(batch, gen, end_ids)):
         texts = answers(lm.tokenizer, [(row.prompt, row.new) for row in new], lm.thinking)
         yield [
             Generated(_sample(lm, row, *text), row.near_ties, row.truncated_prompt)
@@ -524,15 +525,46 @@ def _choose(
     decided on the row computed alone."""
     import torch
 
+    place, check = batch.place(read.hidden, after), partial(_check, lm, rows=batch.rows, gen=gen, step=step)
+    tokens, near_ties = chosen(lm, read.logits, batch.streams, place, batch.keys, gen, step, spacing, check)
+    for i in torch.nonzero(near_ties)[:, 0].tolist():
+        row = batch.rows[i]
+        if row.done:
+            continue
+        row.near_ties += 1
+        if spacing <= precision.FLOAT32:
+            alone = _alone(lm, row)
+            token, _ = pick(alone, batch.keys[i : i + 1], gen, step, 0.0)
+            _check(lm, alone, token, [row], gen, step)
+            tokens[i] = token[0]
+    return tokens
+
+
+def chosen(
+    lm: Model,
+    logits: Tensor,
+    streams: Streams,
+    place: Place,
+    keys: Tensor,
+    gen: GenSpec,
+    step: int,
+    spacing: float,
+    check: Callable[[Tensor, Tensor], None],
+) -> tuple[Tensor, Tensor]:
+    """(the next token of every row, which of them are near-ties), [rows] on the CPU, of the logits of all streams,
+    [streams, vocabulary], through the functions in force; `keys` are the rows' noise keys, [rows].
+
+    `check(logits, tokens)` is given what was chosen from, and raises where a row has no token (`NO_TOKEN`) and counts.
+    Where `gen.tie_tolerance` turns near-ties off, there are none in float32 (`spacing`).
+    """
     exact, grown = spacing <= precision.FLOAT32, sensitivity(lm)
     tolerance = grown * gen.tie_tolerance if exact else 0.0
     relative = grown * (FLOAT32_LOSS * spacing if exact else spacing)
-    place = batch.place(read.hidden, after)
 
     def picked(rounding: Rounding) -> tuple[Tensor, Tensor]:
-        logits = processed(lm, read.logits, batch.streams, place, rounding)
-        tokens, near_ties = pick(logits, batch.keys, gen, step, tolerance, relative)
-        _check(lm, logits, tokens, batch.rows, gen, step)
+        seen = processed(lm, logits, streams, place, rounding)
+        tokens, near_ties = pick(seen, keys, gen, step, tolerance, relative)
+        check(seen, tokens)
         return tokens.clamp(min=0), near_ties  # of rows that are done, NO_TOKEN
 
     rounding = Rounding()
@@ -540,23 +572,13 @@ def _choose(
         rounding = Rounding(Near(gen.tie_tolerance, FLOAT32_LOSS * spacing), "may")
     tokens, near_ties = picked(rounding)
     if exact and not gen.tie_tolerance:
-        return tokens
+        return tokens, near_ties.zero_()
     if rounding.cuts and exact:
         others, other_near_ties = picked(Rounding(rounding.near, "surely"))
         near_ties |= other_near_ties | (others != tokens)
     if rounding.contested is not None:
         near_ties |= rounding.contested.cpu()
-    for i in torch.nonzero(near_ties)[:, 0].tolist():
-        row = batch.rows[i]
-        if row.done:
-            continue
-        row.near_ties += 1
-        if exact:
-            alone = _alone(lm, row)
-            token, _ = pick(alone, batch.keys[i : i + 1], gen, step, 0.0)
-            _check(lm, alone, token, [row], gen, step)
-            tokens[i] = token[0]
-    return tokens
+    return tokens, near_ties
 
 
 def _check(lm: Model, logits: Tensor, tokens: Tensor, rows: Sequence[_Row], gen: GenSpec, step: int) -> None:

@@ -194,6 +194,8 @@ def window_nlls(lm: Model, windows: Sequence[Window], *, outside: bool = False) 
     With `outside` the NLL is infinite where a function in force leaves a token out of its candidates. Raises
     NonFiniteError, naming method, text and token, for logits or other likelihoods that are NaN or infinite.
     """
+    if lm.backend is not None:
+        return lm.backend.nlls(windows, outside)
     results: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
     for indices in _passes(lm, windows):
         for i, result in _read(lm, windows, indices, outside):

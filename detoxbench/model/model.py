@@ -13,6 +13,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.fable import build as fable
 from detoxbench.model import checkpoint
 from detoxbench.model.architecture import Architecture
+from detoxbench.model.backend import Backend
 from detoxbench.model.chat import ChatTemplate, chosen, in_use
 from detoxbench.model.devices import of_inputs, present
 from detoxbench.model.finite import require_finite_model
@@ -62,6 +63,8 @@ class Model:
         self.chat_template = chat_template
         self.in_force = InForce()
         """What acts on it now; interventions add to it and take off what they added."""
+        self.backend: Backend | None = None
+        """What computes its forward passes; None: `model`."""
         self.low_rank = low_rank_form(low_rank, str(self.dtype).removeprefix("torch."), packed=holds_packed(model))
         """Whether low-rank changes are merged or act as side paths."""
         self._template_values: dict[str, Any] = {"date": template_date, "args": template_args}
