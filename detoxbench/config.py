@@ -184,6 +184,33 @@ class GenSpec:
     )
 
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks that vLLM can be told of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """What makes the forward passes while texts are generated and read. Methods are always fitted with transformers."""
+
+    name: Literal["transformers", "vllm"] = knob("transformers", "transformers, or vllm (docs/scale.md)")
+    gpu_memory_utilization: float = runtime(
+        0.5, "vllm: the share of a GPU's memory that it takes; the model that methods are fitted on lies beside it"
+    )
+    max_model_len: int | None = runtime(
+        None, "vllm: most tokens of prompt and text together; null: the model's context", ge=2
+    )
+    max_lora_rank: int = runtime(64, "vllm: low-rank changes up to this rank are LoRAs, others merged weights", ge=8)
+    max_loras: int = runtime(8, "vllm: LoRAs in one batch, where each record has its own", ge=1)
+
+    def __post_init__(self) -> None:
+        if self.max_lora_rank not in LORA_RANKS:
+            raise ValueError(f"max_lora_rank is one of {', '.join(map(str, LORA_RANKS))} (given: {self.max_lora_rank})")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"gpu_memory_utilization is a share, above 0 and up to 1 (given: {self.gpu_memory_utilization})"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackerSpec:
     """Where runs are reported in addition to the runs folder."""
@@ -214,6 +241,7 @@ class RunSpec:
     fit: Any
     """The settings of fit data by role (`data.roles.fit_spec`)."""
     tracker: TrackerSpec
+    engine: EngineSpec = EngineSpec()
     seed: int = knob(0, "seed of fitting and sampling", ge=0)
     low_rank: Literal["auto", "merged", "side_path"] = runtime(
         "auto",
@@ -319,7 +347,9 @@ def normalised(spec: RunSpec) -> RunSpec:
 
     Raises UsageError.
     """
-    parts = {key: _fields(spec, key) for key in ("model", "method", "suite", "scorer", "gen", "fit", "tracker")}
+    parts = {
+        key: _fields(spec, key) for key in ("model", "method", "suite", "scorer", "gen", "fit", "tracker", "engine")
+    }
     built = {key: build(type(getattr(spec, key)), values, key) for key, values in parts.items()}
     return dataclasses.replace(spec, **built)
 

@@ -29,6 +29,10 @@ class LanguageModel(Model):
         """`with lm.applied(intervention):` puts it on; leaving takes it off, bit for bit."""
         return applied(self, intervention)
 
+    def swaps(self, intervention: Intervention) -> bool:
+        """Whether putting it on and taking it off takes no longer than a forward pass or two."""
+        return True
+
     def routed(self, interventions: Mapping[str, Intervention]) -> AbstractContextManager[None]:
         """`with lm.routed({record: intervention}):` each is in force for the requests of its record, in one batch."""
         from detoxbench.interventions.routing import routed

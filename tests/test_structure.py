@@ -14,12 +14,12 @@ import pytest
 
 import detoxbench
 from detoxbench import methods, scorers, suites
-from detoxbench.config import GenSpec, ModelSpec, RunSpec, TrackerSpec
+from detoxbench.config import EngineSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec
 from detoxbench.data.roles import fit_spec
 
 ROOT = Path(detoxbench.__file__).parent.parent
 HEAVY = {"torch", "transformers", "peft", "accelerate", "detoxify", "sklearn", "wandb", "evaluate", "datasets"}
-HEAVY |= {"trackio"}
+HEAVY |= {"trackio", "vllm"}
 FLOORS = [
     "errors text metrics terminal",
     "config progress records evaluate_modules",
@@ -30,6 +30,7 @@ FLOORS = [
     "interventions",
     "data",
     "lm",
+    "vllm_engine",
     "scorers",
     "fitting",
     "methods suites",
@@ -42,7 +43,7 @@ FLOORS = [
     "__main__",
 ]
 """Lowest first: a file imports from lower floors and from its own folder, wherever in the file it does so."""
-SECTIONS = {"model", "method", "suite", "scorer", "gen", "fit", "tracker"}
+SECTIONS = {"model", "method", "suite", "scorer", "gen", "fit", "tracker", "engine"}
 
 
 def sources(package: str) -> dict[str, Path]:
@@ -150,7 +151,7 @@ def test_no_circles() -> None:
 
 def configs() -> list[type]:
     components = [cls.Config for registry in (methods, suites, scorers) for _, cls in registry.working()]
-    return [RunSpec, ModelSpec, GenSpec, fit_spec(), TrackerSpec, *components]
+    return [RunSpec, ModelSpec, GenSpec, fit_spec(), TrackerSpec, EngineSpec, *components]
 
 
 @pytest.mark.parametrize("config", configs(), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")

@@ -49,6 +49,9 @@ class Read(Protocol):
 class Backend(Protocol):
     """The forward passes of a model, under what is in force on it."""
 
+    loading_seconds: float
+    """What loading has taken so far: it happens when something is asked for, and is no part of what that takes."""
+
     def write(self, rows: Sequence[Row], gen: GenSpec, ends: Set[int]) -> None:
         """Generate for all rows until one of the tokens `ends` or `gen.max_new_tokens`: fills their `new`, `near_ties`
         and `done`. Raises NonFiniteError like `engine.generation.generate`."""

@@ -45,6 +45,7 @@ def entries(folder: Path, notes: list[str]) -> Iterator[AblationRun]:
             identity |= flat(part, f"{section}.")
         for section in ("model", "gen"):
             identity |= flat(record.identity[section], f"{section}.")
+        identity |= flat(record.identity.get("engine", {}), "engine.")
         spec_settings = {k: v for s in SECTIONS for k, v in flat(record.spec.get(s, {}), f"{s}.")}
         yield AblationRun(run, record, identity, {"model": record.model, **spec_settings, **identity})
 

@@ -17,7 +17,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 from detoxbench import methods, scorers, suites
-from detoxbench.config import BASE, IDENTITY_VERSION, ModelSpec, RunSpec, build, digest, identity, normalised
+from detoxbench.config import (
+    BASE,
+    IDENTITY_VERSION,
+    EngineSpec,
+    ModelSpec,
+    RunSpec,
+    build,
+    digest,
+    identity,
+    normalised,
+)
 from detoxbench.data.examples import FitData, Role
 from detoxbench.data.fit import EMBEDDED, fit_data, fit_names, place_name, require_chosen
 from detoxbench.errors import DetoxbenchError, UsageError
@@ -32,6 +42,7 @@ from detoxbench.results import broken_text
 from detoxbench.results.store import Run
 from detoxbench.scorers.base import Scorer
 from detoxbench.suites.base import Suite
+from detoxbench.vllm_engine.carried import require_installed
 
 log = logging.getLogger("detoxbench")
 
@@ -165,6 +176,7 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> RunCell:
     if checkpoint_folder:
         _check_template(spec.model, checkpoint_folder, requests)
     judges = _scorers(spec, suite)
+    _check_engine(spec, suite)
     data, records, data_digest = _data(spec, suite, method, requests)
     model_fingerprint = checkpoint.fingerprint(checkpoint_folder) if checkpoint_folder else None
     judged_by = {slot: scorer.identity() for slot, scorer in judges.items()}
@@ -181,6 +193,7 @@ def prepare(spec: RunSpec, checkpoint_folder: Path | None) -> RunCell:
         "scorer": judged_by["main"],
         "gen": identity(spec.gen),
         "seed": spec.seed,
+        **({} if spec.engine.name == EngineSpec.name else {"engine": identity(spec.engine)}),
     }
     keys = stage_keys(whole_identity, probed=suite.probe is not None)
     texts = _texts(spec, suite, method, requests)
@@ -197,10 +210,11 @@ def _with_dtype(spec: RunSpec, folder: Path | None) -> RunSpec:
 
 def stage_keys(identity: Mapping[str, Any], *, probed: bool) -> StageKeys:
     """The keys of a run and its stages. Answers depend on the requests alone; what is `probed` depends on the whole
-    suite."""
+    suite. Another engine than transformers is part of what it generates, and of no fit."""
     fit = digest([identity[key] for key in ("schema", "model", "method", "seed")])
     suite = identity["suite"]
     made_of = [fit, suite["requests"], identity["gen"], suite["broken_text"], *([suite] if probed else [])]
+    made_of += [identity["engine"]] if "engine" in identity else []
     return StageKeys(run=digest(identity), fit=fit, generation=digest(made_of))
 
 
@@ -289,6 +303,28 @@ def _method_identity(spec: RunSpec, method: Method[Any], data_digest: str) -> di
 
 def _low_rank(spec: RunSpec) -> LowRankForm:
     return low_rank_form(spec.low_rank, spec.model.dtype, packed=spec.model.quantization != "none")
+
+
+def _check_engine(spec: RunSpec, suite: Suite[Any]) -> None:
+    """Raises UsageError where the engine is not installed, or cannot do what the suite or the model's settings ask."""
+    if spec.engine.name == EngineSpec.name:
+        return
+    require_installed()
+    if suite.probe is not None:
+        raise UsageError(
+            f"suite '{suite.name}' looks inside the model, which engine={spec.engine.name} does not show: choose "
+            f"engine={EngineSpec.name}"
+        )
+    if spec.model.device not in ("auto", "cuda", "cpu"):
+        raise UsageError(
+            f"engine={spec.engine.name} runs on the first device that it sees, and not on "
+            f"model.device={spec.model.device}: set CUDA_VISIBLE_DEVICES, and leave model.device out"
+        )
+    if spec.model.quantization != "none":
+        raise UsageError(
+            f"engine={spec.engine.name} holds weights in model.dtype, and model.quantization="
+            f"{spec.model.quantization} was asked for: leave it out, or choose engine={EngineSpec.name}"
+        )
 
 
 def _requests_digest(requests: Sequence[Request]) -> str:

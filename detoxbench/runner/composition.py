@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detoxbench.config import GenSpec, ModelSpec, RunSpec, TrackerSpec, build, texts, unescaped
+from detoxbench.config import EngineSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build, texts, unescaped
 from detoxbench.errors import UsageError, did_you_mean
 from detoxbench.registry import REGISTRIES
 from detoxbench.runner.values_only import require_values
@@ -144,7 +144,7 @@ def settable(overrides: Sequence[str]) -> list[str]:
     return [f"++{text}" if _SETTING.match(text) else text for text in overrides]
 
 
-_SETTING = re.compile(r"(model|method|suite|scorer|gen|fit|tracker)\.[^=]+=")
+_SETTING = re.compile(r"(model|method|suite|scorer|gen|fit|tracker|engine)\.[^=]+=")
 
 
 def as_given(override: str) -> str:
@@ -288,6 +288,7 @@ def _builders() -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         "gen": partial(build, GenSpec, where="gen"),
         "fit": partial(build, fit_spec(), where="fit"),
         "tracker": partial(build, TrackerSpec, where="tracker"),
+        "engine": partial(build, EngineSpec, where="engine"),
         **{kind: partial(_component, kind) for kind in REGISTRIES},
     }
 

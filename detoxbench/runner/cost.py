@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detoxbench.config import BASE, GenSpec
 from detoxbench.records import Request
 from detoxbench.runner.cell import RunCell
+from detoxbench.runner.loaded import vllm_in_memory
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +26,15 @@ TIMED_REQUESTS, TIMED_TOKENS, ROUNDS = 16, 16, 5
 """Costs of generating are measured on so much work, the speed so many times."""
 
 
+def working_seconds(lm: LanguageModel) -> float:
+    """A clock for differences that stands still while an engine loads."""
+    return time.perf_counter() - (lm.backend.loading_seconds if lm.backend is not None else 0.0)
+
+
 class Meter:
     """`with Meter(*lm.devices) as m:` measures `m.seconds` and `m.peak_mb`: the most memory held during the block, the
-    model included, of the GPUs together or (on Linux) of the process; None where it cannot be measured."""
+    model included, of the GPUs together or (on Linux) of the process; None where it cannot be measured, or where vLLM
+    holds memory beside the model."""
 
     seconds: float
     peak_mb: float | None
@@ -51,7 +58,7 @@ class Meter:
         for gpu in self._gpus:
             torch.cuda.synchronize(gpu)
         peaks = [torch.cuda.max_memory_allocated(gpu) / 2**20 for gpu in self._gpus]
-        self.peak_mb = sum(peaks) if peaks else _process_peak_mb()
+        self.peak_mb = None if vllm_in_memory() else sum(peaks) if peaks else _process_peak_mb()
         self.seconds = time.perf_counter() - self._start
 
 
@@ -105,6 +112,8 @@ def running_costs(cell: RunCell, lm: LanguageModel, intervention: Intervention) 
     sample = cell.requests[:TIMED_REQUESTS]
     if all(r.text is not None and not r.text for r in sample):
         return Running()
+    if lm.backend is not None:
+        return _costs_elsewhere(cell, lm, intervention, sample)
     if cell.method.name == BASE:
         with Meter(*lm.devices) as meter:
             _timed(cell, lm, sample)
@@ -118,6 +127,28 @@ def running_costs(cell: RunCell, lm: LanguageModel, intervention: Intervention) 
         guiding.append(under.guide_seconds / len(sample))
     asked = statistics.median(guiding) if intervention.outputs else None
     return Running(statistics.median(speeds), under.rows / plain.rows, meter.peak_mb, asked)
+
+
+def _costs_elsewhere(
+    cell: RunCell, lm: LanguageModel, intervention: Intervention, sample: Sequence[Request]
+) -> Running:
+    """`running_costs` where another engine makes the forward passes: it holds memory of its own and counts no passes of
+    ours. Nor is there a speed where its model would be loaded anew for each of the rounds."""
+    if cell.method.name == BASE:
+        return Running(1.0)
+    if not lm.swaps(intervention):
+        return Running()
+    speeds, guiding = list[float](), list[float]()
+    for _ in range(ROUNDS):
+        _timed(cell, lm, sample[:1])  # what was put on is taken off, and its cache is empty
+        plain = _timed(cell, lm, sample)
+        with lm.applied(intervention):
+            _timed(cell, lm, sample[:1])  # it is put on when it is first needed
+            under = _timed(cell, lm, sample)
+        speeds.append(plain.seconds / under.seconds)
+        guiding.append(under.guide_seconds / len(sample))
+    asked = statistics.median(guiding) if intervention.outputs else None
+    return Running(statistics.median(speeds), guide_seconds=asked)
 
 
 class _Timed(NamedTuple):

@@ -20,9 +20,9 @@ from detoxbench.progress import bar
 from detoxbench.records import BaseReading, Request, Sample
 from detoxbench.results import broken_text
 from detoxbench.runner.cell import RunCell
-from detoxbench.runner.cost import Running, added_prompt_tokens, running_costs
+from detoxbench.runner.cost import Running, added_prompt_tokens, running_costs, working_seconds
 from detoxbench.runner.fits import FITS, Fit, all_fits, fitted_already, fitted_groups
-from detoxbench.runner.loaded import fitted_intervention, language_model
+from detoxbench.runner.loaded import fitted_intervention, generating_model, language_model
 from detoxbench.runner.processes import together
 from detoxbench.suites.base import Probe
 
@@ -75,11 +75,12 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
     with cell.locked(folder) as held:
         if whole_or_aside(folder):
             return read_lines(samples_file, Sample), msgspec.json.decode(generation_file.read_bytes(), type=Generation)
-        lm = language_model(cell)
-        resumed, start = folder.exists(), time.perf_counter()
+        lm = generating_model(cell)
+        resumed, start = folder.exists(), working_seconds(lm)
         computes = _arithmetic(cell, lm)
         answers, tokens_per_second = _answered(cell, held) if cell.texts is None else (_stored(cell, lm), None)
-        intervention, fit = all_fits(cell, lm) if cell.per_record else (fitted_intervention(cell), None)
+        once = not cell.per_record
+        intervention, fit = (fitted_intervention(cell), None) if once else all_fits(cell, language_model(cell))
         samples = _read_by_base(cell, held, [g.sample for g in answers])
         change = intervention if cell.texts is None else None
         running = running_costs(cell, lm, change) if change else Running()
@@ -95,7 +96,7 @@ def generated(cell: RunCell) -> tuple[list[Sample], Generation]:
             device=str(lm.device),
             fit=fit,
             arithmetic=computes,
-            seconds=None if resumed else time.perf_counter() - start,
+            seconds=None if resumed else working_seconds(lm) - start,
         )
         held()
         write_atomic(samples_file, encode_lines(samples))
@@ -134,7 +135,7 @@ def _answer(cell: RunCell, share: Share, wanted: int, done: Collection[tuple[str
     second; None where it had none to make."""
     from detoxbench.engine.generation import Generated
 
-    lm, tokens, seconds = language_model(cell), 0, 0.0
+    lm, tokens, seconds = generating_model(cell), 0, 0.0
     answers = _answers_per_record if cell.per_record else _answers
     with (
         appending(of_process(cell.generation_folder / PARTIAL, share.rank), Generated) as (_, append),
@@ -196,7 +197,7 @@ def _read(cell: RunCell, share: Share, chosen: Sequence[Sample], done: Collectio
     """Read this process's share of the `chosen` samples that are not `done`, by whole chunks of them all."""
     from detoxbench.runner.base_reading import chunks, readings
 
-    lm, requests = language_model(cell), {request.id: request for request in cell.requests}
+    lm, requests = generating_model(cell), {request.id: request for request in cell.requests}
     left = [chunk for chunk in chunks(chosen) if any((s.id, s.sample) not in done for s in chunk)]
     with (
         appending(of_process(cell.generation_folder / READINGS, share.rank), _Reading) as (_, append),
@@ -213,7 +214,7 @@ def _arithmetic(cell: RunCell, lm: LanguageModel) -> dict[str, Any]:
     """How the model computes; logs a warning where that is not what `model.dtype` says."""
     from detoxbench.runner.provenance import arithmetic
 
-    computes = arithmetic(lm.model)
+    computes = arithmetic(lm.model) if lm.backend is None else lm.backend.described()
     if cell.spec.model.dtype == "float32" and computes["products"] != "float32":
         log.warning(
             "model.dtype=float32, but products are made in %s (autocast, torch.set_float32_matmul_precision or an "
@@ -234,10 +235,10 @@ def _answers(
         yield from _probed(lm, fitted_intervention(cell), probe, share.of(left))
         return
     with lm.applied(fitted_intervention(cell)):
-        start = time.perf_counter()
+        start = working_seconds(lm)
         for batch in sample_requests(cell, lm, [cell.requests], done, share):
-            yield batch, time.perf_counter() - start
-            start = time.perf_counter()
+            yield batch, working_seconds(lm) - start
+            start = working_seconds(lm)
 
 
 def _probed(
@@ -295,12 +296,12 @@ def _answers_per_record(
     """Each record's samples under the intervention fitted on it, several records in one batch, with the seconds that
     generating them took. The share is one of whole groups of records."""
     requests = _by_record(cell.requests)
-    for group in fitted_groups(cell, lm, requests, done, share):
+    for group in fitted_groups(cell, language_model(cell), requests, done, share):
         with lm.routed(group) if len(group) > 1 else lm.applied(*group.values()):
-            start = time.perf_counter()
+            start = working_seconds(lm)
             for batch in sample_requests(cell, lm, [requests[record] for record in group], done):
-                yield batch, time.perf_counter() - start
-                start = time.perf_counter()
+                yield batch, working_seconds(lm) - start
+                start = working_seconds(lm)
 
 
 def _by_record(requests: Sequence[Request]) -> dict[str, list[Request]]:

@@ -43,11 +43,12 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def arithmetic(model: PreTrainedModel) -> dict[str, Any]:
-    """What the last bits of a model's outputs depend on besides hardware and versions: the kernels of its attention,
-    the type that its products are really made in, and torch's setting of it."""
+    """What the last bits of a model's outputs depend on besides hardware and versions: the engine, the kernels of its
+    attention, the type that its products are really made in, and torch's setting of it."""
     import torch
 
     return {
+        "engine": "transformers",
         "attention": getattr(model.config, "_attn_implementation", None),
         "products": precision.NAMES[precision.products(of_inputs(model))],
         "float32_matmul_precision": {

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from detoxbench.config import BASE, SCHEMA_VERSION, RunSpec
+from detoxbench.config import BASE, SCHEMA_VERSION, EngineSpec, RunSpec
 from detoxbench.data.contamination import contamination, fit_texts
+from detoxbench.errors import UsageError
 from detoxbench.files.lines import encode
 from detoxbench.files.private_paths import impersonal, without_paths
 from detoxbench.files.sealing import seal, whole_or_aside
@@ -34,6 +35,7 @@ from detoxbench.runner.estimate import Work, work
 from detoxbench.runner.fits import FITS, Fit, fit_once
 from detoxbench.runner.generations import Generation, generated
 from detoxbench.runner.multirun import working
+from detoxbench.runner.processes import several
 from detoxbench.runner.provenance import now, provenance
 from detoxbench.runner.scoring import SCORES, score
 
@@ -73,6 +75,11 @@ def run(spec: RunSpec) -> RunResult:
     base = beside[0] if beside else None
     if cell.finished:  # before anything is written: the folder may be read-only
         return _already_there(cell, base)
+    if several() and spec.engine.name != EngineSpec.name:
+        raise UsageError(
+            f"engine={spec.engine.name} works in one process, and several share this run: start it alone, or choose "
+            f"engine={EngineSpec.name}"
+        )
     make_runs_dir(Path(spec.runs_dir))
     with cell.locked(cell.folder) as held, working(cell):
         if whole_or_aside(cell.folder) and cell.finished:  # by another process, meanwhile
