@@ -268,7 +268,7 @@ def _nearness(cell: RunCell, stage: StageName, run: _Stored) -> tuple[bool, ...]
         "model": one["model"] == other["model"],
         "settings": one["method"]["config"] == other["method"]["config"],
         "suite": one["suite"]["requests"] == other["suite"]["requests"],
-        "generation": one["gen"] == other["gen"],
+        "generation": (one["gen"], one.get("engine")) == (other["gen"], other.get("engine")),
     }
     return tuple(alike[name] for name in _NEAR[stage])
 
