@@ -23,7 +23,8 @@ HEAD = ("what", "against", "target", "reached", "spread", "seconds", "theirs", "
 
 def names() -> list[str]:
     found = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
-    return sorted(name for name in found if name not in {"broken_text", "gpu", "harness", "models", "__main__"})
+    others = {"broken_text", "gpu", "gpu_speed", "harness", "models", "__main__"}
+    return sorted(name for name in found if name not in others)
 
 
 def devices(name: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""What must hold on a device, checked in two minutes: `python -m benchmarks.gpu --device cuda`.
+"""What must hold on a device, and then how fast it is, within ten minutes: `python -m benchmarks.gpu --device cuda`.
 
-The tests check the same on a CPU. Here kernels, rounding and memory are those of the device; models are random or
-embedded, so that nothing is downloaded. The table is Markdown, and the exit code says whether everything holds.
+The checks take two. The tests check the same on a CPU. Here kernels, rounding and memory are those of the
+device; models are random or embedded, so that nothing is downloaded. The tables are Markdown, and the exit code says
+whether everything holds.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ NEEDED = (
 )  # fmt: skip
 """Packages without which nothing can be checked; detoxbench has more, for other work."""
 LOW = ("bfloat16", "float16")
+SECONDS = 480
+"""After so many no measurement of speed begins; the longest one takes about a minute."""
 _TRAINED = {"epochs": 1, "rank": 4, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2}
 CHEAP: dict[str, dict[str, Any]] = {
     "contrastive_perplexity": {"rank": 4, "learning_rate": 1e-2, "positives": 2, "negatives": 2},
@@ -405,14 +408,36 @@ def tried(check: partial[Check] | partial[Iterator[Check]]) -> Iterator[Check]:
         found = check()
         yield from [found] if isinstance(found, Check) else found
     except Exception as error:  # the rest of the table is worth more than a traceback
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        yield Check(f"{check.func.__name__} broke off", "-", False, told)
+        yield Check(f"{check.func.__name__} broke off", "-", False, _told(error))
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def speeds(device: str, until: float) -> int:
+    """Print how fast the engine is, of what there is time for. Gives how many measurements broke off."""
+    from benchmarks.gpu_speed import HEAD, Line, measurements
+
+    print(f"\n| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
+    failed = 0
+    for shape, what, measurement in measurements(device):
+        try:
+            late = time.perf_counter() > until
+            line = Line(shape, f"{what}: left out, no time left") if late else measurement()
+        except Exception as error:
+            failed += 1
+            line = Line(shape, f"{what} **broke off**: {_told(error)}")
+        print(f"| {' | '.join(line)} |", flush=True)
+    return failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=tuple(SIZES))
-    device: str = parser.parse_args(argv).device
+    parser.add_argument("--checks-only", action="store_true", help="do not measure how fast it is")
+    args = parser.parse_args(argv)
+    device: str = args.device
     if reason := lacking(device):
         print(f"benchmarks.gpu: {reason}", file=sys.stderr)
         return 2
@@ -425,6 +450,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = "-" if check.holds is None else "holds" if check.holds else "**FAILS**"
         failed += check.holds is False
         print(f"| {check.name} | {check.dtype} | {result} | {check.figures} |", flush=True)
+    if not args.checks_only:
+        failed += speeds(device, start + SECONDS)
     print(f"\n{failed} failed, {time.perf_counter() - start:.0f} s")
     return 1 if failed else 0
 

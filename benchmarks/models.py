@@ -47,7 +47,9 @@ def random_lm(
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left"
     )
-    return LanguageModel(model, tokenizer, name=f"random {shape}")
+    # Hashing all of it takes a minute at 7B.
+    fingerprint = f"random {shape} {vocabulary} {dtype} {spread}"
+    return LanguageModel(model, tokenizer, name=f"random {shape}", fingerprint=fingerprint)
 
 
 def texts(lm: LanguageModel, lengths: Sequence[int], seed: int = 0) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, harness
+from benchmarks import gpu, gpu_speed, harness
 from benchmarks.harness import Row, compare, measured, memory_row
 from benchmarks.models import random_lm
 from detoxbench import methods
@@ -139,6 +139,28 @@ def test_what_must_hold_on_a_device_holds_on_the_cpu(
     kernels = {row[0]: row[2] for row in rows if "left padding" in row[0]}
     assert kernels["| left padding, eager"] == kernels["| left padding, sdpa math"] == "holds"
 
+    speeds = {row[1]: row[2:] for row in rows if row[0] == "| 0.1M"}
+    assert len(speeds) == 2 + len(gpu_speed.CHANNELS) + 3
+    assert all(float(tokens.replace(",", "")) > 0 for tokens, *_ in speeds.values())
+    assert all(speeds[name][1].endswith("x the base") for name in ("transformers.generate", *gpu_speed.CHANNELS))
+
+
+def test_shapes_that_a_device_has_no_room_for_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shapes(free: int) -> list[str]:
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free * 2**30, free * 2**30))
+        return list(dict.fromkeys(f"{shape} {what[:42]}" for shape, what, _ in gpu_speed.measurements("cuda")))
+
+    assert [what for what in shapes(79) if "base, " in what] == ["1B base, 64 rows", "7B base, 64 rows"]
+    assert [what for what in shapes(24) if "7B" in what] == ["7B left out: it needs 41 GiB, and 24 are free"]
+
+
+def test_the_limit_counts_every_weight_but_the_embedding() -> None:
+    lm, work = random_lm("0.1M", 1_000, dtype="bfloat16"), gpu_speed.WORKS["cpu"][0]
+    numbers = sum(p.numel() for p in lm.model.parameters()) - 64 * 1_000
+    cache = work.rows * (work.prompt + work.new / 2) * 2 * 2 * 64  # two layers, keys and values of width 64
+    assert gpu_speed._bytes_of_a_step(lm, work) == 2 * (numbers + cache)
+    assert gpu_speed.bandwidth("cpu") > 1e8
+
 
 def test_a_check_of_a_device_fails_where_the_engine_does(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, pick = random_lm("0.1M", 500, dtype="bfloat16"), generation.pick
@@ -162,7 +184,16 @@ def test_a_device_that_fails_or_cannot_be_checked_is_told_in_one_line(
         return [partial(lambda: first), partial(broken), partial(lambda: first._replace(name="last", holds=False))]
 
     monkeypatch.setattr(gpu, "checks", planned)
+    speeds = [("1B", "base", broken), ("7B", "base", partial(gpu_speed.Line, "7B", "base", "9"))]
+    monkeypatch.setattr(gpu_speed, "measurements", lambda _: speeds)
     assert gpu.main(["--device", "cpu"]) == 1
+    shown = capsys.readouterr().out
+    assert "| 1B | base **broke off**: RuntimeError: CUDA error: an illegal memory access | - | -" in shown
+    assert "| 7B | base | 9 | - | - | - | - |" in shown
+    assert "3 failed" in shown
+    assert gpu.speeds("cpu", until=0.0) == 0
+    assert "| 7B | base: left out, no time left | - | - | - | - | - |" in capsys.readouterr().out
+    assert gpu.main(["--device", "cpu", "--checks-only"]) == 1
     shown = capsys.readouterr().out
     assert "| first | float16 | - | not here |" in shown
     assert "| last | float16 | **FAILS** | not here |" in shown
