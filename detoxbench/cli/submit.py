@@ -12,6 +12,9 @@ account. It holds the prompts that were asked and the texts that were answered: 
 """
 
 
+DATA = "data of a suite whose metrics are computed from them (the answers of utility), by the name that the run has"
+
+
 def main(argv: list[str]) -> int:
     """Run the verb. Returns the exit code."""
     parser = Parser(prog="detoxbench submit", description="Pack finished runs to be shared.", epilog=EPILOG)
@@ -21,6 +24,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--runs-dir", default="runs", metavar="RUNS_DIR", help="where ids are looked for")
     parser.add_argument("-o", "--out", required=True, metavar="PACK.zip", help="is replaced where it is there")
     parser.add_argument("--allow-dirty", action="store_true", help="also runs made with uncommitted changes")
+    parser.add_argument("--data", metavar="FILE", action="append", default=[], help=DATA)
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_intermixed_args(argv)
 
@@ -30,7 +34,7 @@ def main(argv: list[str]) -> int:
     from detoxbench.sharing.verification import provenance_line
 
     folders = [name if Path(name).is_dir() else find_run(name, args.runs_dir).folder for name in args.runs]
-    records = pack(folders, args.out, allow_dirty=args.allow_dirty)
+    records = pack(folders, args.out, allow_dirty=args.allow_dirty, data=[*map(Path, args.data)])
     if args.json:
         print_json({"pack": args.out, "runs": [record.run_id for record in records]})
         return OK

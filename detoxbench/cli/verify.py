@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.cli.common import FAILURE, OK, Parser, console, print_json
+from detoxbench.cli.submit import DATA
 from detoxbench.errors import DetoxbenchError
 
 if TYPE_CHECKING:
@@ -24,10 +26,14 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="detoxbench verify", description=DESCRIPTION)
     parser.add_argument("places", nargs="+", metavar="PACK|FOLDER", help="packs, folders of packs, or folders of runs")
     parser.add_argument("--into", metavar="RUNS_DIR", help="put verified runs of packs there, for the leaderboard")
+    parser.add_argument("--data", metavar="FILE", action="append", default=[], help=DATA)
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_intermixed_args(argv)
 
-    rows = [row for place in args.places for row in _checked(Path(place), args.into)]
+    # What a run names is not asked of the hub either; before anything is imported that would.
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    data = [*map(Path, args.data)]
+    rows = [row for place in args.places for row in _checked(Path(place), args.into, data)]
     if not rows:
         raise DetoxbenchError(f"nothing to verify in {', '.join(map(repr, args.places))}: no pack and no finished run")
     if args.json:
@@ -41,7 +47,7 @@ def main(argv: list[str]) -> int:
     return OK if all(row["verified"] for row in rows) else FAILURE
 
 
-def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
+def _checked(place: Path, into: str | None, data: Sequence[Path]) -> Iterator[dict[str, Any]]:
     from detoxbench.results.store import Run, is_run, runs
     from detoxbench.sharing.packing import SUFFIX, opened, unpack
     from detoxbench.sharing.verification import verify
@@ -52,7 +58,7 @@ def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
     for path in packs:
         try:
             with opened(path) as pack_runs:
-                verdicts = [verify(run) for run in pack_runs]
+                verdicts = [verify(run, data) for run in pack_runs]
                 done = unpack(verdicts, pack_runs, path, into) if into else {}
         except DetoxbenchError as error:
             yield {"place": str(path), "run": None, "verified": False, "about": "", "problems": [str(error)]}
@@ -62,7 +68,7 @@ def _checked(place: Path, into: str | None) -> Iterator[dict[str, Any]]:
     if place.is_dir():
         folders = [Run(place)] if is_run(place) else runs(place)
         for run in folders:
-            yield _row(str(place), verify(run), "")
+            yield _row(str(place), verify(run, data), "")
 
 
 def _row(place: str, verdict: Verification, done: str) -> dict[str, Any]:

@@ -64,11 +64,14 @@ class Manifest(msgspec.Struct, kw_only=True):
 # ------------------------------------------------------------------------------------------------------------- pack
 
 
-def pack(folders: Sequence[str | Path], out: str | Path, *, allow_dirty: bool = False) -> list[RunRecord]:
+def pack(
+    folders: Sequence[str | Path], out: str | Path, *, allow_dirty: bool = False, data: Sequence[Path] = ()
+) -> list[RunRecord]:
     """Write the finished runs `folders` to the pack `out`, with the base runs beside them; returns what was packed.
 
-    A folder of runs stands for all of them. Raises DetoxbenchError for a run that is not finished, was made with
-    uncommitted changes (unless `allow_dirty`), does not verify, or has a local path in its identity.
+    A folder of runs stands for all of them; `data` as in `verify`. Raises DetoxbenchError for a run that is not
+    finished, was made with uncommitted changes (unless `allow_dirty`), does not verify, or has a local path in its
+    identity.
     """
     out = Path(out)
     if out.suffix != SUFFIX:
@@ -77,7 +80,7 @@ def pack(folders: Sequence[str | Path], out: str | Path, *, allow_dirty: bool = 
     members: dict[str, bytes] = {}
     records = []
     for run_id, run in sorted(chosen.items()):
-        record = _packable(run, allow_dirty=allow_dirty)
+        record = _packable(run, data, allow_dirty=allow_dirty)
         records.append(record)
         members |= {f"runs/{run_id}/{name}": (run.folder / name).read_bytes() for name in FILES}
         members[f"runs/{run_id}/run.json"] = _json(record)
@@ -92,9 +95,9 @@ def pack(folders: Sequence[str | Path], out: str | Path, *, allow_dirty: bool = 
     return records
 
 
-def _packable(run: Run, *, allow_dirty: bool) -> RunRecord:
+def _packable(run: Run, data: Sequence[Path], *, allow_dirty: bool) -> RunRecord:
     """The part of the run's record that is shared. Raises DetoxbenchError where it must not be packed, see `pack`."""
-    verdict = verify(run)
+    verdict = verify(run, data)
     if verdict.record is None or not verdict.verified:
         raise DetoxbenchError(f"run '{run.folder}' does not verify, so it is not packed: {verdict.problems[0]}")
     record = shared(verdict.record, str(run.folder))

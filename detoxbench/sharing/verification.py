@@ -8,13 +8,13 @@ model's and the scores the scorer's: for that, somebody has to run it again.
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
-
-import msgspec
 
 from detoxbench import scorers, suites
 from detoxbench.config import BASE, IDENTITY_VERSION, SCHEMA_VERSION, build, digest, identity
@@ -63,8 +63,12 @@ class Verification:
         return not self.problems
 
 
-def verify(run: Run) -> Verification:
-    """Check a run's folder against itself. What cannot be read or computed is a problem, too, and no exception."""
+def verify(run: Run, data: Sequence[Path] = ()) -> Verification:
+    """Check a run's folder against itself. What cannot be read or computed is a problem, too, and no exception.
+
+    No file and no hub is asked for what the run names: runs come from strangers. Where a suite needs its data to
+    compute a metric, `data` are files of one's own; each is read where a setting of the suite has its name.
+    """
     try:
         record, clusters, samples, scores = run.record(), run.clusters(), run.samples(), run.scores()
     except Exception as error:  # its files are untrusted: whatever is wrong with them is the verdict
@@ -77,7 +81,7 @@ def verify(run: Run) -> Verification:
         problems += _identity(record, run.folder.name)
         problems += _pairing(samples, scores)
         if not problems:  # otherwise the rest means nothing
-            suite = _suite(record)
+            suite = _suite(record, data)
             problems += _coverage(record, suite, samples)
             primary, answers = scorers.get(record.scorer).primary, Answers(samples, scores)
             base = _base(run, record, answers)
@@ -94,6 +98,8 @@ def verify(run: Run) -> Verification:
 
 def _error_text(error: Exception, folder: Path) -> str:
     text = str(error).replace(f"{folder}/", "")
+    if match := re.search(rf"{os.devnull}/([^'\"]+)", text):
+        return f"'{one_line(match[1], 40)}' is not in the run: give your own, --data FILE"
     return text if isinstance(error, DetoxbenchError) else f"{type(error).__name__}: {text}"
 
 
@@ -166,7 +172,7 @@ def _pairing(samples: Sequence[Sample], scores: Sequence[Scored]) -> Iterator[Pr
         yield Problem("samples", f"{twice[0]} twice", "once")
 
 
-def _suite(record: RunRecord) -> Suite[Any]:
+def _suite(record: RunRecord, data: Sequence[Path]) -> Suite[Any]:
     """The suite as it was configured. Raises DetoxbenchError where this installation has another version of it."""
     cls = suites.get(record.suite)
     version = record.identity["suite"].get("version")
@@ -177,13 +183,37 @@ def _suite(record: RunRecord) -> Suite[Any]:
         raise DetoxbenchError(
             f"version {judged_by} told its broken texts, version {broken_text.VERSION} is installed here"
         )
-    known = {field.name for field in fields(cls.Config)}
-    settings = {key: value for key, value in record.spec.get("suite", {}).items() if key in known}
-    config: Any = build(cls.Config, settings | record.identity["suite"].get("config", {}), "suite")
-    claimed, rebuilt = record.identity["suite"].get("config"), identity(config)
-    if msgspec.to_builtins(rebuilt) != claimed:
+    known, claimed = {field.name: field for field in fields(cls.Config)}, record.identity["suite"].get("config") or {}
+    settings = {
+        key: _unread(value, known[key], data)
+        for key, value in record.spec.get("suite", {}).items()
+        if key in known and key not in claimed
+    }
+    config: Any = build(cls.Config, settings | claimed, "suite")
+    rebuilt = identity(config)
+    if digest(rebuilt) != digest(claimed):
         raise DetoxbenchError(f"its settings {claimed} are not those of this version ({rebuilt})")
     return cls(config, name=record.suite)
+
+
+def _unread(value: Any, field: Field[Any], data: Sequence[Path]) -> Any:
+    """A setting of a run that decides nothing but what is read: as it is where it names nothing outside of the run,
+    a file of one's own that has its name, or a place that cannot be there."""
+    if not isinstance(value, str) or value in (field.default, *_INSIDE) or value in scorers.names():
+        return value
+    if value in _choices(field):
+        return value
+    name = PureWindowsPath(value).name
+    return next((str(file) for file in data if file.name == name), f"{os.devnull}/{name}")
+
+
+_INSIDE = ("embedded", "auto", "none")
+"""Values of settings that name no file, hub or package."""
+
+
+def _choices(field: Field[Any]) -> tuple[Any, ...]:
+    """The values that a setting may have, where its type says which."""
+    return tuple(re.findall(r"""["']([^"']*)["']""", str(field.type))) if "Literal[" in str(field.type) else ()
 
 
 def _coverage(record: RunRecord, suite: Suite[Any], samples: Sequence[Sample]) -> Iterator[Problem]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import shutil
+import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +16,13 @@ import msgspec
 import pytest
 
 import detoxbench as db
+from detoxbench import suites
 from detoxbench.cli import main
 from detoxbench.config import digest
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.files.sealing import seal
 from detoxbench.results.store import Run, RunRecord
-from detoxbench.sharing import packing
+from detoxbench.sharing import packing, verification
 from detoxbench.sharing.packing import opened, pack, shared, unpack
 from detoxbench.sharing.verification import verify
 
@@ -327,3 +330,64 @@ def test_submit_prints_where_runs_are_from(made: Path, tmp_path: Path, capsys: p
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "nothing")]) == 1
     assert "no pack or folder" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- what verification reads
+
+
+@pytest.fixture(scope="module")
+def of_own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of utility on a file, whose metrics need the file's answers."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "questions.jsonl").write_text('{"question": "What is 1 + 1?", "answer": "2"}\n' * 1)
+    data = f"suite.data={folder / 'questions.jsonl'}"
+    return db.run(["suite=utility", data, "scorer=profanity_check", f"runs_dir={folder / 'runs'}"]).folder
+
+
+def opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every file that is opened from now on."""
+    seen: list[str] = []
+    monkeypatch.setattr(sys, "_audited", seen, raising=False)
+    if not getattr(sys, "_audit_hooked", False):
+        sys.addaudithook(
+            lambda event, args: getattr(sys, "_audited", []).append(str(args[0])) if event == "open" else None
+        )
+        sys._audit_hooked = True  # type: ignore[attr-defined]
+    return seen
+
+
+def test_verification_reads_nothing_that_a_run_names(
+    of_own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(of_own_data.parents[1])  # where the name in the run is a file
+    seen = opens(monkeypatch)
+    (problem,) = verify(Run(of_own_data)).problems
+    assert "'questions.jsonl' is not in the run: give your own, --data FILE" in str(problem)
+    assert not [name for name in seen if "questions" in name and not name.startswith("/dev/null")]
+    assert main(["verify", str(of_own_data)]) == 1
+    assert "--data FILE" in capsys.readouterr().out
+    assert main(["verify", str(of_own_data), "--data", str(of_own_data.parents[1] / "questions.jsonl")]) == 0
+
+
+@pytest.mark.parametrize("setting", ["data", "examples"])
+@pytest.mark.parametrize("value", ["/etc/passwd", "hub:somebody/something", "somebody/something", "../x", "a.jsonl"])
+def test_no_setting_of_a_stranger_is_opened(
+    setting: str, value: str, of_own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(of_own_data, tmp_path / of_own_data.name))
+    rewrite(copy / "run.json", lambda run: run["spec"]["suite"].update({setting: value}))
+    seen = opens(monkeypatch)
+    assert not verify(Run(copy)).verified
+    name = value.rpartition("/")[2]
+    assert not [file for file in seen if file.endswith(name) and not file.startswith("/dev/null")]
+
+
+def test_a_harness_of_others_is_given_no_folder_and_its_tasks_are_a_list_in_json() -> None:
+    suite = {"name": "lm_eval", "version": suites.get("lm_eval").version,
+             "config": {"tasks": ["arc_easy"], "num_fewshot": None, "chat": False}}  # fmt: skip
+    record = types.SimpleNamespace(
+        suite="lm_eval", identity={"suite": suite}, spec={"suite": {"include": "/somewhere"}}
+    )
+    made = verification._suite(record, ())  # type: ignore[arg-type]
+    assert made.config.tasks == ("arc_easy",)
+    assert made.config.include == "/dev/null/somewhere"
