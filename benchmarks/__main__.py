@@ -23,7 +23,7 @@ HEAD = ("what", "against", "target", "reached", "spread", "seconds", "theirs", "
 
 def names() -> list[str]:
     found = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
-    others = {"broken_text", "gpu", "gpu_speed", "harness", "models", "__main__"}
+    others = {"broken_text", "gpu", "gpu_speed", "harness", "models", "on_paper", "__main__"}
     return sorted(name for name in found if name not in others)
 
 

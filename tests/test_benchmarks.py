@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, gpu_speed, harness
+from benchmarks import gpu, gpu_speed, harness, on_paper
 from benchmarks.harness import Row, compare, measured, memory_row
 from benchmarks.models import random_lm
 from detoxbench import methods
@@ -207,3 +207,11 @@ def test_a_device_that_fails_or_cannot_be_checked_is_told_in_one_line(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert gpu.main([]) == 2
     assert "torch finds no CUDA device here" in capsys.readouterr().err
+
+
+def test_the_multirun_on_paper_is_what_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    on_paper.main()
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text()
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) > 12
+    assert not [line for line in lines if line not in page]
