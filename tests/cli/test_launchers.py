@@ -1,4 +1,4 @@
-"""The same bytes and the same leaderboard out of one process and out of several, by each launcher that is installed.
+"""The same bytes and leaderboard out of one process and out of several: by each launcher that is there, by torchrun.
 
 `make test-scale` installs them all. Every process imports torch: this takes minutes on two cores.
 """
@@ -95,6 +95,19 @@ def test_several_processes_leave_the_same_bytes_and_leaderboard(extra: str, one_
     assert records(tmp_path / "runs") == records(one_process / "runs")
     assert leaderboard(tmp_path) == leaderboard(one_process)
     assert detoxbench(tmp_path, "status").stdout == "3 done, 0 running, 0 failed, 0 left\n"
+
+
+def test_two_processes_that_share_each_suite_leave_the_same_bytes_and_leaderboard(
+    one_process: Path, tmp_path: Path
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    argv = [*torchrun, "-m", "detoxbench", *MULTIRUN]
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "runs") == contents(one_process / "runs")
+    assert records(tmp_path / "runs") == records(one_process / "runs")
+    assert leaderboard(tmp_path) == leaderboard(one_process)
 
 
 @pytest.mark.parametrize("extra", LAUNCHERS)
