@@ -265,6 +265,8 @@ def _features(lm: Model, module: str) -> tuple[int, int]:
     from torch import nn
 
     layer = lm.architecture.module(module)
+    if isinstance(layer, nn.Linear):  # whatever shape its weight is held in
+        return layer.out_features, layer.in_features
     weight = getattr(layer, "weight", None)
     if weight is None or weight.dim() != 2 or isinstance(layer, nn.Embedding):
         raise DetoxbenchError(f"'{module}' of {type(lm.model).__name__} is no linear map ({type(layer).__name__})")

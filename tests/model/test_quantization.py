@@ -13,12 +13,14 @@ import torch
 import detoxbench as db
 from detoxbench.authoring.conformance import Case
 from detoxbench.errors import DetoxbenchError
+from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.model import precision
 from detoxbench.runner.cell import RunCell, checkpoint_folder, prepare
 from detoxbench.runner.composition import compose_run
 from detoxbench.runner.plan import plan
 from tests.support import elsewhere
+from tests.support.adapters import adapter_folder
 from tests.support.quantised import quantised
 from tests.support.tiny import tiny
 
@@ -101,6 +103,15 @@ def test_a_method_acts_beside_packed_weights_or_says_what_it_cannot_do(name: str
     # What is given for a model in float32 is of another one.
     assert not said or re.search(f"^'model[^\n]*{REFUSED}|was fitted on base model", said), said
     assert texts(lm) == plain
+
+
+def test_an_adapter_fits_a_map_whose_weight_is_held_in_another_shape(tmp_path: Path) -> None:
+    lm, plain = quantised("column"), tiny()
+    adapter = adapter_folder(plain, tmp_path, target_modules=["down_proj"], spread=0.4)
+    before = texts(lm)
+    with lm.applied(Intervention.from_peft(adapter, lm)):
+        assert texts(lm) != before
+    assert texts(lm) == before
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
