@@ -83,6 +83,8 @@ def is_held(path: Path) -> bool:
     """Whether a process holds the lock. Where it cannot be tried, in a folder of others, it is taken for held."""
     if (path.parent / _LEASES).is_file():
         return Claim(path).is_live()
+    if not path.exists():  # nor is it made by asking
+        return False
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

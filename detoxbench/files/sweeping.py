@@ -22,7 +22,7 @@ def sweep(runs_dir: Path) -> list[Path]:
     removed = []
     for path, lock in _temporary(runs_dir):
         try:
-            if time.time() - path.stat().st_mtime < UNTOUCHED or (lock.exists() and is_held(lock)):
+            if time.time() - path.stat().st_mtime < UNTOUCHED or is_held(lock):
                 continue
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError:

@@ -218,10 +218,10 @@ def begin(command: Sequence[str], titles: Sequence[str], specs: Sequence[RunSpec
 
 
 def _jobs(specs: Sequence[RunSpec]) -> list[list[int]]:
-    """The numbers of the cells by job. Those of one model come after another, so that a process loads it once."""
+    """The numbers of the cells by job. Those of one model and engine follow each other: a process loads them once."""
     by_model: dict[Any, list[int]] = {}
     for number, spec in enumerate(specs):
-        by_model.setdefault(loaded_as(spec.model), []).append(number)
+        by_model.setdefault((spec.engine, *loaded_as(spec.model)), []).append(number)
     size = specs[0].cells_per_job
     return [cells[first : first + size] for cells in by_model.values() for first in range(0, len(cells), size)]
 
