@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from detoxbench import methods, scorers, suites
-from detoxbench.config import GenSpec, ModelSpec, RunSpec, TrackerSpec, build
+from detoxbench.config import EngineSpec, GenSpec, ModelSpec, RunSpec, TrackerSpec, build
 from detoxbench.data.roles import fit_spec
 from detoxbench.errors import UsageError
 from detoxbench.fitting.paraphrase_generation import GenerationConfig
@@ -90,12 +90,15 @@ def test_root_files_hold_the_defaults() -> None:
     assert scalars == {key: defaults(RunSpec)[key] for key in scalars}
     assert root["fit"] == defaults(fit_spec())
     assert read(CONF / "tracker" / "none.yaml") == defaults(TrackerSpec)
+    assert read(CONF / "engine" / "transformers.yaml") == defaults(EngineSpec)
     assert set(read(CONF / "model" / "hf.yaml")) == set(defaults(ModelSpec))
     protocol = read(CONF / "gen" / "protocol.yaml")
     assert protocol == {key: defaults(GenSpec)[key] for key in protocol}
 
 
-@pytest.mark.parametrize("group", ["suite", "scorer", "gen", "tracker", pytest.param("method", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "group", ["suite", "scorer", "gen", "tracker", "engine", pytest.param("method", marks=pytest.mark.slow)]
+)
 def test_every_choice_composes(group: str) -> None:
     for name in names(group):
         spec = composition.compose_run([f"{group}={name}"])
@@ -186,16 +189,17 @@ def test_null_may_be_written_as_python_writes_it() -> None:
         composition.compose_run(["seed=None"])
 
 
-@pytest.mark.parametrize("group", ["model", "method", "suite", "scorer", "gen", "fit", "tracker"])
+@pytest.mark.parametrize("group", ["model", "method", "suite", "scorer", "gen", "fit", "tracker", "engine"])
 def test_a_setting_that_no_file_repeats_can_be_set(group: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As third parties' files leave out what is at its default."""
     setting = {
         "model": "revision=main", "method": "alpha=0.3", "suite": "limit=3", "scorer": "path=folder",
         "gen": "top_k=5", "fit": "limit=3", "tracker": "project=mine",
+        "engine": "max_loras=4",
     }[group]  # fmt: skip
     shutil.copytree(composition.conf_dir(), tmp_path / "conf")
     key = setting.partition("=")[0]
-    for file in [tmp_path / "conf" / "config.yaml", *(tmp_path / "conf").glob("[mstg]*/*.yaml")]:
+    for file in [tmp_path / "conf" / "config.yaml", *(tmp_path / "conf").glob("[mstge]*/*.yaml")]:
         lines = file.read_text().splitlines(keepends=True)
         file.write_text("".join(line for line in lines if not line.strip().startswith(f"{key}:")))
     monkeypatch.setattr(composition, "conf_dir", lambda: tmp_path / "conf")

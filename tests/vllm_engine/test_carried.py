@@ -3,6 +3,7 @@ needed here."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from detoxbench.interventions.intervention import Intervention
 from detoxbench.lm import LanguageModel
 from detoxbench.model import precision
 from detoxbench.records import Request
+from detoxbench.runner import stages
 from detoxbench.runner.cell import RunCell, checkpoint_folder, prepare
 from detoxbench.runner.composition import compose_run
 from detoxbench.vllm_engine import carried
@@ -80,6 +82,7 @@ def test_an_engine_that_is_not_installed_names_what_to_install(monkeypatch: pyte
     [
         ("suite=mechanism", "looks inside the model, which engine=vllm does not show: choose engine=transformers"),
         ("model.device=cuda:1", "set CUDA_VISIBLE_DEVICES"),
+        ("model.quantization=int8", "holds weights in model.dtype, and model.quantization=int8"),
         ("engine.max_lora_rank=9", "max_lora_rank is one of 8, 16"),
         ("engine.gpu_memory_utilization=0", "a share, above 0"),
     ],
@@ -88,8 +91,17 @@ def test_settings_that_do_not_go_together_are_refused(
     override: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(carried, "find_spec", lambda name: object())
+    monkeypatch.setattr("detoxbench.runner.cell.require_bitsandbytes", lambda *_: None)
     with pytest.raises(UsageError, match=message):
         prepared("engine=vllm", override)
+
+
+def test_it_works_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(carried, "find_spec", lambda name: object())
+    monkeypatch.setattr(stages, "several", lambda: True)
+    with pytest.raises(UsageError, match="engine=vllm works in one process, and several share this run"):
+        stages.run(compose_run(["engine=vllm", f"runs_dir={tmp_path / 'runs'}"]))
+    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------------------------------------- carried
