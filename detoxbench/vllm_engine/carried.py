@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.interventions.channels import Dense, Hook, LogitOp, LowRank, Prefix, Weight
@@ -125,13 +125,25 @@ def _as_lora(lm: Model, weights: Sequence[Weight], spec: EngineSpec) -> tuple[tu
 
 
 def takes_loras(lm: Model) -> bool:
-    """Whether vLLM's class of this model takes LoRAs."""
-    from vllm.model_executor.models import ModelRegistry
+    """Whether vLLM's class of this model takes LoRAs. Raises as `own_class`."""
     from vllm.model_executor.models.interfaces import supports_lora
 
+    return bool(supports_lora(own_class(lm)))
+
+
+def own_class(lm: Model) -> Any:
+    """vLLM's class of this model. Raises DetoxbenchError where it has none of its own: it would take that of
+    transformers, and change it for all of this process, so that nothing could be fitted any more."""
+    from vllm.model_executor.models import ModelRegistry
+
     architectures = lm.model.config.architectures or [type(lm.model).__name__]
-    known = [name for name in architectures if name in ModelRegistry.models]
-    return bool(known) and bool(supports_lora(ModelRegistry.models[known[0]].load_model_cls()))
+    found: list[Any] = [ModelRegistry.models[name] for name in architectures if name in ModelRegistry.models]
+    if not found or found[0].module_name.rpartition(".")[2] == "transformers":
+        raise DetoxbenchError(
+            f"vLLM has no class of its own for '{lm.name}' ({', '.join(architectures)}), so engine=vllm does not serve "
+            f"it: {REMEDY}"
+        )
+    return found[0].load_model_cls()
 
 
 def _rank(weights: Sequence[Weight]) -> int:

@@ -296,6 +296,19 @@ def test_the_base_is_checked_when_an_intervention_comes_off(pair: Pair, monkeypa
     require_equal(pair, "base", lambda lm: nullcontext(), monkeypatch, [GREEDY])
 
 
+def test_a_family_that_vllm_runs_by_transformers_is_refused(tmp_path: Path) -> None:
+    """It would change the class of transformers, which fits then fail with."""
+    made = tiny("gpt_neox")
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    lm = VllmModel(tmp_path, EngineSpec(name="vllm"))
+    with pytest.raises(
+        DetoxbenchError, match=r"no class of its own for .*GPTNeoXForCausalLM.*choose engine=transformers"
+    ):
+        lm.generate(["hello"])
+    assert not lm.in_memory
+
+
 def test_two_interventions_are_not_put_one_on_the_other(pair: Pair) -> None:
     change = pair.intervention(prompts=(Prompt(prefix="well, "),), weights=low_rank(pair))
     with (
