@@ -84,12 +84,14 @@ def _described_component(kind: str, name: str) -> dict[str, Any]:
 def described_fields(config: Any, file_settings: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The fields of a configuration dataclass; `file_settings` (of a model's file) replace their defaults."""
     from dataclasses import fields
+    from typing import get_type_hints
 
+    hints = get_type_hints(config)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     return [
         {
             "name": field.name,
-            "type": field.type,
+            "type": _type(str(field.type), hints[field.name]),
             "default": (file_settings or {}).get(field.name, field.default),
             "range": ", ".join(f"{signs[sign]} {bound}" for sign, bound in field.metadata["bounds"].items()),
             "meaning": field.metadata["help"],
@@ -100,6 +102,14 @@ def described_fields(config: Any, file_settings: Mapping[str, Any] | None = None
         }
         for field in fields(config)
     ]
+
+
+def _type(written: str, meant: Any) -> str:
+    """A field's type as it is written, or its choices where that is a name for them."""
+    from typing import Literal, get_origin
+
+    named = get_origin(meant) is Literal and "Literal" not in written
+    return str(meant).removeprefix("typing.") if named else written
 
 
 def _yaml(value: Any) -> str:

@@ -87,6 +87,8 @@ def test_describe_says_what_can_be_set_and_where_it_is_from(capsys: pytest.Captu
     assert "source: run_toxicity_experiment.py" in said
     assert "fit.parallel_pairs" in said
     assert "arXiv 2404.10464" in said
+    assert cli.main(["describe", "model", "hf"]) == 0
+    assert "model.quantization=none  Literal['none', 'nf4', 'int8']" in capsys.readouterr().out
 
 
 def test_plan_names_every_cell_and_its_stages(tmp_path: Path) -> None:
