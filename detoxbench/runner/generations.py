@@ -297,7 +297,9 @@ def _answers_per_record(
     generating them took. The share is one of whole groups of records."""
     requests = _by_record(cell.requests)
     for group in fitted_groups(cell, language_model(cell), requests, done, share):
-        with lm.routed(group) if len(group) > 1 else lm.applied(*group.values()):
+        # With another engine one record is routed, too: what it carries does not hang on how many records there are.
+        alone = len(group) == 1 and lm.backend is None
+        with lm.applied(*group.values()) if alone else lm.routed(group):
             start = working_seconds(lm)
             for batch in sample_requests(cell, lm, [requests[record] for record in group], done):
                 yield batch, working_seconds(lm) - start

@@ -352,3 +352,36 @@ def test_the_leaderboard_is_the_same_to_the_printed_digits(tmp_path: Path) -> No
     assert {record.provenance["engine"] for record in of["vllm"]} == {"vllm"}
     assert {record.provenance["engine"] for record in of["transformers"]} == {"transformers"}
     assert {record.cost["generation_peak_mb"] for record in of["vllm"]} == {None}
+
+
+BY_RECORD = """
+import torch
+import detoxbench
+from detoxbench.interventions import intervention
+from detoxbench.interventions.channels import LowRank, Weight
+from detoxbench.methods.dinm import DINM
+from detoxbench.results.store import Run
+
+def fit_many(self, lm, records, wanted):
+    for i in wanted:
+        g, path = torch.Generator().manual_seed(i), lm.architecture.mlp_down(2)
+        out, into = lm.architecture.module(path).weight.shape
+        change = LowRank(torch.randn(4, into, generator=g) * 0.2, torch.randn(out, 4, generator=g) * 0.2)
+        yield intervention.Intervention(method="dinm", base=lm.fingerprint, weights=(Weight(f"{path}.weight", change),))
+
+DINM.fit_many = fit_many
+settings = ["method=dinm", "method.protocol=per_record", "suite=safeedit", "suite.limit=5", "gen.max_new_tokens=12"]
+runs = [detoxbench.run([*settings, f"engine={e}", f"runs_dir={e}"]) for e in ("transformers", "vllm")]
+ours, theirs = ([(s.id, s.text) for s in Run(run.folder).samples()] for run in runs)
+base = [(s.id, s.text) for s in Run(runs[1].base.folder).samples()]
+print(len(ours), ours == theirs, base != theirs, runs[0].record.fit == runs[1].record.fit)
+"""
+
+
+def test_a_run_with_another_lora_for_each_record(tmp_path: Path) -> None:
+    """Fitted by transformers, record by record, beside vLLM."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", BY_RECORD]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "25 True True True"
