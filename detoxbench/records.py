@@ -12,8 +12,8 @@ import msgspec
 from detoxbench.errors import UsageError
 
 BETTER, UNITS = ("higher", "lower", "neither"), ("share", "number")
-Tags = dict[str, str | float | list[str]]
-"""What a suite wants to find again in the samples, by name."""
+Tags = dict[str, str | int | float | list[str]]
+"""What a suite wants to find again in the samples, by name. Whole numbers stay whole when they are read back."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
