@@ -19,6 +19,7 @@ from detoxbench.errors import told
 from detoxbench.files import writing
 from detoxbench.results.store import Run
 
+OTHERS = [(errno.EIO, "look after it"), (errno.EROFS, "runs_dir=FOLDER")]
 RUN = ["suite=utility", "suite.limit=2", "method=self_reminder"]
 
 
@@ -50,7 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
-    [(errno.ENOSPC, "free some space there"), (errno.EIO, "look after it"), (errno.EROFS, "runs_dir=FOLDER")],
+    [(errno.ENOSPC, "free some space there"), *(pytest.param(*p, marks=pytest.mark.slow) for p in OTHERS)],
 )
 @pytest.mark.parametrize("on", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 9, 16))])
 def test_a_disk_that_fails_is_one_line_and_the_same_command_finishes(
@@ -91,6 +92,7 @@ def test_stages_that_are_a_file_are_named(tmp_path: Path, capsys: pytest.Capture
     assert "move it away" in said
 
 
+@pytest.mark.slow
 def test_a_folder_deleted_meanwhile_is_named(
     tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

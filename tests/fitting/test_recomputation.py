@@ -19,7 +19,7 @@ from tests.support.tiny import same, state, tiny
 
 KNOB = "gradient_checkpointing"
 TRAINED = [n for n in db.methods.names() if KNOB in db.methods.get(n).Config.__dataclass_fields__]
-FAST = {"ext_sub", "dinm", "contrastive_perplexity", "dpo", "rmu"}
+FAST = {"ext_sub", "dinm"}
 
 
 def kept(name: str, wanted: bool, family: str, folder: Path, **more: Any) -> tuple[str, int]:

@@ -83,6 +83,7 @@ def test_two_processes_leave_the_bytes_of_one(what: str, tmp_path: Path) -> None
     assert not list((tmp_path / "two").glob(".stages/generate-*/partial*"))
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_has_made_is_kept_and_any_number_goes_on(tmp_path: Path) -> None:
     argv = ["run", *SAMPLED, "suite.prompts=16", "gen.batch_tokens=30", "method=none", f"runs_dir={tmp_path / 'cut'}"]
     started = start(2, *argv)
@@ -107,6 +108,7 @@ def test_what_a_killed_process_has_made_is_kept_and_any_number_goes_on(tmp_path:
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_when_the_first_is_killed_the_others_end_and_one_of_them_says_so(tmp_path: Path) -> None:
     started = start(3, "run", *SAMPLED, "gen.batch_tokens=30", f"runs_dir={tmp_path}")
     while not list(tmp_path.glob(".stages/generate-*/partial.jsonl")):

@@ -222,6 +222,7 @@ def kill_when(process: Process, partial: Path, lines: int) -> None:
     assert process.end().returncode == -signal.SIGKILL, "it finished before it could be killed"
 
 
+@pytest.mark.slow
 def test_killed_twice_the_third_try_finishes_with_the_same_bytes(tmp_path: Path) -> None:
     spec = compose_run([*LONG, f"runs_dir={tmp_path / 'killed'}"])
     planned = prepare(spec, checkpoint_folder(spec, download=False))

@@ -52,8 +52,17 @@ REFUSED = [
 def test_a_strangers_experiment_runs_no_code_and_reads_no_environment(stranger: Path, text: str, said: str) -> None:
     place = stranger / "made"
     overrides = experiment(stranger, text.replace("PLACE", str(place)))
+    with pytest.raises(UsageError) as error:
+        composition.load(overrides)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not place.exists()
+
+
+def test_cells_and_searches_are_looked_through_too(stranger: Path) -> None:
+    text, said = REFUSED[0]
+    overrides = experiment(stranger, text)
     for ask in (
-        lambda: composition.load(overrides),
         lambda: composition.cells(overrides, multirun=True),
         lambda: composition.swept([*overrides, "seed=1,2"]),
         lambda: composition.cells([*overrides[:1], "experiment=theirs,null"], multirun=True),
@@ -61,11 +70,9 @@ def test_a_strangers_experiment_runs_no_code_and_reads_no_environment(stranger: 
         with pytest.raises(UsageError) as error:
             ask()
         assert said in str(error.value)
-        assert "\n" not in str(error.value)
-    assert not place.exists()
 
 
-@pytest.mark.parametrize("command", ["run", "run -m", "plan", "tune --objective=DS", "run --cfg=job", "run --info=all"])
+@pytest.mark.parametrize("command", ["run -m", "plan", "tune --objective=DS", "run --cfg=job"])
 def test_no_verb_runs_code_of_a_configuration(stranger: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     place, (verb, *flags) = stranger / "made", command.split()
     typed = ["+hydra.callbacks.x._target_=os.mkdir", f"+hydra.callbacks.x.path={place}", f"runs_dir={stranger}/runs"]
