@@ -8,6 +8,7 @@ commands to a launcher. All this is looked for before anything is resolved or st
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.errors import UsageError
@@ -46,7 +47,7 @@ def require_values(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             raise UsageError(f"'{name}' is refused: configurations hold values and never name code")
         if path[0] == "hydra" and len(path) > 1:
             _check_hydras(path, value, overrides)
-        for resolver in _resolvers(value):
+        for resolver in _resolvers(value) if isinstance(value, str) and "${" in value else ():
             if path[0] != "hydra" or resolver not in _HYDRAS_RESOLVERS:
                 raise UsageError(
                     f"'{name}' is refused: ${{{resolver}:...}} reads what is no setting; write the value itself, or "
@@ -81,10 +82,9 @@ def _check_hydras(path: Path, value: Any, overrides: Sequence[str]) -> None:
             raise UsageError(f"'{name}' is refused in a file, since it can run commands: give {key}=... yourself")
 
 
-def _resolvers(value: Any) -> Iterator[str]:
+@cache
+def _resolvers(value: str) -> tuple[str, ...]:
     """The resolvers that a value asks, as they are written; one whose name is itself made of settings as a whole."""
-    if not isinstance(value, str) or "${" not in value:
-        return
     from omegaconf.errors import GrammarParseError
     from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
     from omegaconf.grammar_parser import parse
@@ -93,9 +93,11 @@ def _resolvers(value: Any) -> Iterator[str]:
     try:
         left: list[Any] = [parse(value)]
     except GrammarParseError:
-        return  # it cannot be resolved either, which says so
+        return ()  # it cannot be resolved either, which says so
+    found = []
     while left:
         node = left.pop()
         if isinstance(node, asks):
-            yield node.resolverName().getText()
+            found.append(node.resolverName().getText())
         left += getattr(node, "children", None) or ()
+    return tuple(found)

@@ -150,6 +150,7 @@ def test_a_failed_job_is_one_line_and_code_1_and_the_others_run(tmp_path: Path) 
     assert "1 failed" in detoxbench(tmp_path, "status").stdout
 
 
+@pytest.mark.slow
 def test_cells_of_one_model_run_together_and_are_told_in_the_order_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     short = "# @package _global_\ndefaults:\n  - override /suite: utility\nsuite:\n  limit: 2\n"
