@@ -127,7 +127,7 @@ def _methods(fast: set[str]) -> list[Any]:
     return [pytest.param(n, id=n, marks=[] if n in fast else pytest.mark.slow) for n in db.methods.names()]
 
 
-@pytest.mark.parametrize("name", _methods({"caa", "dinm", "sft"}))
+@pytest.mark.parametrize("name", _methods({"dinm", "sft"}))
 def test_a_method_fits_over_two_devices_as_on_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "model", tiny())
     lm = LanguageModel.load(str(tmp_path / "model"), device="cpu")
@@ -155,7 +155,7 @@ def fitting(name: str, folder: Path, lm: LanguageModel) -> Case:
     return case
 
 
-@pytest.mark.parametrize("name", _methods({"caa", "dinm", "sft", "profs"}))
+@pytest.mark.parametrize("name", _methods({"dinm", "sft"}))
 def test_a_method_fits_beside_the_disk_or_says_what_it_cannot_do(name: str, tmp_path: Path) -> None:
     saved(tmp_path / "model", tiny())
     lm, spread = LanguageModel.load(str(tmp_path / "model"), device="cpu"), loaded_on_disk(tmp_path / "model")

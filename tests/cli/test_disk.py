@@ -19,7 +19,6 @@ from detoxbench.errors import told
 from detoxbench.files import writing
 from detoxbench.results.store import Run
 
-OTHERS = [(errno.EIO, "look after it"), (errno.EROFS, "runs_dir=FOLDER")]
 RUN = ["suite=utility", "suite.limit=2", "method=self_reminder"]
 
 
@@ -51,9 +50,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
-    [(errno.ENOSPC, "free some space there"), *(pytest.param(*p, marks=pytest.mark.slow) for p in OTHERS)],
+    [(errno.ENOSPC, "free some space there"), (errno.EIO, "look after it"), (errno.EROFS, "runs_dir=FOLDER")],
 )
-@pytest.mark.parametrize("on", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 9, 16))])
+@pytest.mark.slow
+@pytest.mark.parametrize("on", [1, 4, 9, 16])
 def test_a_disk_that_fails_is_one_line_and_the_same_command_finishes(
     number: int, remedy: str, on: int, tmp_path: Path, undisturbed: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -188,6 +188,7 @@ def test_a_killed_holder_is_followed_by_another_after_its_lease(tmp_path: Path, 
     assert time.monotonic() - start > LEASE / 2  # not before: it renews every quarter
 
 
+@pytest.mark.slow
 def test_a_living_holder_keeps_it_beyond_its_lease(tmp_path: Path, holder: Any) -> None:
     _, said, go_on = holder
     with pytest.raises(Timeout), Claim(tmp_path / "a.lock", LEASE).taken(timeout=2.5 * LEASE):

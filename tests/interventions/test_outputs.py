@@ -80,8 +80,8 @@ def test_choices_do_not_depend_on_batches_order_or_what_is_done() -> None:
         assert {(s.id, s.sample): s for s in left} == {k: s for k, s in whole.items() if k not in done}
 
 
-@pytest.mark.parametrize("choice", [True, False])
-@pytest.mark.parametrize("tokens", [1, 60, 500])
+@pytest.mark.parametrize("choice", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tokens", [60, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 500))])
 def test_the_shares_of_several_processes_are_all_texts_once(choice: bool, tokens: int) -> None:
     """Also where the candidates of a text lie in batches of two of them."""
     lm, gen = tiny(), dataclasses.replace(SAMPLED, batch_tokens=tokens)

@@ -320,7 +320,7 @@ def test_every_preset_is_known_here_and_in_the_docs() -> None:
         assert f"experiment=ablation/{name}" in page
 
 
-FAST = ("destein_alpha", "dinm_tuning", "ext_sub_controls", "cp_texts", "caa_layer", "profs_rank")
+FAST = ("destein_alpha", "cp_texts", "profs_rank")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CELLS])

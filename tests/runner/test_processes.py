@@ -69,7 +69,8 @@ def test_the_shares_are_everything_once() -> None:
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.mark.parametrize("what", ["generated", *(pytest.param(w, marks=pytest.mark.slow) for w in list(CELLS)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", CELLS)
 def test_two_processes_leave_the_bytes_of_one(what: str, tmp_path: Path) -> None:
     first, second = ended(start(2, "run", *CELLS[what], f"runs_dir={tmp_path / 'two'}"))
     assert (first.returncode, first.stderr) == (0, "")
