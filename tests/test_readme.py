@@ -43,7 +43,6 @@ def test_the_tree_of_the_method_names_the_files_that_are_shown(package: Path) ->
     assert (package / "word_bias/conf/method/word_bias.yaml").read_text() == "name: word_bias\n"
 
 
-@pytest.mark.slow
 def test_the_method_that_is_shown_whole_is_installed_checked_and_run(package: Path, tmp_path: Path) -> None:
     (printed,) = (block.splitlines() for block in blocks("") if block.startswith("pip install -e"))
     assert printed[:2] == ["pip install -e .", "detoxbench check method word_bias"]
