@@ -135,6 +135,15 @@ def test_results_never_bring_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
+def test_help_brings_nothing_that_runs() -> None:
+    code = (
+        "import contextlib, sys\nfrom detoxbench import cli\n"
+        "with contextlib.suppress(SystemExit):\n    cli.main(['run', '--help']), cli.main(['status', '--help'])\n"
+        "sys.exit('detoxbench.runner.cell' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
 def test_no_circles() -> None:
     arrows, done = graph(), set[str]()
 

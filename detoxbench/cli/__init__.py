@@ -14,6 +14,7 @@ from typing import Any
 
 from detoxbench import __version__
 from detoxbench.cli.common import FAILURE, INTERRUPTED, OK, TERMINATED, USAGE, complain
+from detoxbench.engine.share import launched
 from detoxbench.errors import DetoxbenchError, UsageError, did_you_mean, told
 from detoxbench.terminal import guarded
 
@@ -123,14 +124,14 @@ def _dispatch(argv: list[str]) -> int:
 def _run_verb(verb: str, argv: list[str]) -> int:
     """Run a verb; in one of several processes that `torchrun` or another launcher has started, the share that it has in
     what the first one runs."""
-    from detoxbench.runner import processes
-
     main: Callable[[list[str]], int] = import_module(f"detoxbench.cli.{verb}").main
-    share = processes.launched()
+    share = launched()
     if share is None or (share.rank == 0 and verb not in SHARED):
         return main(argv)
     if verb not in SHARED:
         return OK  # one process is enough to print
+    from detoxbench.runner import processes
+
     with processes.joined(share):
         if share.rank == 0:
             return main(argv)

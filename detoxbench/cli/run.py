@@ -41,10 +41,6 @@ def main(argv: list[str]) -> int:
     """`detoxbench run`: checks every cell that can be foreseen, then leaves the running to Hydra."""
     from hydra._internal.utils import get_args_parser
 
-    from detoxbench.files import sweeping
-    from detoxbench.files.writing import make_runs_dir
-    from detoxbench.runner import composition, multirun
-
     parser = Parser(prog="detoxbench run", parents=[get_args_parser()], add_help=False)
     args = parser.parse_intermixed_args(argv)
     if args.help:
@@ -54,6 +50,10 @@ def main(argv: list[str]) -> int:
         raise UsageError("--experimental-rerun reads a pickle, which can run code: give the overrides instead")
     if args.config_name or args.config_path:
         raise UsageError("the configuration is detoxbench's own: add to it with --config-dir DIR and experiment=NAME")
+    from detoxbench.files import sweeping
+    from detoxbench.files.writing import make_runs_dir
+    from detoxbench.runner import composition, multirun
+
     command = ["detoxbench", "run", *argv]
     try:
         cells = _foreseen(args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -22,3 +23,13 @@ class Share(NamedTuple):
 
 
 ALONE = Share()
+
+
+def launched() -> Share | None:
+    """Which of several processes a launcher (`torchrun`) has made this one; None where it is alone."""
+    try:
+        share = Share(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    except (KeyError, ValueError):
+        return None
+    told_where = {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return share if share.ranks > 1 and told_where else None

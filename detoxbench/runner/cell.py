@@ -42,7 +42,6 @@ from detoxbench.results import broken_text
 from detoxbench.results.store import Run
 from detoxbench.scorers.base import Scorer
 from detoxbench.suites.base import Suite
-from detoxbench.vllm_engine.carried import require_installed
 
 log = logging.getLogger("detoxbench")
 
@@ -309,6 +308,8 @@ def _check_engine(spec: RunSpec, suite: Suite[Any]) -> None:
     """Raises UsageError where the engine is not installed, or cannot do what the suite or the model's settings ask."""
     if spec.engine.name == EngineSpec.name:
         return
+    from detoxbench.vllm_engine.carried import require_installed
+
     require_installed()
     if suite.probe is not None:
         raise UsageError(
