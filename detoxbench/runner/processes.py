@@ -21,6 +21,8 @@ from functools import lru_cache
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge, wait
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
+
 from detoxbench.engine.share import ALONE, Share
 from detoxbench.errors import DetoxbenchError, NonFiniteError, UsageError
 from detoxbench.runner.cell import RunCell, checkpoint_folder, prepare
@@ -57,6 +59,20 @@ class _Asked(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+class _Answer(msgspec.Struct):
+    """What another process says when it has done what it was asked for: which error came of it (`_KINDS`) and its text;
+    no kind where all went well."""
+
+    kind: str | None
+    text: str
+
+
+_KINDS: dict[str, type[Exception]] = {
+    "usage": UsageError, "not finite": NonFiniteError, "explained": DetoxbenchError, "other": RuntimeError,
+}  # fmt: skip
+"""Errors by the name that they travel under, the narrower first."""
+
+
 class _Group(NamedTuple):
     """The processes that have joined, as one of them sees them."""
 
@@ -66,16 +82,6 @@ class _Group(NamedTuple):
 
 
 _group: _Group | None = None
-
-
-def launched() -> Share | None:
-    """Which of several processes a launcher has made this one; None where it is alone."""
-    try:
-        share = Share(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    except (KeyError, ValueError):
-        return None
-    told_where = {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return share if share.ranks > 1 and told_where else None
 
 
 @contextmanager
@@ -138,11 +144,11 @@ def _errors(connections: dict[int, Connection]) -> list[Exception]:
         for connection in wait(list(waiting)):
             rank = waiting.pop(connection)
             try:
-                kind, text = pickle.loads(connections[rank].recv_bytes())
+                answer = msgspec.json.decode(connections[rank].recv_bytes(), type=_Answer)
             except (EOFError, OSError):
                 raise Lost(rank) from None
-            if kind:
-                errors[rank] = kind(text)
+            if answer.kind is not None:
+                errors[rank] = _KINDS[answer.kind](answer.text)
     return [errors[rank] for rank in sorted(errors)]
 
 
@@ -155,24 +161,24 @@ def serve() -> None:
             asked = connection.recv_bytes()
             if not asked:
                 return
-            connection.send_bytes(pickle.dumps(_outcome(asked)))
+            connection.send_bytes(msgspec.json.encode(_outcome(asked)))
         except (EOFError, OSError):
             raise Lost(0) from None
 
 
-def _outcome(asked: bytes) -> tuple[type[Exception] | None, str]:
-    """Do what is asked for: which error came of it, and its text; None and no text where all went well."""
+def _outcome(asked: bytes) -> _Answer:
+    """Do what is asked for."""
     assert _group is not None
     here = f"(process {_group.share.rank} on {socket.gethostname()})"
     try:
         work, cell, arguments = pickle.loads(asked)
         work(_prepared(cell), _group.share, *arguments)
     except DetoxbenchError as error:
-        kinds = (UsageError, NonFiniteError)
-        return next((kind for kind in kinds if isinstance(error, kind)), DetoxbenchError), f"{error} {here}"
+        kind = next(name for name, kind in _KINDS.items() if isinstance(error, kind))
+        return _Answer(kind, f"{error} {here}")
     except Exception as error:
-        return RuntimeError, f"{type(error).__name__}: {first_line(error)} {here}\n{traceback.format_exc()}"
-    return None, ""
+        return _Answer("other", f"{type(error).__name__}: {first_line(error)} {here}\n{traceback.format_exc()}")
+    return _Answer(None, "")
 
 
 @lru_cache(maxsize=1)  # it is asked for several times
@@ -195,7 +201,8 @@ def _prepared(asked: bytes) -> RunCell:
 def _connected(share: Share) -> Iterator[tuple[int, Connection]]:
     """A connection to every other process in process 0, to process 0 in the others, by rank.
 
-    The launcher's store holds the port and a key: without it nobody is let in, for what is heard is unpickled.
+    The launcher's store holds the port and a key, which both sides have to prove. What the others hear from process 0
+    is unpickled, so who may read that store may run code in them; process 0 unpickles nothing.
     """
     from torch.distributed.rendezvous import rendezvous
 
@@ -206,7 +213,7 @@ def _connected(share: Share) -> Iterator[tuple[int, Connection]]:
         connection = _alive(peer)
         answer_challenge(connection, bytes.fromhex(key))
         deliver_challenge(connection, bytes.fromhex(key))
-        connection.send(share.rank)
+        connection.send_bytes(str(share.rank).encode())
         yield 0, connection
         return
     secret = secrets.token_bytes(32)
@@ -217,7 +224,7 @@ def _connected(share: Share) -> Iterator[tuple[int, Connection]]:
             connection = _alive(server.accept()[0])
             deliver_challenge(connection, secret)
             answer_challenge(connection, secret)
-            yield int(connection.recv()), connection
+            yield int(connection.recv_bytes()), connection
 
 
 def _alive(peer: socket.socket) -> Connection:

@@ -15,7 +15,7 @@ import pytest
 
 import detoxbench as db
 from detoxbench import cli
-from detoxbench.engine.share import Share
+from detoxbench.engine.share import Share, launched
 from detoxbench.errors import DetoxbenchError
 from detoxbench.runner import processes
 from tests.support.processes import Process
@@ -148,9 +148,9 @@ def test_one_process_prints_what_has_no_work_to_share(tmp_path: Path) -> None:
 def test_a_single_process_of_a_launcher_is_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(key, value)
-    assert processes.launched() is None
+    assert launched() is None
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert processes.launched() == Share(0, 2)
+    assert launched() == Share(0, 2)
 
 
 @pytest.mark.parametrize(
