@@ -30,8 +30,10 @@ def named(path: str) -> str:
 def impersonal(path: str) -> str:
     """A path as it means the same to others in this place: below the working directory from there on, below the home
     folder with ~, any other by its last part alone."""
-    if not os.path.isabs(path):
+    path = re.sub(r"^file:/*", "/", path)
+    if not os.path.isabs(path) and ".." not in Path(path).parts:
         return path
+    path = os.path.abspath(path)
     for start, shown in ((Path.cwd(), ""), (Path.home(), "~")):
         if start != Path(start.anchor) and Path(path).is_relative_to(start):
             return str(Path(shown) / Path(path).relative_to(start))

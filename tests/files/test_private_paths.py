@@ -23,6 +23,9 @@ def test_a_path_is_shown_as_it_means_the_same_to_others(tmp_path: Path, monkeypa
     }
     shown = {"a": ["~/m", "runs/x", "texts.jsonl", "here/there", "hub/name", "and/or", 3]}
     assert without_paths(given, impersonal) == shown
+    config_dir = f"hydra.searchpath=['file://{home}/conf']"
+    assert without_paths(config_dir, impersonal) == "hydra.searchpath=['~/conf']"
+    assert without_paths(f"../{NAME}/m", impersonal) == "~/m"
     line = f"waiting for {home}/runs/.stages/fit-1, then suite.data={work}/q.jsonl"
     assert without_paths(line, impersonal) == "waiting for ~/runs/.stages/fit-1, then suite.data=q.jsonl"
 
