@@ -328,8 +328,7 @@ def _checked(value: Any, metadata: Mapping[str, Any], hint: Any, path: str) -> A
     try:
         converted = _rounded(msgspec.convert(_whole(value, path), hint))
     except msgspec.ValidationError as error:
-        literals = [h for h in (hint, *get_args(hint)) if get_origin(h) is Literal]  # x, or x | None
-        choices = get_args(literals[0]) if literals else ()
+        choices = choices_of(hint)
         reason = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
         near = did_you_mean(str(value), choices)
         raise UsageError(f"wrong value for '{path}': {reason} (given: {value!r}){near}") from None
@@ -340,6 +339,12 @@ def _checked(value: Any, metadata: Mapping[str, Any], hint: Any, path: str) -> A
         if converted is not None and not _within(converted, sign, bound):
             raise UsageError(f"'{path}' is out of range: {value!r} must be {_SIGNS[sign]} {bound:g}")
     return converted
+
+
+def choices_of(hint: Any) -> tuple[Any, ...]:
+    """The values that a field of this type may have, where the type lists them (x, or x | None)."""
+    literals = [h for h in (hint, *get_args(hint)) if get_origin(h) is Literal]
+    return get_args(literals[0]) if literals else ()
 
 
 def normalised(spec: RunSpec) -> RunSpec:

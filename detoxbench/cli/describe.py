@@ -106,10 +106,9 @@ def described_fields(config: Any, file_settings: Mapping[str, Any] | None = None
 
 def _type(written: str, meant: Any) -> str:
     """A field's type as it is written, or its choices where that is a name for them."""
-    from typing import Literal, get_origin
+    from detoxbench.config import choices_of
 
-    named = get_origin(meant) is Literal and "Literal" not in written
-    return str(meant).removeprefix("typing.") if named else written
+    return str(meant).removeprefix("typing.") if choices_of(meant) and "Literal" not in written else written
 
 
 def _yaml(value: Any) -> str:

@@ -11,13 +11,13 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from detoxbench import scorers, suites
-from detoxbench.config import BASE, IDENTITY_VERSION, SCHEMA_VERSION, build, digest, identity
+from detoxbench.config import BASE, IDENTITY_VERSION, SCHEMA_VERSION, build, choices_of, digest, identity
 from detoxbench.errors import DetoxbenchError
 from detoxbench.records import Counts, Sample, Scored
 from detoxbench.results import broken_text, stats
@@ -183,11 +183,12 @@ def _suite(record: RunRecord, data: Sequence[Path]) -> Suite[Any]:
         raise DetoxbenchError(
             f"version {judged_by} told its broken texts, version {broken_text.VERSION} is installed here"
         )
-    known, claimed = {field.name: field for field in fields(cls.Config)}, record.identity["suite"].get("config") or {}
+    claimed, hints = record.identity["suite"].get("config") or {}, get_type_hints(cls.Config)
+    shown = record.spec.get("suite", {})
     settings = {
-        key: _unread(value, known[key], data)
-        for key, value in record.spec.get("suite", {}).items()
-        if key in known and key not in claimed
+        field.name: _unread(shown[field.name], (field.default, *choices_of(hints[field.name])), data)
+        for field in fields(cls.Config)
+        if field.name in shown and field.name not in claimed
     }
     config: Any = build(cls.Config, settings | claimed, "suite")
     rebuilt = identity(config)
@@ -196,12 +197,10 @@ def _suite(record: RunRecord, data: Sequence[Path]) -> Suite[Any]:
     return cls(config, name=record.suite)
 
 
-def _unread(value: Any, field: Field[Any], data: Sequence[Path]) -> Any:
+def _unread(value: Any, harmless: Collection[Any], data: Sequence[Path]) -> Any:
     """A setting of a run that decides nothing but what is read: as it is where it names nothing outside of the run,
     a file of one's own that has its name, or a place that cannot be there."""
-    if not isinstance(value, str) or value in (field.default, *_INSIDE) or value in scorers.names():
-        return value
-    if value in _choices(field):
+    if not isinstance(value, str) or value in harmless or value in _INSIDE or value in scorers.names():
         return value
     name = PureWindowsPath(value).name
     return next((str(file) for file in data if file.name == name), f"{os.devnull}/{name}")
@@ -209,11 +208,6 @@ def _unread(value: Any, field: Field[Any], data: Sequence[Path]) -> Any:
 
 _INSIDE = ("embedded", "auto", "none")
 """Values of settings that name no file, hub or package."""
-
-
-def _choices(field: Field[Any]) -> tuple[Any, ...]:
-    """The values that a setting may have, where its type says which."""
-    return tuple(re.findall(r"""["']([^"']*)["']""", str(field.type))) if "Literal[" in str(field.type) else ()
 
 
 def _coverage(record: RunRecord, suite: Suite[Any], samples: Sequence[Sample]) -> Iterator[Problem]:
