@@ -165,9 +165,9 @@ def estimate(specs: Sequence[RunSpec], folders: Sequence[Path]) -> Estimate:
             if place.name in seen:
                 continue
             seen.add(place.name)
-            alike = _learns(cell)
-            found.stages.append(_estimated(cell, stage, todo, known, again=stage == "fit" and alike in learned))
-            learned |= {alike} if stage == "fit" else set()
+            again = stage == "fit" and _learns(cell) in learned
+            found.stages.append(_estimated(cell, stage, todo, known, again=again))
+            learned |= {_learns(cell)} if stage == "fit" else set()
     return found
 
 
@@ -195,11 +195,10 @@ def _left(cell: RunCell) -> list[tuple[StageName, Path]]:
 
 def _learns(cell: RunCell) -> str:
     """What a fit learns: all that its key is made of, but for the knobs that only act on what was learned."""
-    identity = cell.identity["method"]
-    applied = applied_fields(cell.method.config)
-    config = {name: value for name, value in identity["config"].items() if name not in applied}
+    identity, applied = cell.identity["method"], applied_fields(cell.method.config)
     if not applied:
         return cell.keys.fit
+    config = {name: value for name, value in identity["config"].items() if name not in applied}
     return repr([cell.identity["model"], {**identity, "config": config}, cell.spec.seed])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detoxbench.errors import DetoxbenchError
+from detoxbench.model.devices import empty_caches
 from detoxbench.text import first_line
 from detoxbench.vllm_engine.choosing import PROMPT, ROW, Desk
 
@@ -160,15 +161,13 @@ class Vllm:
 
     def close(self) -> None:
         """Let it go, with its memory."""
-        import torch
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm, self.runner
         cleanup_dist_env_and_memory()
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_caches()
 
 
 def nlls(outputs: Sequence[Any], asked: Sequence[Asked]) -> list[tuple[float, bool]]:
