@@ -19,7 +19,7 @@ from benchmarks.harness import Row, compare, measured, memory_row
 from benchmarks.models import random_lm
 from detoxbench import methods
 from detoxbench.config import required_fields
-from detoxbench.engine import generation
+from detoxbench.engine import next_token
 
 
 class Clock:
@@ -163,12 +163,12 @@ def test_the_limit_counts_every_weight_but_the_embedding() -> None:
 
 
 def test_a_check_of_a_device_fails_where_the_engine_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, pick = random_lm("0.1M", 500, dtype="bfloat16"), generation.pick
+    lm, pick = random_lm("0.1M", 500, dtype="bfloat16"), next_token.pick
 
     def unrestricted(logits: Any, keys: Any, gen: Any, *given: Any) -> Any:
         return pick(logits, keys, dataclasses.replace(gen, top_p=1.0, top_k=0), *given)
 
-    monkeypatch.setattr(generation, "pick", unrestricted)
+    monkeypatch.setattr(next_token, "pick", unrestricted)
     assert gpu.nucleus(lm, 4).holds is False
     assert gpu.top_k_of_one(lm, 4).holds is False
 

@@ -15,10 +15,9 @@ Why a sample does not depend on its neighbours:
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,11 +25,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from detoxbench.config import GenSpec
+from detoxbench.engine.beginnings import Prompt, beginnings, distinct
 from detoxbench.engine.forward import head_inputs, next_logits
 from detoxbench.engine.kv_cache import Cache
-from detoxbench.engine.logits import Place, Rounding, asked, processed, require_finite_logits, sensitivity
+from detoxbench.engine.logits import Place, asked, processed
 from detoxbench.engine.lookahead import Lookahead
-from detoxbench.engine.sampling import NO_TOKEN, Near, noise_key, pick
+from detoxbench.engine.next_token import next_tokens, require_tokens
+from detoxbench.engine.sampling import noise_key, pick
 from detoxbench.engine.share import ALONE, Share
 from detoxbench.engine.streams import Streams
 from detoxbench.errors import DetoxbenchError
@@ -50,10 +51,6 @@ log = logging.getLogger("detoxbench")
 
 LEAVE = 8
 """Finished rows are removed from a batch once they are one in so many, since this copies the cache of all others."""
-WORTH_SHARING = 0.5
-"""Beginnings that prompts share are read only once where at most this share of all tokens is then read."""
-FLOAT32_LOSS = 64
-"""Units in the last place by which rounding may move a float32 logit; from 130 on more than `tie_tolerance`."""
 
 
 class Generated(msgspec.Struct, frozen=True, rename={"near_ties": "contested", "truncated_prompt": "cut"}):
@@ -392,10 +389,6 @@ def _loglikelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
     return double(logp).sum(1).cpu()
 
 
-_Prompt = tuple[tuple[int, int], tuple[int, ...]]
-"""(which changes are in force, token ids) of a stream's prompt: streams that agree in both may share a cache."""
-
-
 def _prefill(lm: Model, batch: _Batch, more: int) -> tuple[_Read, Cache, Tensor]:
     """Read every distinct prompt (under every distinct change) once and spread the cache over the streams: logits
     [streams, vocabulary], the cache, and the mask [streams, columns of prompts and `more` to come].
@@ -412,7 +405,7 @@ def _prefill(lm: Model, batch: _Batch, more: int) -> tuple[_Read, Cache, Tensor]
         for row, companion, record in zip(streams.row, streams.companion, streams.of_record, strict=True)
     ]
     beside = streams.beside(lm.in_force.compared)
-    of_stream = _distinct(every, beside)
+    of_stream = distinct(every, beside)
     firsts = [of_stream.index(i) for i in range(max(of_stream) + 1)]  # a stream of each prompt
     prompts = [every[k] for k in firsts]
     own = [streams.row[k] for k in firsts if not streams.companion[k]]
@@ -434,18 +427,8 @@ def _prefill(lm: Model, batch: _Batch, more: int) -> tuple[_Read, Cache, Tensor]
     return read, cache, mask
 
 
-def _distinct(prompts: Sequence[_Prompt], beside: Mapping[int, Sequence[int]]) -> list[int]:
-    """The number of each stream's prompt among the distinct ones, [streams]. Rows that hooks compare (`beside`, as
-    `Streams.beside`) have one in common only where all that stands beside them is equal, too."""
-    keys: list[tuple[_Prompt, ...]] = [(prompt,) for prompt in prompts]
-    for own, *others in zip(*beside.values(), strict=True):
-        keys[own] = (prompts[own], *(prompts[k] for k in others))
-    numbers: dict[tuple[_Prompt, ...], int] = {}
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
-
-
 def _read_beginnings(
-    lm: Model, prompts: Sequence[_Prompt], streams: Streams, firsts: Sequence[int], cache: Cache
+    lm: Model, prompts: Sequence[Prompt], streams: Streams, firsts: Sequence[int], cache: Cache
 ) -> tuple[list[int], Tensor]:
     """Read into the `cache` the beginnings that prompts share, one row a prompt (`firsts`: a stream of each), each
     ending at the last column: how many tokens of each prompt that is [prompts], and the mask [prompts, most of them],
@@ -455,7 +438,7 @@ def _read_beginnings(
     nothing = [0] * len(prompts), torch.zeros(len(prompts), 0, dtype=torch.long, device=lm.device)
     if not cache.movable or lm.in_force.reserved:  # behind a prefix in force nothing may be moved
         return nothing
-    first, begun = _beginnings(prompts)
+    first, begun = beginnings(prompts)
     width = max(begun)
     if not width:
         return nothing
@@ -489,35 +472,6 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _beginnings(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
-    """For each prompt the first one, by index, of those that it shares its beginning with, and how many tokens of that
-    beginning are read once for all of them, both [prompts]. All are 0 where too little would be saved."""
-    first, shared = _sharing(prompts)
-    lengths = [len(prompt) for _, prompt in prompts]
-    # 1. What is left is equally long for all, and at least one token, which the logits come from.
-    left = max(n - min(shared[f], n - 1) for n, f in zip(lengths, first, strict=True))
-    begun = [max(0, n - left) for n in lengths]
-    # 2. The tokens that are then read, padding too, against those of the prompts read whole.
-    tokens = len(set(first)) * max(begun) + len(prompts) * left
-    saves = tokens <= WORTH_SHARING * len(prompts) * max(lengths)
-    return first, begun if saves else [0] * len(prompts)
-
-
-def _sharing(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
-    """Groups of prompts that begin alike, each for at least half of the longer one of two neighbours in sorted order:
-    for each prompt the first of its group, by index, and at this index how many tokens all of the group share."""
-    first, shared = list(range(len(prompts))), [len(prompt) for _, prompt in prompts]
-    order = sorted(first, key=lambda i: prompts[i])
-    for before, i in itertools.pairwise(order):
-        (variant, one), (other_variant, other) = prompts[before], prompts[i]
-        pairs = zip(one, other, strict=False)
-        equal = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-        if variant == other_variant and 2 * equal >= max(len(one), len(other)):
-            first[i] = first[before]
-            shared[first[i]] = min(shared[first[i]], equal)
-    return first, shared
-
-
 def _choose(
     lm: Model, batch: _Batch, read: _Read, after: Lookahead | None, gen: GenSpec, step: int, spacing: float
 ) -> Tensor:
@@ -525,8 +479,8 @@ def _choose(
     decided on the row computed alone."""
     import torch
 
-    place, check = batch.place(read.hidden, after), partial(_check, lm, rows=batch.rows, gen=gen, step=step)
-    tokens, near_ties = chosen(lm, read.logits, batch.streams, place, batch.keys, gen, step, spacing, check)
+    place = batch.place(read.hidden, after)
+    tokens, near_ties = next_tokens(lm, read.logits, batch.streams, place, batch.keys, gen, step, spacing, batch.rows)
     for i in torch.nonzero(near_ties)[:, 0].tolist():
         row = batch.rows[i]
         if row.done:
@@ -535,62 +489,9 @@ def _choose(
         if spacing <= precision.FLOAT32:
             alone = _alone(lm, row)
             token, _ = pick(alone, batch.keys[i : i + 1], gen, step, 0.0)
-            _check(lm, alone, token, [row], gen, step)
+            require_tokens(lm, alone, token, [row], gen, step)
             tokens[i] = token[0]
     return tokens
-
-
-def chosen(
-    lm: Model,
-    logits: Tensor,
-    streams: Streams,
-    place: Place,
-    keys: Tensor,
-    gen: GenSpec,
-    step: int,
-    spacing: float,
-    check: Callable[[Tensor, Tensor], None],
-) -> tuple[Tensor, Tensor]:
-    """(the next token of every row, which of them are near-ties), [rows] on the CPU, of the logits of all streams,
-    [streams, vocabulary], through the functions in force; `keys` are the rows' noise keys, [rows].
-
-    `check(logits, tokens)` is given what was chosen from, and raises where a row has no token (`NO_TOKEN`) and counts.
-    Where `gen.tie_tolerance` turns near-ties off, there are none in float32 (`spacing`).
-    """
-    exact, grown = spacing <= precision.FLOAT32, sensitivity(lm)
-    tolerance = grown * gen.tie_tolerance if exact else 0.0
-    relative = grown * (FLOAT32_LOSS * spacing if exact else spacing)
-
-    def picked(rounding: Rounding) -> tuple[Tensor, Tensor]:
-        seen = processed(lm, logits, streams, place, rounding)
-        tokens, near_ties = pick(seen, keys, gen, step, tolerance, relative)
-        check(seen, tokens)
-        return tokens.clamp(min=0), near_ties  # of rows that are done, NO_TOKEN
-
-    rounding = Rounding()
-    if exact and gen.tie_tolerance:
-        rounding = Rounding(Near(gen.tie_tolerance, FLOAT32_LOSS * spacing), "may")
-    tokens, near_ties = picked(rounding)
-    if exact and not gen.tie_tolerance:
-        return tokens, near_ties.zero_()
-    if rounding.cuts and exact:
-        others, other_near_ties = picked(Rounding(rounding.near, "surely"))
-        near_ties |= other_near_ties | (others != tokens)
-    if rounding.contested is not None:
-        near_ties |= rounding.contested.cpu()
-    return tokens, near_ties
-
-
-def _check(lm: Model, logits: Tensor, tokens: Tensor, rows: Sequence[_Row], gen: GenSpec, step: int) -> None:
-    """Raises NonFiniteError, naming method, request and step, where a row's logits gave no token (`NO_TOKEN`)."""
-    if bool((tokens != NO_TOKEN).all()):  # they are on the CPU: no device is waited for
-        return
-    largest = logits.amax(-1) / (gen.temperature if gen.do_sample else 1)
-
-    def where(i: int) -> str | None:
-        return None if rows[i].done else f"token {step + 1} of request '{rows[i].request.id}'"
-
-    require_finite_logits(lm, largest, [row.request.record for row in rows], where)
 
 
 def _alone(lm: Model, row: _Row) -> Tensor:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from detoxbench.config import GenSpec
-from detoxbench.engine.generation import chosen
-from detoxbench.engine.logits import Place, require_finite_logits
-from detoxbench.engine.sampling import NO_TOKEN
+from detoxbench.engine.logits import Place
+from detoxbench.engine.next_token import next_tokens
 from detoxbench.engine.streams import Streams
 
 if TYPE_CHECKING:
@@ -71,21 +69,11 @@ class Choices:
         streams = Streams.of(self.lm, [row.request.record for row in rows])
         keys = torch.tensor([row.key for row in rows])
         place = Place([step] * len(rows), lambda on: [rows[i].prompt + rows[i].new for i in on], keys.tolist())
-        check = partial(self._check, rows, step)
-        tokens, near = chosen(self.lm, logits, streams, place, keys, self.gen, step, self.spacing, check)
+        tokens, near = next_tokens(self.lm, logits, streams, place, keys, self.gen, step, self.spacing, rows)
         for number, row, token, tied in zip(numbers, rows, tokens.tolist(), near.tolist(), strict=True):
             row.new.append(token)
             (self.near.add if tied else self.near.discard)((number, step))
         return tokens
-
-    def _check(self, rows: Sequence[Row], step: int, logits: Tensor, tokens: Tensor) -> None:
-        if bool((tokens != NO_TOKEN).all()):
-            return
-        largest = logits.amax(-1) / (self.gen.temperature if self.gen.do_sample else 1)
-        records = [row.request.record for row in rows]
-        require_finite_logits(
-            self.lm, largest, records, lambda i: f"token {step + 1} of request '{rows[i].request.id}'"
-        )
 
 
 class Desk:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from detoxbench.config import GenSpec
 from detoxbench.engine import generation, sampling
+from detoxbench.engine.beginnings import beginnings
 from detoxbench.engine.forward import cache_name
 from detoxbench.engine.kv_cache import Cache
 from detoxbench.errors import DetoxbenchError
@@ -229,17 +230,17 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(family: str, monkey
     together = lm.generate(attacks(), gen)
     hook.remove()
     assert shapes[:2] == [(2, 61), (13, 7)]  # <s> and the attacks, then what is left of every prompt
-    monkeypatch.setattr(generation, "WORTH_SHARING", 0)
+    monkeypatch.setattr("detoxbench.engine.beginnings.WORTH_SHARING", 0)
     assert lm.generate(attacks(), gen) == together
 
 
 def test_beginnings_are_shared_where_it_pays_and_the_same_changes_are_in_force() -> None:
     same, other = (1,) * 20, (2,) * 20
-    assert generation._beginnings([(0, (*same, 3)), (0, (*same, 4, 5)), (0, (*same, 6))]) == ([0, 0, 0], [19, 20, 19])
+    assert beginnings([(0, (*same, 3)), (0, (*same, 4, 5)), (0, (*same, 6))]) == ([0, 0, 0], [19, 20, 19])
     under_two = [(variant, (*same, token)) for variant in (0, 1) for token in (3, 4, 5, 6)]
-    assert generation._beginnings(under_two) == ([0, 0, 0, 0, 4, 4, 4, 4], [20] * 8)
-    assert generation._beginnings([(0, (*same, 3)), (0, (*other, 4))])[1] == [0, 0]
-    assert generation._beginnings([(0, (*same, *range(30))), (0, (*same, *range(3, 30)))])[1] == [0, 0]
+    assert beginnings(under_two) == ([0, 0, 0, 0, 4, 4, 4, 4], [20] * 8)
+    assert beginnings([(0, (*same, 3)), (0, (*other, 4))])[1] == [0, 0]
+    assert beginnings([(0, (*same, *range(30))), (0, (*same, *range(3, 30)))])[1] == [0, 0]
 
 
 @pytest.mark.parametrize("leave", [1, 10**9])

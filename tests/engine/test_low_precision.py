@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from detoxbench.config import GenSpec
-from detoxbench.engine import generation, sampling
+from detoxbench.engine import generation, next_token, sampling
 from detoxbench.lm import LanguageModel
 from detoxbench.model import precision
 from detoxbench.model.logit_state import LogitFunction, LogitState
@@ -201,16 +201,17 @@ def test_a_models_draws_stay_inside_their_nucleus_and_top_k_of_one_is_greedy(
     lm, requests = tiny(dtype=dtype), asked(30)
     greedy = texts(made(lm, requests, GenSpec(max_new_tokens=12)))
     assert texts(made(lm, requests, GenSpec(max_new_tokens=12, do_sample=True, top_k=1))) == greedy
-    seen, choose = [], generation.pick
+    seen, choose = [], next_token.pick
 
     def watched(logits: torch.Tensor, *given: Any) -> Any:
         found = choose(logits, *given)
         seen.append((logits, found[0]))
         return found
 
-    monkeypatch.setattr(generation, "pick", watched)
+    monkeypatch.setattr(next_token, "pick", watched)
     drawn = texts(made(lm, requests, NUCLEUS))
     assert drawn != greedy
+    assert seen
     assert all(int(t) in left(row, NUCLEUS) for x, ts in seen for t, row in zip(ts, x.tolist(), strict=True))
 
 
