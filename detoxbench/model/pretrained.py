@@ -7,7 +7,8 @@ import itertools
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,6 @@ def load(
     with too little memory; NonFiniteError for weights that are NaN or infinite.
     """
     import torch
-    import transformers
     from transformers.utils import logging
 
     # transformers would show its own bar, and warn of what is refused below or never read.
@@ -66,28 +66,50 @@ def load(
     require_bitsandbytes("quantization", quantization)
     device = "the devices" if spread else pick_device(device)
     plain = device == "cpu" and quantization == "none"
-    try:
+    where = _over_devices(spread) if spread else {"device_map": None if plain else {"": device}}
+    with _told_of(thing):
         tokenizer = _tokenizer(auto, folder, thing)
-        model, report = getattr(transformers, auto).from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            **(_over_devices(spread) if spread else {"device_map": None if plain else {"": device}}),
-            **loading_arguments(quantization, getattr(torch, dtype)),
-            **_OFFLINE,
-        )
-    except DetoxbenchError:
-        raise
-    except Exception as error:  # of every kind: missing file, unknown architecture, broken tensor file
-        if out_of_memory(error):
+        try:
+            model, report = _read(auto, folder, dtype, quantization, where)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             raise no_room(thing, device, checkpoint.numbers(folder) * getattr(torch, dtype).itemsize) from None
-        raise DetoxbenchError(f"{thing} cannot be loaded: {first_line(error)}") from error
     _check_complete(report, _OTHER_HEADS.get(auto), thing)
     if offloaded(model) is not None:
         model.requires_grad_(False)  # what comes and goes under inference mode could not have it set again
     require_finite_model(model, f"{thing}, read as {dtype}")
     return model, tokenizer
+
+
+def _read(
+    auto: str, folder: Path, dtype: str, quantization: Quantization, where: Mapping[str, Any]
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model, and transformers' report of what was and was not in the checkpoint."""
+    import torch
+    import transformers
+
+    return getattr(transformers, auto).from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+        **where,
+        **loading_arguments(quantization, getattr(torch, dtype)),
+        **_OFFLINE,
+    )
+
+
+@contextmanager
+def _told_of(thing: str) -> Iterator[None]:
+    """What goes wrong meanwhile, of whatever kind (a missing file, an unknown architecture, a broken tensor file), is a
+    DetoxbenchError that begins with `thing`."""
+    try:
+        yield
+    except DetoxbenchError:
+        raise
+    except Exception as error:
+        raise DetoxbenchError(f"{thing} cannot be loaded: {first_line(error)}") from error
 
 
 def _over_devices(spread: Spread) -> dict[str, Any]:
@@ -103,12 +125,8 @@ def described(folder: Path, thing: str) -> tuple[Any, Any]:
     """The configuration and the tokenizer of the model in `folder`; no weights. Raises as `load`."""
     import transformers
 
-    try:
+    with _told_of(thing):
         return transformers.AutoConfig.from_pretrained(folder, **_OFFLINE), _tokenizer(CAUSAL, folder, thing)
-    except DetoxbenchError:
-        raise
-    except Exception as error:
-        raise DetoxbenchError(f"{thing} cannot be loaded: {first_line(error)}") from error
 
 
 def _tokenizer(auto: str, folder: Path, thing: str) -> Any:
