@@ -43,7 +43,7 @@ from tests.suites.test_mechanism import looked
 from tests.support import elsewhere
 from tests.support.adapters import adapter_folder
 from tests.support.pretended_device import Pretended, pretended_device
-from tests.support.tiny import same, state, tiny
+from tests.support.tiny import same, state, tiny, write
 
 GPU = "cuda:1"
 CLASSIFIER = Path(__file__).parent / "golden" / "safeedit_classifier"
@@ -99,8 +99,7 @@ def expect_same(lm: LanguageModel, intervention: Intervention, *, reads: bool = 
 @pytest.mark.parametrize("device", [GPU, "mps"])
 def test_a_model_is_loaded_generates_and_reads(tmp_path: Path, device: str) -> None:
     lm = tiny()
-    lm.model.save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
+    write(lm, tmp_path)
     with pretended_device():
         loaded = LanguageModel.load(str(tmp_path), device=device)
         assert loaded.device == torch.device(device)
@@ -294,9 +293,7 @@ def test_the_mechanism_is_looked_at_on_a_device() -> None:
 
 
 def saved(folder: Path, lm: LanguageModel) -> str:
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(write(lm, folder))
 
 
 def sentences(folder: Path) -> str:

@@ -16,15 +16,13 @@ import detoxbench as db
 from detoxbench.errors import DetoxbenchError, UsageError
 from detoxbench.model import checkpoint
 from detoxbench.model.devices import pick_device
-from tests.support.tiny import CHARACTERS, FAMILIES, tiny
+from tests.support.tiny import CHARACTERS, FAMILIES, tiny, write
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     made = tiny()
-    made.model.save_pretrained(tmp_path / "model")
-    made.tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return write(made, tmp_path / "model")
 
 
 def test_a_folder_is_loaded_as_it_was_saved(saved: Path) -> None:

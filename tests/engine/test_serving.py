@@ -18,7 +18,7 @@ from detoxbench.errors import DetoxbenchError
 from detoxbench.fitting.token_losses import plain_head, token_nlls
 from detoxbench.interventions.channels import Prefix
 from detoxbench.interventions.intervention import Intervention
-from tests.support.tiny import CHARACTERS, FAMILIES, same, state, tiny, tokenizer
+from tests.support.tiny import CHARACTERS, FAMILIES, same, state, tiny, tokenizer, write
 
 _ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}
 _STATE_SPACE = {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 8, "time_step_rank": 4}
@@ -115,8 +115,7 @@ def test_a_family_that_the_engine_cannot_serve_is_refused_and_left_alone(
             lm.generate(["abc", "hello there"])
         assert "\n" not in str(error.value)
     assert same(before, state(lm))
-    lm.model.save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
+    write(lm, tmp_path)
     with pytest.raises(DetoxbenchError, match=reason):
         db.LanguageModel.load(str(tmp_path), device="cpu")
 

@@ -26,7 +26,7 @@ from detoxbench.runner import composition
 from detoxbench.scorers.base import Scorer
 from detoxbench.scorers.embedded import Config as NoConfig
 from tests.support.adapters import logits
-from tests.support.tiny import EVERY_FAMILY, same, state, tiny
+from tests.support.tiny import EVERY_FAMILY, same, state, tiny, write
 
 GOLDEN = Path(__file__).parents[1] / "golden/destein"
 PAIRS = tuple(
@@ -390,8 +390,7 @@ def test_the_model_writes_its_own_pairs(vowels: type[Vowels]) -> None:
 
 def test_another_model_may_rewrite(vowels: type[Vowels], tmp_path: Path) -> None:
     lm, other = tiny(), tiny("gpt2", seed=3)
-    other.model.save_pretrained(tmp_path)
-    other.tokenizer.save_pretrained(tmp_path)
+    write(other, tmp_path)
     settings_ = {**SELF, "pairs": 2, "rewriter": str(tmp_path)}
     method = db.methods.create("destein", **settings_)
     assert set(method.fingerprints()) == {"guide", "rewriter"}

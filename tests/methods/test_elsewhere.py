@@ -23,7 +23,7 @@ from detoxbench.runner.plan import plan
 from detoxbench.runner.stages import run
 from tests.support import elsewhere
 from tests.support.adapters import adapter_folder, logits, peft_logits
-from tests.support.tiny import same, state, tiny
+from tests.support.tiny import same, state, tiny, write
 
 
 def fit(name: str, lm: db.LanguageModel, path: Any, **settings: Any) -> db.Intervention:
@@ -114,8 +114,7 @@ def test_a_merged_lora_is_found_again_with_its_rank(family: str, targets: list[s
     adapter = fit("adapter", lm, adapter_folder(lm, tmp_path / "adapter", target_modules=targets, seed=2, r=2))
     with lm.applied(adapter):
         expected = logits(lm)
-        lm.model.save_pretrained(tmp_path / "merged")
-        lm.tokenizer.save_pretrained(tmp_path / "merged")
+        write(lm, tmp_path / "merged")
     row = fit("checkpoint", lm, tmp_path / "merged")
     assert [w.parameter for w in row.weights] == sorted(
         (w.parameter for w in adapter.weights), key=list(dict(lm.model.named_parameters())).index
@@ -147,9 +146,7 @@ def test_an_unchanged_checkpoint_changes_nothing(tmp_path: Path) -> None:
 
 
 def saved_model(lm: db.LanguageModel, folder: Path) -> Path:
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return folder
+    return write(lm, folder)
 
 
 def test_what_is_no_checkpoint_of_this_model_is_refused_by_name(tmp_path: Path) -> None:

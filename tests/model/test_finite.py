@@ -26,7 +26,7 @@ from detoxbench.model.finite import require_finite, require_finite_values
 from detoxbench.model.logit_state import LogitFunction, LogitState
 from detoxbench.runner import composition
 from tests.support.adapters import adapter_folder
-from tests.support.tiny import same, state, tiny
+from tests.support.tiny import same, state, tiny, write
 
 NAN, INF = math.nan, math.inf
 DOWN = "model.layers.1.mlp.down_proj"
@@ -38,9 +38,7 @@ def one_thread() -> None:
 
 
 def saved(lm: LanguageModel, folder: Path) -> str:
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(write(lm, folder))
 
 
 def spoil(file: Path, value: float, name: str | None = None) -> str:

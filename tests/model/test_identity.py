@@ -22,7 +22,7 @@ from detoxbench.lm import LanguageModel
 from detoxbench.model import checkpoint
 from detoxbench.runner.cell import RunCell, checkpoint_folder, prepare
 from detoxbench.runner.composition import compose_run
-from tests.support.tiny import tiny
+from tests.support.tiny import tiny, write
 
 
 @pytest.fixture
@@ -31,9 +31,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DETOXBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(file_hash, "REMEMBERED_FROM", 0)
     lm, folder = tiny(), tmp_path / "model"
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return folder
+    return write(lm, folder)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

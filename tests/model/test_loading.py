@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import detoxbench as db
 from detoxbench.errors import DetoxbenchError
 from detoxbench.model import checkpoint
-from tests.support.tiny import CHARACTERS, tiny, tokenizer
+from tests.support.tiny import CHARACTERS, tiny, tokenizer, write
 
 WEIGHTS = "model.safetensors"
 
@@ -23,9 +23,7 @@ WEIGHTS = "model.safetensors"
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made, folder = tiny(), tmp_path_factory.mktemp("saved") / "model"
-    made.model.save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
-    return folder
+    return write(made, folder)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from detoxbench.runner.plan import plan
 from tests.support import elsewhere
 from tests.support.adapters import adapter_folder
 from tests.support.quantised import quantised
-from tests.support.tiny import tiny
+from tests.support.tiny import tiny, write
 
 REFUSED = r"is quantised or packed"
 
@@ -34,9 +34,7 @@ def texts(lm: LanguageModel) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     lm = tiny()
-    lm.model.save_pretrained(tmp_path / "model")
-    lm.tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return write(lm, tmp_path / "model")
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from detoxbench.model.tokens import Marks, answers, encoded, thinking_marks, wit
 from detoxbench.records import Request, Sample
 from detoxbench.runner.composition import compose_run
 from detoxbench.runner.plan import plan
-from tests.support.tiny import tiny
+from tests.support.tiny import tiny, write
 
 WORDS = ["▁", "▁a", "▁b", "a", "b", "c", ".", "▁hello", "▁world", "<", ">", "\n", "[", "]", "/", "I", "N", "S", "T"]
 LETTERS = [c for c in "dehlorwi!?:" if c not in WORDS]
@@ -467,8 +467,7 @@ def test_samples_hold_answer_and_thinking(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_plan_refuses_what_the_template_refuses(tmp_path: Any) -> None:
     lm = model(sentencepiece(), "{{ raise_exception('no users here') }}")
-    lm.model.save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
+    write(lm, tmp_path)
     overrides = ["model=hf", f"model.path={tmp_path}", "suite=utility", "suite.limit=2", f"runs_dir={tmp_path}/runs"]
     with pytest.raises(
         DetoxbenchError, match=r"the chat template of '.*' refuses the conversation: no users here: set"

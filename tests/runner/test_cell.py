@@ -17,7 +17,7 @@ from detoxbench.results.aggregation import Answers, aggregate
 from detoxbench.runner.cell import RunCell, checkpoint_folder, prepare
 from detoxbench.runner.composition import compose_run
 from detoxbench.runner.plan import plan
-from tests.support.tiny import tiny
+from tests.support.tiny import tiny, write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +108,7 @@ def test_a_hook_is_before_or_behind_its_module() -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     lm, folder = tiny(dtype=torch.bfloat16), tmp_path / "model"
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return folder
+    return write(lm, folder)
 
 
 def with_config(folder: Path, **changes: Any) -> None:

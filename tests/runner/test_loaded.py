@@ -14,7 +14,7 @@ from detoxbench.runner import loaded
 from detoxbench.runner.cell import prepare
 from detoxbench.runner.composition import compose_run
 from tests.support.pretended_device import pretended_device
-from tests.support.tiny import tiny
+from tests.support.tiny import tiny, write
 
 SUITE = ["suite=safeedit", "suite.records=2", "gen.max_new_tokens=2"]
 
@@ -38,9 +38,7 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made, folder = tiny(), tmp_path_factory.mktemp("saved") / "model"
-    made.model.save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
-    return folder
+    return write(made, folder)
 
 
 @pytest.mark.filterwarnings("ignore:only .* survives")

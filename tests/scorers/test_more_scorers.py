@@ -23,7 +23,7 @@ from detoxbench.scorers.judge import Judge
 from detoxbench.scorers.perspective import Perspective
 from detoxbench.scorers.safeedit_classifier import SafeEditClassifier
 from detoxbench.scorers.similarity import Similarity
-from tests.support.tiny import tiny
+from tests.support.tiny import tiny, write
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "safeedit_classifier"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
@@ -231,8 +231,7 @@ def test_what_is_no_classifier_is_named(tmp_path: Path, copied: Path) -> None:
     with pytest.raises(UsageError, match=r"needs a model: scorer\.path=FOLDER_OR_HUB_ID"):
         classifier("").fingerprint()
     lm = tiny("gpt2")
-    lm.model.save_pretrained(tmp_path / "lm")
-    lm.tokenizer.save_pretrained(tmp_path / "lm")
+    write(lm, tmp_path / "lm")
     with pytest.raises(DetoxbenchError, match=r"is not complete: it has no weights for score\.weight"):
         classifier(tmp_path / "lm").score(["x"], [""])
     reconfigure(copied, problem_type="regression")
@@ -247,9 +246,7 @@ def test_what_is_no_classifier_is_named(tmp_path: Path, copied: Path) -> None:
 def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("judge")
     lm = tiny("llama")
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(write(lm, folder))
 
 
 def judging(path: str, **settings: Any) -> Judge:

@@ -20,7 +20,7 @@ from detoxbench.scorers.detoxify import Detoxify
 from detoxbench.scorers.embedded import EmbeddedJudge, EmbeddedTrigram
 from detoxbench.scorers.perplexity import Perplexity
 from detoxbench.scorers.profanity_check import ProfanityCheck
-from tests.support.tiny import tiny
+from tests.support.tiny import tiny, write
 
 TEXTS = [
     "you are a silly fool !",
@@ -245,9 +245,7 @@ def test_detoxify_runs_no_code_from_a_checkpoint(
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("lm")
     lm = tiny("gpt2")
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(write(lm, folder))
 
 
 def test_perplexity_is_the_conditional_nll_of_the_text(model_folder: str) -> None:
@@ -270,8 +268,7 @@ def test_perplexity_is_the_conditional_nll_of_the_text(model_folder: str) -> Non
 
 def test_perplexity_beyond_the_context_says_so_and_is_of_what_was_read(tmp_path: Path) -> None:
     lm = tiny("gpt2", n_positions=16)
-    lm.model.save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
+    write(lm, tmp_path)
     ours = Perplexity(perplexity.Config(path=str(tmp_path), device="cpu"))
     short, cut, long = ours.score(["bcd", "bcd", "b" * 40], ["a" * 12, "a" * 13, "a"])
     assert short is not None
@@ -284,8 +281,7 @@ def test_perplexity_beyond_the_context_says_so_and_is_of_what_was_read(tmp_path:
 def test_perplexity_identity_is_the_models_weights(model_folder: str, tmp_path: Path) -> None:
     ours = Perplexity(perplexity.Config(path=model_folder)).fingerprint()
     lm = tiny("gpt2", seed=1)
-    lm.model.save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
+    write(lm, tmp_path)
     assert Perplexity(perplexity.Config(path=str(tmp_path))).fingerprint() != ours
     with pytest.raises(UsageError, match="needs a model: path=FOLDER_OR_HUB_ID"):
         Perplexity().fingerprint()

@@ -16,7 +16,7 @@ from detoxbench.data.fit import fit_data
 from detoxbench.data.roles import fit_spec
 from detoxbench.interventions.intervention import Intervention
 from tests.support.adapters import adapter_folder
-from tests.support.tiny import tiny
+from tests.support.tiny import tiny, write
 
 
 def fitted(name: str, family: str = "llama", **settings: Any) -> Intervention:
@@ -36,9 +36,7 @@ def edited_checkpoint(folder: Path, family: str = "llama", seed: int = 3, spread
     lm, generator = tiny(family), torch.Generator().manual_seed(seed)
     for parameter in lm.model.parameters():
         parameter.data += spread * torch.randn(parameter.shape, generator=generator)
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(write(lm, folder))
 
 
 def stored_texts(file: Path, texts: int = 2) -> str:

@@ -1,5 +1,7 @@
 """Tiny random models, as `detoxbench check` tries methods on, and whether they are as they were."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,6 +24,13 @@ def _families(fast: tuple[str, ...]) -> list[object]:
 EVERY_FAMILY = _families(UNLIKE)
 METHOD_FAMILIES = _families(("llama", "gpt2"))
 """For what a method computes with the engine's help, which is tried on more families itself."""
+
+
+def write(lm: LanguageModel, folder: Path) -> Path:
+    """The model and its tokenizer as a checkpoint in a folder, which is given back."""
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def state(lm: LanguageModel) -> dict[str, torch.Tensor]:

